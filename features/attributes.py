@@ -1,0 +1,93 @@
+"""Customers' attributes as inputs of a model: fitted with scikit-learn, written down for NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.types as pt
+from sklearn.preprocessing import KBinsDiscretizer, OneHotEncoder
+
+from consentier.models.attribute_encoding import (
+    AttributeEncoder,
+    CategoryColumn,
+    NumberColumn,
+    category_text,
+)
+
+__all__ = ["fit_attributes"]
+
+
+def fit_attributes(
+    attributes: pa.Table, *, first_input: int, bins: int = 5, min_persons: int = 10
+) -> AttributeEncoder:
+    """Learn levels and bin edges from the permitted customers' attributes.
+
+    Texts and truth values become one input per level (`OneHotEncoder`); levels with fewer than `min_persons`
+    persons share one. Numbers become quantile bins (`KBinsDiscretizer`). A missing value has no input.
+
+    Parameters
+    ----------
+    attributes
+        Column person and one column per attribute, as the gate lets them through.
+    first_input
+        Number of the first input: the attributes stand behind the items.
+    bins
+        Bins of a number, at most.
+    min_persons
+        Persons that a level needs for an input of its own.
+    """
+    columns: list[CategoryColumn | NumberColumn] = []
+    following = first_input
+    for name in attributes.column_names:
+        if name == "person":
+            continue
+        values = attributes[name].drop_null()
+        column = _fit_column(name, values, following, bins, min_persons)
+        if column is not None:
+            columns.append(column)
+            following += column.input_count
+    return AttributeEncoder(tuple(columns))
+
+
+def _fit_column(
+    name: str, values: pa.ChunkedArray, first_input: int, bins: int, min_persons: int
+) -> CategoryColumn | NumberColumn | None:
+    kind = values.type
+    if pt.is_floating(kind) or pt.is_integer(kind):
+        return _fit_number(name, values, first_input, bins, min_persons)
+    if pt.is_string(kind) or pt.is_large_string(kind) or pt.is_boolean(kind) or pt.is_dictionary(kind):
+        return _fit_category(name, values, first_input, min_persons)
+    return None  # times and nested values say nothing that a model here could use
+
+
+def _fit_number(
+    name: str, values: pa.ChunkedArray, first_input: int, bins: int, min_persons: int
+) -> NumberColumn | None:
+    numbers = values.to_numpy(zero_copy_only=False).astype(np.float64)
+    numbers = numbers[np.isfinite(numbers)]
+    distinct = np.unique(numbers)
+    if numbers.size < min_persons or distinct.size < 2:
+        return None
+    binning = KBinsDiscretizer(
+        n_bins=min(bins, int(distinct.size)),
+        encode="ordinal",
+        strategy="quantile",
+        quantile_method="averaged_inverted_cdf",
+        subsample=None,
+    )
+    edges = binning.fit(numbers.reshape(-1, 1)).bin_edges_[0]
+    return NumberColumn(name, tuple(float(edge) for edge in edges[1:-1]), first_input)
+
+
+def _fit_category(
+    name: str, values: pa.ChunkedArray, first_input: int, min_persons: int
+) -> CategoryColumn | None:
+    texts = np.array([category_text(value) for value in values.to_pylist()], dtype=object)
+    if texts.size < min_persons:
+        return None
+    encoder = OneHotEncoder(min_frequency=min_persons, handle_unknown="ignore")
+    encoder.fit(texts.reshape(-1, 1))
+    infrequent = encoder.infrequent_categories_[0]
+    rare = () if infrequent is None else tuple(str(level) for level in infrequent)
+    levels = tuple(sorted(str(level) for level in encoder.categories_[0] if str(level) not in rare))
+    return CategoryColumn(name, levels, rare, first_input)

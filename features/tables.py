@@ -1,0 +1,510 @@
+"""Reads the shop's tables from a directory or a database, and writes tables to a directory.
+
+A directory holds, for each table of the contract, ``NAME.parquet``, ``NAME.csv`` or a folder ``NAME/`` of
+Parquet parts (read in the order of their names). CSV files are UTF-8 with a header, comma-separated, quoted
+with ``"``. Values in attribute columns of a CSV file stay texts: a type guessed from all rows would let rows
+that a model may not read change what it sees. A database holds one table or view per table of the contract;
+all are read in one transaction, so that consents and events are of one moment.
+
+Sources are read in chunks. Memory: the validated tables, 8 bytes a row, and one chunk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import datetime as dt
+import difflib
+import itertools
+import os
+import shutil
+import sqlite3
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Literal, get_args
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from consentier.errors import DataError
+from consentier.features.schemas import SCHEMAS, Column, ColumnType, TableSchema, arrow_schema
+from consentier.features.validation import (
+    Chunk,
+    OnBadRows,
+    TableValidator,
+    ValidationReport,
+    check_header,
+)
+
+if TYPE_CHECKING:
+    import sqlalchemy
+
+__all__ = ["OnBadRows", "ShopTables", "read_shop", "write_tables"]
+
+TableFormat = Literal["parquet", "csv"]
+
+LONGEST_LINE = 1 << 20
+"""Bytes. A longer line is no row of a table but a file of another kind, or a quote that was never closed."""
+
+_PARQUET_CHUNK_ROWS = 65_536
+_PYTHON_CHUNK_ROWS = 8_192  # rows as Python values: more of them cost time in the garbage collector
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ShopTables:
+    """The tables of a shop, validated.
+
+    Each has the columns of its schema in their order (`arrow_schema`), ``customers`` and ``items`` also their
+    attributes. A table that the shop does not have is empty.
+    """
+
+    events: pa.Table
+    orders: pa.Table
+    product_usage: pa.Table
+    customers: pa.Table
+    items: pa.Table
+    identities: pa.Table
+    consents: pa.Table
+    report: ValidationReport
+
+
+def read_shop(source: str | Path, *, on_bad_rows: OnBadRows = "error") -> ShopTables:
+    """Read and validate all tables of a shop.
+
+    Parameters
+    ----------
+    source
+        A directory, or the SQLAlchemy URL of a database (``sqlite:///shop.db``,
+        ``postgresql://user@host/shop``).
+    on_bad_rows
+        ``"error"`` stops at the first bad row. ``"drop"`` leaves bad rows out and counts them in the report,
+        as far as that cannot permit anything: see `consentier.features.validation`.
+
+    Returns
+    -------
+    ShopTables
+
+    Raises
+    ------
+    DataError
+        If the source cannot be read, `consents` is missing, both `events` and `orders` are, a table has the
+        wrong columns, an unreadable file, an overlong line or no rows where it must have some, or a row is
+        bad. The message names table, column, row and rule.
+    TypeError, ValueError
+        If an argument is none of those allowed.
+
+    Notes
+    -----
+    Linear in the cells, apart from the order of rows, which is that of the source.
+    """
+    if not isinstance(source, str | Path):
+        raise TypeError(f"source must be a path or a database URL, got {type(source).__name__}")
+    if on_bad_rows not in get_args(OnBadRows):
+        raise ValueError(f"on_bad_rows is {on_bad_rows!r}; it must be one of {get_args(OnBadRows)}")
+    opened = _database if isinstance(source, str) and "://" in source else _directory
+    with opened(str(source)) as shop:
+        _require_tables(shop)
+        tables: dict[str, pa.Table] = {}
+        reports = []
+        for name, schema in SCHEMAS.items():
+            if name not in shop.tables:
+                tables[name] = arrow_schema(name).empty_table()
+                continue
+            validator = TableValidator(schema, on_bad_rows)
+            for chunk in shop.tables[name](schema):
+                validator.add(chunk)
+            tables[name], report = validator.finish()
+            reports.append(report)
+    return ShopTables(**tables, report=ValidationReport.merged(reports))
+
+
+_Chunks = Callable[[TableSchema], Iterator[Chunk]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Source:
+    """The tables of a source, and the names of whatever else it holds."""
+
+    tables: Mapping[str, _Chunks]
+    others: Sequence[str]
+
+
+def _require_tables(source: _Source) -> None:
+    if "consents" not in source.tables:
+        raise DataError(
+            "table consents: missing table: no consents, no training. Supply consents.parquet, consents.csv "
+            f"or a database table consents, one row per decision{_near_miss('consents', source.others)}"
+        )
+    if "events" not in source.tables and "orders" not in source.tables:
+        near = _near_miss("events", source.others) or _near_miss("orders", source.others)
+        raise DataError(f"tables events and orders: missing table: supply at least one of the two{near}")
+
+
+def _near_miss(name: str, others: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, others, n=1, cutoff=0.75)
+    return f" (is {near[0]!r} meant for it?)" if near else ""
+
+
+def _columns_to_read(schema: TableSchema, names: Sequence[str]) -> list[str]:
+    return [name for name in names if schema.open_columns or name in schema.column_names]
+
+
+# --- directories ------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _directory(source: str) -> Iterator[_Source]:
+    folder = Path(source)
+    if not folder.is_dir():
+        raise DataError(f"{source}: no such directory: give the directory that holds the shop's tables")
+    tables: dict[str, _Chunks] = {}
+    for name in SCHEMAS:
+        candidates = [
+            path
+            for path, there in (
+                (folder / f"{name}.parquet", Path.is_file),
+                (folder / f"{name}.csv", Path.is_file),
+                (folder / name, Path.is_dir),
+            )
+            if there(path)
+        ]
+        if len(candidates) > 1:
+            both = " and ".join(path.name for path in candidates)
+            raise DataError(f"table {name}: {both} stand beside each other: keep one of them")
+        if candidates:
+            tables[name] = _reader_of(candidates[0])
+    others = sorted({path.stem for path in folder.iterdir()} - tables.keys())
+    yield _Source(tables, others)
+
+
+def _reader_of(path: Path) -> _Chunks:
+    if path.is_dir():
+        return lambda schema: _parquet_parts(path, schema)
+    if path.suffix == ".csv":
+        return lambda schema: _csv_chunks(path, schema)
+    return lambda schema: _parquet_chunks(path, path.name, schema)
+
+
+def _parquet_parts(folder: Path, schema: TableSchema) -> Iterator[Chunk]:
+    parts = sorted(folder.glob("*.parquet"))
+    if not parts:
+        raise DataError(f"table {schema.name}: {folder.name}/ has no .parquet part: put one in or remove it")
+    for part in parts:
+        yield from _parquet_chunks(part, f"{folder.name}/{part.name}", schema)
+
+
+def _parquet_chunks(path: Path, label: str, schema: TableSchema) -> Iterator[Chunk]:
+    place = f"table {schema.name} ({label})"
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            check_header(schema, names, label)
+            first = 1
+            for batch in file.iter_batches(_PARQUET_CHUNK_ROWS, columns=_columns_to_read(schema, names)):
+                batch.validate(full=True)
+                yield Chunk(batch, np.arange(first, first + batch.num_rows, dtype=np.int64), label)
+                first += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{place}: unreadable file: {error}. Write it again as Parquet") from error
+
+
+def _csv_chunks(path: Path, schema: TableSchema) -> Iterator[Chunk]:
+    place = f"table {schema.name} ({path.name})"
+    try:
+        with path.open("rb") as file:
+            records = _csv_records(file, place)
+            _, header = next(records, (1, []))
+            if not any(header):
+                raise DataError(f"{place}: empty table: the file must at least have a header")
+            check_header(schema, header, path.name)
+            read = _columns_to_read(schema, header)
+            positions = [header.index(name) for name in read]
+            yield from _csv_batches(records, read, positions, len(header), path.name)
+    except OSError as error:
+        raise DataError(f"{place}: unreadable file: {error}") from error
+
+
+def _csv_records(file: BinaryIO, place: str) -> Iterator[tuple[int, list[str]]]:
+    """The records of a CSV file, each with the line on which it begins. Blank lines are no records."""
+    # Strict: a stray quote would otherwise swallow the rows that follow into one cell.
+    reader = csv.reader(_csv_lines(file, place), strict=True)
+    first = 1
+    try:
+        for record in reader:
+            if record:
+                yield first, record
+            first = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(
+            f"{place}, row {first}: unreadable row: {error}. Look there for a quote that is not closed or "
+            'not doubled (a quote within a quoted field is written "")'
+        ) from error
+
+
+def _csv_lines(file: BinaryIO, place: str) -> Iterator[str]:
+    """Decode a file line by line; a byte order mark at its start is skipped."""
+    encoding = "utf-8-sig"
+    for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
+        if len(line) > LONGEST_LINE:
+            raise DataError(
+                f"{place}, row {number}: line too long: more than {LONGEST_LINE} bytes. "
+                "End each row with a newline"
+            )
+        try:
+            yield line.decode(encoding)
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{place}, row {number}: wrong encoding: byte {error.start + 1} of the line is not UTF-8. "
+                "Save the file as UTF-8"
+            ) from error
+        encoding = "utf-8"
+
+
+def _csv_batches(
+    records: Iterator[tuple[int, list[str]]],
+    names: Sequence[str],
+    positions: Sequence[int],
+    width: int,
+    label: str,
+) -> Iterator[Chunk]:
+    """Cut the records of a CSV file into chunks."""
+    while block := list(itertools.islice(records, _PYTHON_CHUNK_ROWS)):
+        whole = [entry for entry in block if len(entry[1]) == width]
+        cells = list(zip(*(record for _, record in whole), strict=True)) or [()] * width
+        yield Chunk(
+            pa.RecordBatch.from_arrays(
+                [pa.array(cells[position], pa.string()) for position in positions], names=list(names)
+            ),
+            np.array([row for row, _ in whole], dtype=np.int64),
+            label,
+            [row for row, record in block if len(record) != width],
+        )
+
+
+# --- databases --------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _database(url: str) -> Iterator[_Source]:
+    import sqlalchemy
+
+    try:
+        engine = _engine(url)
+    except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError, ModuleNotFoundError) as error:
+        raise DataError(
+            f"the database URL cannot be used: {error}. Give one such as sqlite:///shop.db or "
+            "postgresql://user@host/shop, and install the driver (PostgreSQL: psycopg)"
+        ) from error
+    shown = engine.url.render_as_string(hide_password=True)
+    try:
+        with engine.connect() as connection, _snapshot(connection):
+            inspector = sqlalchemy.inspect(connection)
+            there = [*inspector.get_table_names(), *inspector.get_view_names()]
+            tables: dict[str, _Chunks] = {}
+            for name in SCHEMAS:
+                if name in there:
+                    columns = [column["name"] for column in inspector.get_columns(name)]
+                    tables[name] = _table_reader(connection, columns)
+            yield _Source(tables, sorted(set(there) - tables.keys()))
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        cause = getattr(error, "orig", None) or error
+        raise DataError(f"{shown}: the database cannot be read: {cause}") from error
+    finally:
+        engine.dispose()
+
+
+def _engine(url: str) -> sqlalchemy.Engine:
+    import sqlalchemy
+
+    parsed = sqlalchemy.make_url(url)
+    if parsed.drivername in ("postgresql", "postgres"):
+        return sqlalchemy.create_engine(parsed.set(drivername="postgresql+psycopg"))
+    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
+        return sqlalchemy.create_engine(parsed)
+    path = Path(str(parsed.database))
+    if not path.is_file():  # SQLite would make an empty database there
+        raise DataError(f"{path}: no such SQLite file")
+    uri = f"file:{quote(str(path.resolve()))}?mode=ro"
+    return sqlalchemy.create_engine("sqlite://", creator=lambda: sqlite3.connect(uri, uri=True))
+
+
+@contextlib.contextmanager
+def _snapshot(connection: sqlalchemy.Connection) -> Iterator[None]:
+    """Let all tables be read as they stood at one moment."""
+    if connection.dialect.name == "postgresql":
+        connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+    elif connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN")  # the driver begins by itself only before writing
+    try:
+        yield
+    finally:
+        connection.rollback()
+
+
+def _table_reader(connection: sqlalchemy.Connection, names: Sequence[str]) -> _Chunks:
+    import sqlalchemy
+
+    def chunks(schema: TableSchema) -> Iterator[Chunk]:
+        check_header(schema, names)
+        read = _columns_to_read(schema, names)
+        columns = [{column.name: column for column in schema.columns}.get(name) for name in read]
+        # Columns without a declared type: values arrive as the driver gives them, and are checked here.
+        query = sqlalchemy.table(schema.name, *(sqlalchemy.column(name) for name in read)).select()
+        result = connection.execution_options(stream_results=True).execute(query)
+        first = 1
+        for rows in result.partitions(_PYTHON_CHUNK_ROWS):
+            for part in _batches(list(zip(*rows, strict=True)), read, columns):
+                numbers = np.arange(first, first + part.num_rows, dtype=np.int64)
+                yield Chunk(part, numbers)
+                first += part.num_rows
+
+    return chunks
+
+
+def _batches(
+    cells: Sequence[Sequence[object]], names: Sequence[str], columns: Sequence[Column | None]
+) -> Iterator[pa.RecordBatch]:
+    """Turn columns of Python values into batches.
+
+    A column of one batch has one type. Where a database lets types mix within a column (SQLite does), the
+    rows are halved until they do not, so that the row of the odd value can be named.
+    """
+    try:
+        arrays = [_array(values, column) for values, column in zip(cells, columns, strict=True)]
+    except _MixedTypesError:
+        half = len(cells[0]) // 2
+        yield from _batches([values[:half] for values in cells], names, columns)
+        yield from _batches([values[half:] for values in cells], names, columns)
+        return
+    yield pa.RecordBatch.from_arrays(arrays, names=list(names))
+
+
+class _MixedTypesError(Exception):
+    """The values of a column have no common type."""
+
+
+def _array(values: Sequence[object], column: Column | None) -> pa.Array:
+    types = set(map(type, values)) - {type(None)}
+    if not types <= _PLAIN_TYPES:
+        values = [_plain_value(value) for value in values]
+        types = set(map(type, values)) - {type(None)}
+    if types == {int, float} and (column is None or column.type is ColumnType.NUMBER):
+        return pa.array([None if value is None else float(value) for value in values], pa.float64())  # type: ignore[arg-type]
+    if len(types) > 1:
+        raise _MixedTypesError
+    try:
+        return pa.array(values)
+    except OverflowError:  # integers beyond 64 bits
+        return pa.array([None if value is None else str(value) for value in values], pa.string())
+
+
+_PLAIN_TYPES = {str, int, float, bool, bytes, dt.datetime, dt.date}
+
+
+def _plain_value(value: object) -> object:
+    """A driver's value as one that Arrow knows."""
+    if isinstance(value, Decimal):
+        return int(value) if value.is_finite() and value == value.to_integral_value() else float(value)
+    if isinstance(value, memoryview):
+        return bytes(value)
+    if value is None or type(value) in _PLAIN_TYPES:
+        return value
+    return str(value)
+
+
+# --- writing ----------------------------------------------------------------------------------------------
+
+
+def write_tables(
+    tables: Mapping[str, pa.Table],
+    out: Path,
+    format: TableFormat = "parquet",
+    force: bool = False,
+) -> None:
+    """Write tables as ``NAME.parquet`` or ``NAME.csv`` into a directory, all of them or none.
+
+    They are written beside `out`, flushed to the disk, and renamed into place at once.
+
+    Parameters
+    ----------
+    tables
+        By name. They are not validated.
+    out
+        The directory; its parents are made where absent.
+    format
+        ``"parquet"`` or ``"csv"``.
+    force
+        Replace `out` as a whole, whatever it holds. Otherwise it must be absent or empty.
+
+    Raises
+    ------
+    DataError
+        If `out` is a file, holds something and `force` is False, or cannot be written.
+    ValueError
+        If the format is unknown, or a table's name cannot be a file's.
+    """
+    if format not in get_args(TableFormat):
+        raise ValueError(f"format is {format!r}; it must be one of {get_args(TableFormat)}")
+    for name in tables:
+        if not name.isidentifier():
+            raise ValueError(f"{name!r} is no name for a table: use letters, digits and underscores")
+    out = Path(out).resolve()
+    _require_free(out, force)
+    beside = out.parent / f".{out.name}.{uuid.uuid4().hex}"
+    try:
+        beside.mkdir(parents=True)
+        for name, table in tables.items():
+            _write_table(table, beside / f"{name}.{format}", format)
+        _flush(beside)
+        _move_into_place(beside, out, force)
+        _flush(out.parent)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{out}: the tables cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _require_free(out: Path, force: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out}: is a file: give a directory")
+    if out.is_dir() and any(out.iterdir()) and not force:
+        raise DataError(f"{out}: is not empty: give another directory, or use --force to replace it")
+
+
+def _write_table(table: pa.Table, path: Path, format: TableFormat) -> None:
+    with path.open("xb") as file:
+        if format == "parquet":
+            pq.write_table(table, file)
+        else:
+            pyarrow.csv.write_csv(table, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _move_into_place(beside: Path, out: Path, force: bool) -> None:
+    """Rename onto `out`; with `force`, the old directory is put back if that fails."""
+    if not (force and out.is_dir()):
+        beside.rename(out)  # POSIX: replaces an empty directory, refuses any other
+        return
+    old = beside.with_suffix(".old")
+    out.rename(old)
+    try:
+        beside.rename(out)
+    except OSError:
+        old.rename(out)
+        raise
+    shutil.rmtree(old)

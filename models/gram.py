@@ -1,0 +1,571 @@
+"""Co-occurrence statistics in fixed point, from which a customer can be subtracted exactly.
+
+The Gram matrix of the interactions, ``G = sum over rows u of r(u) x(u) x(u)^T``, is all that the linear
+item models need to know of the data. It is kept in integers. Integer sums do not depend on the order of the
+rows, on threads or on the machine, so the same permitted rows give the same bytes, and statistics from which
+a customer's rows were subtracted are, bit for bit, those of a fit without that customer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from dataclasses import dataclass, replace
+from decimal import Decimal, localcontext
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from joblib import Parallel, delayed
+from numpy.typing import NDArray
+from scipy import sparse
+
+from consentier.models.compiled import compiled
+
+__all__ = [
+    "ENTRY_UNIT",
+    "GRAM_UNIT",
+    "ROW_UNIT",
+    "GramStatistics",
+    "GramTruncated",
+    "gram_statistics",
+    "row_weights",
+    "subtract",
+]
+
+ENTRY_UNIT = 2.0**-8
+"""Step of an interaction's weight: event weights such as 0.5, 1 and 1.5 are exact."""
+
+ROW_UNIT = 2.0**-16
+"""Step of the weight of a whole row."""
+
+GRAM_UNIT = ROW_UNIT * ENTRY_UNIT**2
+"""Step of a Gram matrix: an interaction of weight 1 in a row of weight 1 counts 2**32 of them."""
+
+# Half of what int64 holds: the check adds up in float64, which may be off in its last places.
+_LARGEST_SUM = 2.0**62
+_CHUNKS_PER_THREAD = 16
+
+
+class GramTruncated(UserWarning):
+    """The Gram matrix did not fit its budget; its weakest entries were dropped."""
+
+
+@dataclass(frozen=True)
+class GramStatistics:
+    """What the linear item models know of the interactions.
+
+    Personal data of all customers together: kept on the training side, never published.
+
+    Attributes
+    ----------
+    gram
+        int64, shape (n_inputs, n_inputs), in units of `GRAM_UNIT`; symmetric, canonical (indices sorted, no
+        stored zeros).
+    counts
+        int64, shape (n_inputs,): distinct persons with each input.
+    persons
+        int64, aligned with ``gram.data``: distinct persons behind each entry; None where `min_persons` is 1.
+    row_exponent
+        Exponent of the row weights, see `row_weights`.
+    min_persons
+        Entries and inputs with fewer distinct persons are kept here (a subtraction needs them) and left out
+        of every model. ``dataclasses.replace`` may change it where `persons` is present.
+    truncated
+        The weakest entries were dropped. Rows cannot be subtracted any more: fit again.
+    """
+
+    gram: sparse.csr_matrix
+    counts: NDArray[np.int64]
+    persons: NDArray[np.int64] | None
+    row_exponent: float
+    min_persons: int
+    truncated: bool = False
+
+    def __post_init__(self) -> None:
+        _require_positive("min_persons", self.min_persons)
+        if self.min_persons > 1 and self.persons is None:
+            raise ValueError(
+                "min_persons is above 1, but persons were not counted: compute the statistics with "
+                "min_persons=2 or more"
+            )
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the statistics, in hexadecimal; equal wherever they are computed."""
+        sha = hashlib.sha256(f"{self.row_exponent!r} {self.min_persons} {self.truncated}".encode())
+        arrays = [self.gram.indptr, self.gram.indices, self.gram.data, self.counts]
+        if self.persons is not None:
+            arrays.append(self.persons)
+        for array in arrays:
+            sha.update(array.size.to_bytes(8, "little"))
+            sha.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
+        return sha.hexdigest()
+
+
+def row_weights(lengths: NDArray[np.integer], exponent: float) -> NDArray[np.int64]:
+    """Weigh rows by ``length ** (-2 * exponent)``, in steps of `ROW_UNIT`, and at least one step.
+
+    A row that is multiplied by ``length ** -exponent`` enters the Gram matrix with the square of that. With
+    the exponent .5, a row's products add up to its length instead of the square of it, so that long histories
+    do not drown short ones.
+
+    Parameters
+    ----------
+    lengths
+        Integers, shape (n_rows,): inputs per row.
+    exponent
+        At least 0; 0 weighs all rows alike.
+
+    Returns
+    -------
+    ndarray of int64
+        Shape (n_rows,), between 1 and 65,536.
+
+    Raises
+    ------
+    ValueError
+        The exponent is negative or not finite.
+
+    Notes
+    -----
+    Powers are taken in decimal arithmetic, once per distinct length: unlike those of a C library or of vector
+    instructions, they are the same on every machine.
+    """
+    if not (math.isfinite(exponent) and exponent >= 0):
+        raise ValueError(f"row_exponent must be a finite number of at least 0, got {exponent!r}")
+    distinct, inverse = np.unique(lengths, return_inverse=True)
+    with localcontext() as context:
+        context.prec = 34
+        power = Decimal(repr(float(-2 * exponent)))
+        steps = [
+            max(1, int((Decimal(max(length, 1)) ** power * 2**16).to_integral_value()))
+            for length in distinct.tolist()
+        ]
+    return np.array(steps, dtype=np.int64)[inverse]
+
+
+def gram_statistics(
+    user_items: sparse.csr_matrix,
+    *,
+    row_exponent: float,
+    persons: NDArray[np.integer] | None = None,
+    min_persons: int = 1,
+    max_gram_entries: int | None = None,
+    threads: int | None = None,
+) -> GramStatistics:
+    """Count co-occurrences.
+
+    Parameters
+    ----------
+    user_items
+        Shape (n_rows, n_inputs), weights of at least 0. They are rounded to steps of `ENTRY_UNIT`; those that
+        round to 0 are left out.
+    row_exponent
+        Rows are weighted by ``length ** (-2 * row_exponent)``, see `row_weights`.
+    persons
+        Integers, shape (n_rows,): whose row it is, where one person has several rows (sessions, say). By
+        default every row is a person of its own.
+    min_persons
+        Recorded in the result; above 1, the distinct persons behind each entry are counted.
+    max_gram_entries
+        Budget of stored entries. When there are more, the weakest of the longest rows are dropped (an entry
+        stays when it is strong enough in its row or in its column; the diagonal always stays).
+    threads
+        Threads to use; all cores by default. The result does not depend on it.
+
+    Returns
+    -------
+    GramStatistics
+
+    Raises
+    ------
+    ValueError
+        A weight is negative or not finite, or an argument is out of its range.
+    OverflowError
+        The sums would not fit int64.
+
+    Warns
+    -----
+    GramTruncated
+        The budget did not hold all entries.
+
+    Notes
+    -----
+    O(sum of squared row lengths) time, twice (a counting pass allocates exactly). Memory: 12 bytes an entry
+    of the result (20 with persons) and some 30 bytes an input and thread.
+    """
+    _require_positive("min_persons", min_persons)
+    if max_gram_entries is not None and max_gram_entries < 2 * user_items.shape[1]:
+        raise ValueError(
+            f"max_gram_entries must be at least twice the number of inputs, {user_items.shape[1]}, "
+            f"got {max_gram_entries}"
+        )
+    rows, row_person = _ordered_by_person(_quantised(user_items), persons)
+    weights = row_weights(np.diff(rows.indptr), row_exponent)
+    _check_sums(rows, weights)
+    source = _source(rows, weights, row_person)
+    bounds = _equal_work(rows, threads)
+    lengths = _gram_lengths(source, bounds, threads)
+    total = int(lengths.sum())
+    truncated = max_gram_entries is not None and total > max_gram_entries
+    if max_gram_entries is not None and truncated:
+        lengths = np.minimum(lengths, _row_limit(lengths, max_gram_entries // 2))
+    gram, entry_persons = _gram(source, lengths, bounds, threads, count_persons=min_persons > 1)
+    if truncated:
+        gram, entry_persons = _symmetric(gram, entry_persons)
+        warnings.warn(
+            f"the Gram matrix has {total:,} entries and its budget is {max_gram_entries:,}: the weakest were "
+            f"dropped, {gram.nnz:,} are left, and customers cannot be subtracted from it. Raise "
+            "max_gram_entries, or train on fewer items or a shorter period.",
+            GramTruncated,
+            stacklevel=2,
+        )
+    return GramStatistics(
+        gram=gram,
+        counts=_count_persons(source),
+        persons=entry_persons,
+        row_exponent=float(row_exponent),
+        min_persons=min_persons,
+        truncated=truncated,
+    )
+
+
+def subtract(
+    statistics: GramStatistics,
+    user_items: sparse.csr_matrix,
+    *,
+    persons: NDArray[np.integer] | None = None,
+) -> GramStatistics:
+    """Take rows out again: the result equals, bit for bit, the statistics of the other rows alone.
+
+    Parameters
+    ----------
+    statistics
+        The statistics; they are not changed.
+    user_items
+        The rows as they were counted, and all rows of each person among them: a row's weight and the count of
+        persons depend on the whole. To change a history, compute statistics without it and with the new one.
+    persons
+        As for `gram_statistics`.
+
+    Returns
+    -------
+    GramStatistics
+
+    Raises
+    ------
+    ValueError
+        The statistics were truncated, or the rows were not counted in them.
+
+    Notes
+    -----
+    O(entries of the statistics + sum of squared lengths of the rows).
+    """
+    if statistics.truncated:
+        raise ValueError(
+            "these statistics were truncated to max_gram_entries, so rows cannot be subtracted: compute them "
+            "again without the rows"
+        )
+    if user_items.shape[1] != statistics.gram.shape[0]:
+        raise ValueError(
+            f"user_items has {user_items.shape[1]} columns, but the statistics have "
+            f"{statistics.gram.shape[0]} inputs"
+        )
+    removed = gram_statistics(
+        user_items,
+        row_exponent=statistics.row_exponent,
+        persons=persons,
+        min_persons=1 if statistics.persons is None else 2,
+        threads=1,
+    )
+    gram = statistics.gram
+    positions = _positions_in(gram.indptr, gram.indices, removed.gram.indptr, removed.gram.indices)
+    if (positions < 0).any():
+        raise ValueError(_NOT_COUNTED)
+    data, counts = gram.data.copy(), statistics.counts - removed.counts
+    data[positions] -= removed.gram.data
+    entry_persons = None
+    if statistics.persons is not None:
+        entry_persons = statistics.persons.copy()
+        entry_persons[positions] -= removed.persons
+    if (data[positions] < 0).any() or (counts < 0).any():
+        raise ValueError(_NOT_COUNTED)
+    kept = data != 0
+    starts = np.concatenate(([0], np.cumsum(kept)))[gram.indptr]
+    return replace(
+        statistics,
+        gram=_csr(data[kept], gram.indices[kept], starts, gram.shape[0]),
+        counts=counts,
+        persons=None if entry_persons is None else entry_persons[kept],
+    )
+
+
+_NOT_COUNTED = (
+    "the rows to subtract were not counted in these statistics: pass them exactly as they were when the "
+    "statistics were computed"
+)
+
+
+class _Source(NamedTuple):
+    """The interactions by row and by input, as the compiled loops read them."""
+
+    row_starts: NDArray[np.int64]
+    row_inputs: NDArray[np.int32]
+    row_values: NDArray[np.int64]
+    input_starts: NDArray[np.int64]
+    input_rows: NDArray[np.int64]
+    input_values: NDArray[np.int64]  # already times the row's weight
+    row_person: NDArray[np.int64]  # ascending
+
+
+def _quantised(user_items: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Copy the matrix in steps of `ENTRY_UNIT`: canonical, int64, without stored zeros."""
+    matrix = sparse.csr_matrix(user_items, dtype=np.float64, copy=True)
+    matrix.sum_duplicates()
+    if not np.isfinite(matrix.data).all() or (matrix.data < 0).any():
+        raise ValueError(
+            "user_items holds weights that are negative or not finite; weights must be at least 0"
+        )
+    steps = np.rint(matrix.data / ENTRY_UNIT)
+    if steps.size and steps.max() > 2.0**31:
+        raise OverflowError(
+            f"user_items holds a weight of {matrix.data.max():.6g}, more than the fixed-point sums can take: "
+            "scale the weights so that one interaction weighs about 1"
+        )
+    rows = sparse.csr_matrix((steps.astype(np.int64), matrix.indices, matrix.indptr), shape=matrix.shape)
+    rows.eliminate_zeros()
+    return rows
+
+
+def _ordered_by_person(
+    rows: sparse.csr_matrix, persons: NDArray[np.integer] | None
+) -> tuple[sparse.csr_matrix, NDArray[np.int64]]:
+    """Bring the rows of each person together, and number the persons in ascending order."""
+    if persons is None:
+        return rows, np.arange(rows.shape[0], dtype=np.int64)
+    persons = np.asarray(persons)
+    if persons.shape != (rows.shape[0],):
+        raise ValueError(
+            f"persons must have one entry for each of {rows.shape[0]} rows, got shape {persons.shape}"
+        )
+    _, numbers = np.unique(persons, return_inverse=True)
+    order = np.argsort(numbers, kind="stable")
+    return rows[order], numbers[order].astype(np.int64)
+
+
+def _check_sums(rows: sparse.csr_matrix, weights: NDArray[np.int64]) -> None:
+    """Refuse sums beyond int64. By Cauchy and Schwarz, no entry exceeds the largest of the diagonal."""
+    values = rows.data.astype(np.float64)
+    squares = np.repeat(weights.astype(np.float64), np.diff(rows.indptr)) * values * values
+    diagonal = np.bincount(rows.indices, weights=squares, minlength=rows.shape[1])
+    if diagonal.size and diagonal.max() > _LARGEST_SUM:
+        worst = int(diagonal.argmax())
+        raise OverflowError(
+            f"the weights of input {worst} add up to {diagonal[worst] * GRAM_UNIT:.3g} full interactions, "
+            f"more than the {_LARGEST_SUM * GRAM_UNIT:.3g} that fixed-point sums take: lower the weights, raise "
+            "row_exponent, or train on a shorter period"
+        )
+
+
+def _source(rows: sparse.csr_matrix, weights: NDArray[np.int64], row_person: NDArray[np.int64]) -> _Source:
+    columns = rows.tocsc()
+    return _Source(
+        row_starts=rows.indptr.astype(np.int64),
+        row_inputs=rows.indices.astype(np.int32),
+        row_values=rows.data,
+        input_starts=columns.indptr.astype(np.int64),
+        input_rows=columns.indices.astype(np.int64),
+        input_values=columns.data * weights[columns.indices],
+        row_person=row_person,
+    )
+
+
+def _jobs(threads: int | None) -> int:
+    if threads is None:
+        return -1
+    _require_positive("threads", threads)
+    return threads
+
+
+def _equal_work(rows: sparse.csr_matrix, threads: int | None) -> list[tuple[int, int]]:
+    """Cut the inputs into ranges of about the same number of products."""
+    lengths = np.diff(rows.indptr)
+    work = np.bincount(rows.indices, weights=np.repeat(lengths, lengths), minlength=rows.shape[1]) + 1
+    ends = np.cumsum(work)
+    pieces = _CHUNKS_PER_THREAD * (threads or 8)
+    cuts = np.searchsorted(ends, np.linspace(0, ends[-1] if ends.size else 0, pieces + 1)[1:-1])
+    edges = np.unique(np.concatenate(([0], cuts, [rows.shape[1]])))
+    return list(pairwise(edges.tolist()))
+
+
+def _gram_lengths(source: _Source, bounds: list[tuple[int, int]], threads: int | None) -> NDArray[np.int64]:
+    parts = Parallel(n_jobs=_jobs(threads), prefer="threads")(
+        delayed(_row_lengths)(source, start, stop) for start, stop in bounds
+    )
+    return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+
+
+def _gram(
+    source: _Source,
+    lengths: NDArray[np.int64],
+    bounds: list[tuple[int, int]],
+    threads: int | None,
+    *,
+    count_persons: bool,
+) -> tuple[sparse.csr_matrix, NDArray[np.int64] | None]:
+    starts = np.concatenate(([0], np.cumsum(lengths)))
+    indices = np.empty(starts[-1], dtype=np.int32)
+    data = np.empty(starts[-1], dtype=np.int64)
+    entry_persons = np.empty(starts[-1] if count_persons else 0, dtype=np.int64)
+    # Each range of inputs writes its own part of the arrays.
+    Parallel(n_jobs=_jobs(threads), prefer="threads", require="sharedmem")(
+        delayed(_fill_rows)(source, start, stop, starts, indices, data, entry_persons, count_persons)
+        for start, stop in bounds
+    )
+    return _csr(data, indices, starts, lengths.size), entry_persons if count_persons else None
+
+
+def _row_limit(lengths: NDArray[np.int64], budget: int) -> int:
+    """Largest length to which rows may be cut down so that they fit the budget together."""
+    ascending = np.sort(lengths)
+    # total[k]: entries left when every row is cut to the k-th shortest
+    total = np.cumsum(ascending) + ascending * np.arange(ascending.size - 1, -1, -1)
+    whole = int(np.searchsorted(total, budget, side="right"))
+    return max(1, (budget - int(ascending[:whole].sum())) // max(1, ascending.size - whole))
+
+
+def _symmetric(
+    gram: sparse.csr_matrix, entry_persons: NDArray[np.int64] | None
+) -> tuple[sparse.csr_matrix, NDArray[np.int64] | None]:
+    """Put back the mirror image of every entry that was kept."""
+    if entry_persons is not None:
+        persons = sparse.csr_matrix((entry_persons, gram.indices, gram.indptr), shape=gram.shape)
+        entry_persons = persons.maximum(persons.T.tocsr()).data
+    return gram.maximum(gram.T.tocsr()), entry_persons
+
+
+def _csr(
+    data: NDArray[np.int64], indices: NDArray[np.int32], starts: NDArray[np.int64], inputs: int
+) -> sparse.csr_matrix:
+    # SciPy wants one type for both index arrays, and picks int32 wherever that suffices.
+    return sparse.csr_matrix((data, indices.astype(starts.dtype, copy=False), starts), shape=(inputs, inputs))
+
+
+def _require_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value!r}")
+
+
+@compiled
+def _row_lengths(source: _Source, start: int, stop: int) -> NDArray[np.int64]:
+    """Count the entries of each Gram row from `start` to `stop`."""
+    lengths = np.zeros(stop - start, dtype=np.int64)
+    seen_by = np.full(source.input_starts.size - 1, -1, dtype=np.int64)
+    for i in range(start, stop):
+        for k in range(source.input_starts[i], source.input_starts[i + 1]):
+            row = source.input_rows[k]
+            for m in range(source.row_starts[row], source.row_starts[row + 1]):
+                j = source.row_inputs[m]
+                if seen_by[j] != i:
+                    seen_by[j] = i
+                    lengths[i - start] += 1
+    return lengths
+
+
+@compiled
+def _fill_rows(
+    source: _Source,
+    start: int,
+    stop: int,
+    starts: NDArray[np.int64],
+    indices: NDArray[np.int32],
+    data: NDArray[np.int64],
+    entry_persons: NDArray[np.int64],
+    count_persons: bool,
+) -> None:
+    """Write the Gram rows from `start` to `stop`; a row with less room than entries keeps its strongest."""
+    inputs = source.input_starts.size - 1
+    sums = np.zeros(inputs, dtype=np.int64)
+    last_person = np.full(inputs, -1, dtype=np.int64)
+    distinct = np.zeros(inputs, dtype=np.int64)
+    found = np.empty(inputs, dtype=np.int32)
+    for i in range(start, stop):
+        count = 0
+        for k in range(source.input_starts[i], source.input_starts[i + 1]):
+            row, value = source.input_rows[k], source.input_values[k]
+            person = source.row_person[row]
+            for m in range(source.row_starts[row], source.row_starts[row + 1]):
+                j = source.row_inputs[m]
+                if sums[j] == 0:  # every product is positive
+                    found[count] = j
+                    count += 1
+                sums[j] += value * source.row_values[m]
+                if count_persons and last_person[j] != person:
+                    last_person[j] = person
+                    distinct[j] += 1
+        found[:count].sort()
+        room = starts[i + 1] - starts[i]
+        kept = found[:count] if room == count else _strongest(found[:count], sums, room, i)
+        for k in range(kept.size):
+            indices[starts[i] + k] = kept[k]
+            data[starts[i] + k] = sums[kept[k]]
+            if count_persons:
+                entry_persons[starts[i] + k] = distinct[kept[k]]
+        for k in range(count):
+            j = found[k]
+            sums[j] = 0
+            last_person[j] = -1
+            distinct[j] = 0
+
+
+@compiled
+def _strongest(
+    found: NDArray[np.int32], sums: NDArray[np.int64], room: int, diagonal: int
+) -> NDArray[np.int32]:
+    """Choose the `room` largest sums, the diagonal always among them, equal sums by ascending input."""
+    values = sums[found]
+    values[np.searchsorted(found, diagonal)] = np.iinfo(np.int64).max
+    threshold = np.partition(values, values.size - room)[values.size - room]
+    ties = room - (values > threshold).sum()
+    kept = np.empty(room, dtype=np.int32)
+    count = 0
+    for k in range(found.size):
+        if values[k] > threshold or (values[k] == threshold and ties > 0):
+            if values[k] == threshold:
+                ties -= 1
+            kept[count] = found[k]
+            count += 1
+    return kept
+
+
+@compiled
+def _count_persons(source: _Source) -> NDArray[np.int64]:
+    """Count the distinct persons with each input."""
+    counts = np.zeros(source.input_starts.size - 1, dtype=np.int64)
+    for i in range(counts.size):
+        last = -1
+        for k in range(source.input_starts[i], source.input_starts[i + 1]):
+            person = source.row_person[source.input_rows[k]]
+            if person != last:
+                last = person
+                counts[i] += 1
+    return counts
+
+
+@compiled
+def _positions_in(
+    starts: NDArray[np.integer],
+    indices: NDArray[np.integer],
+    part_starts: NDArray[np.integer],
+    part_indices: NDArray[np.integer],
+) -> NDArray[np.int64]:
+    """Find the entries of one matrix in another with sorted rows; -1 where there is none."""
+    positions = np.full(part_indices.size, -1, dtype=np.int64)
+    for i in range(part_starts.size - 1):
+        row = indices[starts[i] : starts[i + 1]]
+        for k in range(part_starts[i], part_starts[i + 1]):
+            place = np.searchsorted(row, part_indices[k])
+            if place < row.size and row[place] == part_indices[k]:
+                positions[k] = starts[i] + place
+    return positions

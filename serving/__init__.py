@@ -1,0 +1,23 @@
+"""The router and the embedded recommender.
+
+Here lives what runs inside a shop's service: request, permitted view, scorers, answer. It needs NumPy and the
+standard library only, and never imports training. Scorers see permitted views, never requests.
+"""
+
+from consentier.serving.answer import Answer, Basis
+from consentier.serving.catalogue import Catalogue
+from consentier.serving.recommender import Recommender
+from consentier.serving.request import Event, Request
+from consentier.serving.view import PermittedView, Profiles, view_of
+
+__all__ = [
+    "Answer",
+    "Basis",
+    "Catalogue",
+    "Event",
+    "PermittedView",
+    "Profiles",
+    "Recommender",
+    "Request",
+    "view_of",
+]

@@ -1,0 +1,190 @@
+"""What a shop asks: one validated, immutable request."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import math
+from collections.abc import Iterable, Mapping
+
+from consentier.consent import Channel, Permission, microseconds
+from consentier.models.attribute_encoding import AttributeValue
+
+__all__ = ["Event", "Item", "Request"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened with one item.
+
+    Attributes
+    ----------
+    item_id
+        The shop's id of the item.
+    ts
+        When; None where the shop does not say. With times, older events weigh less.
+    event_type
+        ``view``, ``cart``, ``order``, … ; None counts as the source's ordinary event.
+    quantity
+        How many, for orders.
+    """
+
+    item_id: str
+    ts: dt.datetime | None = None
+    event_type: str | None = None
+    quantity: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.item_id, str):
+            raise TypeError(f"Event: item_id must be a string, not {type(self.item_id).__name__}")
+        if self.ts is not None:
+            microseconds(self.ts)
+        if self.event_type is not None and not isinstance(self.event_type, str):
+            raise TypeError(f"Event: event_type must be a string, not {type(self.event_type).__name__}")
+        if self.quantity is not None and not _is_number(self.quantity):
+            raise TypeError(f"Event: quantity must be a number, not {type(self.quantity).__name__}")
+
+
+Item = str | Event
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Request:
+    """One question to the recommender. All data about the person are used only as far as permitted.
+
+    Attributes
+    ----------
+    session
+        Items of the running session, oldest first. Any tier on the online side may read them.
+    permission
+        What the customer permitted. None: ask the ledger; without a ledger that means NONE. With a ledger,
+        what counts is the intersection.
+    linked
+        The shop vouches that visitor and customer are one person in this session (a login). A ledger must
+        agree.
+    channel
+        Where the answer goes.
+    customer_id, visitor_id
+        Whom the ledger and the profile stores are asked about.
+    online_history, crm_history
+        What the shop holds, oldest first. None: ask the profile store, if there is one.
+    attributes
+        Master data (CRM data).
+    placement
+        Where on the page the answer is shown. On ``product`` the last item of the session is the one that the
+        customer is looking at, and is not recommended.
+    at
+        The instant of the request; now by default.
+    n
+        How many items.
+    exclude, allow
+        Items never to show; the only items to show (None: no such limit).
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong argument, whether or not the permission would let it be read.
+    """
+
+    session: Iterable[Item] = ()
+    permission: Permission | None = None
+    linked: bool = False
+    channel: Channel = Channel.SHOP
+    customer_id: str | None = None
+    visitor_id: str | None = None
+    online_history: Iterable[Item] | None = None
+    crm_history: Iterable[Item] | None = None
+    attributes: Mapping[str, AttributeValue] | None = None
+    placement: str | None = None
+    at: dt.datetime | None = None
+    n: int = 10
+    exclude: Iterable[str] = ()
+    allow: Iterable[str] | None = None
+
+    def __post_init__(self) -> None:
+        set_field = object.__setattr__
+        set_field(self, "session", _events(self.session, "session"))
+        for name in ("online_history", "crm_history"):
+            value = getattr(self, name)
+            set_field(self, name, None if value is None else _events(value, name))
+        if self.permission is not None and not isinstance(self.permission, Permission):
+            raise TypeError(
+                f"Request: permission must be a consentier.Permission or None, not {self.permission!r}"
+            )
+        if not isinstance(self.linked, bool):
+            raise TypeError(f"Request: linked must be True or False, not {self.linked!r}")
+        set_field(self, "channel", _channel(self.channel))
+        for name in ("customer_id", "visitor_id", "placement"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise TypeError(f"Request: {name} must be a string or None, not {type(value).__name__}")
+        if self.attributes is not None:
+            set_field(self, "attributes", _attributes(self.attributes))
+        if self.at is not None:
+            microseconds(self.at)
+        if isinstance(self.n, bool) or not isinstance(self.n, int):
+            raise TypeError(f"Request: n must be a whole number, not {type(self.n).__name__}")
+        if self.n < 1:
+            raise ValueError(f"Request: n must be at least 1, not {self.n}")
+        set_field(self, "exclude", _ids(self.exclude, "exclude"))
+        if self.allow is not None:
+            set_field(self, "allow", _ids(self.allow, "allow"))
+
+
+def _events(value: Iterable[Item], name: str) -> tuple[Event, ...]:
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise TypeError(
+            f"Request: {name} must be a sequence of item ids or Events, not {type(value).__name__}"
+        )
+    return tuple(item if isinstance(item, Event) else _event(item, name) for item in value)
+
+
+def _event(item: object, name: str) -> Event:
+    if not isinstance(item, str):
+        raise TypeError(f"Request: {name} holds {type(item).__name__}; items are strings or Events")
+    return Event(item)
+
+
+def _ids(value: Iterable[str], name: str) -> frozenset[str]:
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise TypeError(f"Request: {name} must be a collection of item ids, not {type(value).__name__}")
+    ids = frozenset(value)
+    for item in ids:
+        if not isinstance(item, str):
+            raise TypeError(f"Request: {name} holds {type(item).__name__}; item ids are strings")
+    return ids
+
+
+def _channel(value: object) -> Channel:
+    if isinstance(value, Channel):
+        return value
+    if isinstance(value, str):
+        try:
+            return Channel(value)
+        except ValueError:
+            raise ValueError(
+                f"Request: there is no channel {value!r}; channels are {', '.join(Channel)}"
+            ) from None
+    raise TypeError(f"Request: channel must be a consentier.Channel, not {type(value).__name__}")
+
+
+def _attributes(value: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"Request: attributes must be a mapping, not {type(value).__name__}")
+    for name, content in value.items():
+        if not isinstance(name, str):
+            raise TypeError("Request: attributes must have strings as names")
+        if content is not None and not isinstance(content, str | bool) and not _is_number(content):
+            raise TypeError(
+                f"Request: attribute {name!r} must be text, a number, a truth value or None, "
+                f"not {type(content).__name__}"
+            )
+    # A number that is none says nothing about the customer: it is read as missing.
+    return {
+        name: None if isinstance(content, float) and not math.isfinite(content) else content
+        for name, content in value.items()
+    }
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,318 @@
+"""Scorers: one bundle each, from a permitted view to scored items.
+
+A scorer gets a `PermittedView` and a `Query` that names no person. It cannot reach the request.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from consentier.consent import Side, Source
+from consentier.errors import BundleMalformed
+from consentier.models.attribute_encoding import AttributeEncoder
+from consentier.models.bundle import Bundle, check_csr
+from consentier.models.item_index import ItemIndex
+from consentier.models.scoring import score_rows, top_items
+from consentier.serving.catalogue import Catalogue
+from consentier.serving.request import Event
+from consentier.serving.view import PermittedView
+
+__all__ = ["LinearScorer", "PopularScorer", "Query", "Scored", "ScoringSettings"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Query:
+    """What is asked, apart from the person: how many items, and which may be shown."""
+
+    n: int
+    side: Side
+    placement: str | None = None
+    exclude: frozenset[str] = frozenset()
+    allow: frozenset[str] | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Scored:
+    """Items with their scores, best first, and how many items of the history the model does not know."""
+
+    items: tuple[str, ...]
+    scores: tuple[float, ...]
+    unknown_items: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ScoringSettings:
+    """How a history becomes the inputs of a linear model; stands in the bundle's manifest.
+
+    Attributes
+    ----------
+    source_weights
+        How much an event of a source counts.
+    event_weights
+        How much an event type counts; types not named count 1.
+    session_decay
+        The event that lies d places before the last one of the session counts exp(-d / session_decay).
+    hide
+        Sources whose items are not recommended again.
+    max_history
+        The latest events of each source that are read.
+    attribute_weight, attribute_fade
+        Attributes together count ``attribute_weight / (1 + known items of the history / attribute_fade)``.
+    """
+
+    source_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    event_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    session_decay: float = 3.0
+    hide: tuple[str, ...] = ()
+    max_history: int = 200
+    attribute_weight: float = 0.0
+    attribute_fade: float = 5.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as plain values for a manifest."""
+        values = dataclasses.asdict(self)
+        values["hide"] = list(self.hide)
+        return values
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ScoringSettings:
+        """Read settings from a manifest.
+
+        Raises
+        ------
+        BundleMalformed
+            If a setting is unknown, missing or of the wrong type.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        if set(value) - {"attributes"} != names:
+            raise BundleMalformed(
+                f"manifest: scoring must name exactly {', '.join(sorted(names))} (and attributes)"
+            )
+        for name in ("source_weights", "event_weights"):
+            table = value[name]
+            if not isinstance(table, Mapping) or not all(_is_weight(weight) for weight in table.values()):
+                raise BundleMalformed(f"manifest: scoring.{name} must map names to numbers of at least 0")
+        for name in ("session_decay", "attribute_fade"):
+            if not _is_weight(value[name]) or not value[name]:
+                raise BundleMalformed(f"manifest: scoring.{name} must be a number above 0")
+        if not _is_weight(value["attribute_weight"]):
+            raise BundleMalformed("manifest: scoring.attribute_weight must be a number of at least 0")
+        if isinstance(value["max_history"], bool) or not isinstance(value["max_history"], int):
+            raise BundleMalformed("manifest: scoring.max_history must be a whole number")
+        if value["max_history"] < 1:
+            raise BundleMalformed("manifest: scoring.max_history must be at least 1")
+        hide = value["hide"]
+        if not isinstance(hide, list) or not set(hide) <= {source.value for source in Source}:
+            raise BundleMalformed("manifest: scoring.hide must be a list of sources")
+        return cls(
+            source_weights=dict(value["source_weights"]),
+            event_weights=dict(value["event_weights"]),
+            session_decay=float(value["session_decay"]),
+            hide=tuple(hide),
+            max_history=value["max_history"],
+            attribute_weight=float(value["attribute_weight"]),
+            attribute_fade=float(value["attribute_fade"]),
+        )
+
+
+def _is_weight(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 <= value < float("inf")
+
+
+class _Shelf:
+    """The items of one bundle, and which of them may be shown at all."""
+
+    def __init__(self, index: ItemIndex, catalogue: Catalogue | None) -> None:
+        self.index = index
+        self.sensitive = frozenset[str]() if catalogue is None else catalogue.sensitive
+        self.hidden = np.zeros(len(index), dtype=np.bool_)
+        if catalogue is not None:
+            self.hidden[:] = True
+            shown = index.indices(sorted(catalogue.available))
+            self.hidden[shown[shown >= 0]] = False
+
+    def visible(self, ids: NDArray[np.int64], query: Query, hidden: Iterable[int] = ()) -> NDArray[np.bool_]:
+        """Which of some items (ascending) may be shown in answer to a query."""
+        mask = ~self.hidden[ids]
+        barred = [*hidden, *self._known(query.exclude)]
+        if barred:
+            mask &= ~np.isin(ids, barred)
+        if query.allow is not None:
+            mask &= np.isin(ids, self._known(query.allow))
+        return mask
+
+    def _known(self, items: Iterable[str]) -> list[int]:
+        return [number for item in items if (number := self.index.index(item)) >= 0]
+
+
+class LinearScorer:
+    """Scores ``x · W``: the weighted history times the sparse matrix of a linear item-to-item model.
+
+    Parameters
+    ----------
+    bundle
+        An opened bundle of a session, online, crm or fused model.
+    catalogue
+        What may be shown now; None: all items of the bundle.
+
+    Notes
+    -----
+    A request costs what `models.scoring.score_rows` costs for the rows of its history.
+    """
+
+    def __init__(self, bundle: Bundle, catalogue: Catalogue | None) -> None:
+        arrays = bundle.arrays
+        self.digest = bundle.digest
+        index = ItemIndex(arrays["item_ids"], arrays["item_offsets"])
+        settings = dict(bundle.manifest.scoring)
+        encoded = settings.pop("attributes", [])
+        self._settings = ScoringSettings.from_json(settings)
+        self._attributes = AttributeEncoder.from_json(encoded, first_input=len(index))
+        self._indptr, self._indices, self._data = arrays["indptr"], arrays["indices"], arrays["data"]
+        inputs = len(index) + self._attributes.input_count
+        check_csr(self._indptr, self._indices, self._data, (inputs, len(index)))
+        self._shelf = _Shelf(index, catalogue)
+
+    def answer(self, view: PermittedView, query: Query) -> Scored | None:
+        """Score the items for one view; None where the view holds nothing that the model knows.
+
+        Only items with a positive score are returned, at most ``query.n``.
+        """
+        weights, unknown = self._history(view)
+        inputs = dict(weights)
+        attributes = self._attributes.inputs(view.attributes)
+        if attributes:
+            share = self._settings.attribute_weight / (1 + len(weights) / self._settings.attribute_fade)
+            inputs.update(dict.fromkeys(attributes, share / len(attributes)))
+        if not inputs:
+            return None
+        hidden = {self._number(item) for item in self.not_again(view, query)}
+        return self._top(inputs, query, hidden, unknown)
+
+    def related(self, items: Iterable[str], query: Query) -> Scored | None:
+        """Items that go with some items; no person is read."""
+        numbers = {number for item in items if (number := self._number(item)) >= 0}
+        if not numbers:
+            return None
+        return self._top(dict.fromkeys(sorted(numbers), 1.0), query, numbers, 0)
+
+    def _history(self, view: PermittedView) -> tuple[dict[int, float], int]:
+        """Weight of each known item: the largest within a source, summed over the sources."""
+        total: dict[int, float] = {}
+        unknown = 0
+        for source, events in _by_source(view):
+            scale = self._settings.source_weights.get(source, 0.0)
+            latest = events[-self._settings.max_history :]
+            weights: dict[int, float] = {}
+            for distance, event in enumerate(reversed(latest)):
+                number = self._number(event.item_id)
+                if number < 0:
+                    unknown += 1
+                    continue
+                weight = scale * self._event_weight(source, event, distance)
+                if weight > weights.get(number, 0.0):
+                    weights[number] = weight
+            for number, weight in weights.items():
+                total[number] = total.get(number, 0.0) + weight
+        return total, unknown
+
+    def _event_weight(self, source: Source, event: Event, distance: int) -> float:
+        weight = self._settings.event_weights.get(event.event_type or "", 1.0)
+        if source is Source.SESSION:
+            weight *= float(np.exp(-distance / self._settings.session_decay))
+        return weight
+
+    def _number(self, item: str) -> int:
+        return -1 if item in self._shelf.sensitive else self._shelf.index.index(item)
+
+    def not_again(self, view: PermittedView, query: Query) -> frozenset[str]:
+        """Items of the permitted history that are not recommended again, scored or not."""
+        items = {
+            event.item_id
+            for source, events in _by_source(view)
+            if source in self._settings.hide
+            for event in events
+        }
+        if query.placement == "product" and view.session:
+            items.add(view.session[-1].item_id)
+        return frozenset(items)
+
+    def _top(
+        self, inputs: Mapping[int, float], query: Query, hidden: Iterable[int], unknown: int
+    ) -> Scored | None:
+        # Ascending inputs: the sum does not depend on the order in which a store returns a history.
+        rows = np.array(sorted(inputs), dtype=np.int64)
+        weights = np.array([inputs[row] for row in rows.tolist()], dtype=np.float32)
+        item_count = len(self._shelf.index)
+        ids, scores = score_rows(self._indptr, self._indices, self._data, rows, weights, item_count)
+        kept = (scores > 0) & self._shelf.visible(ids, query, hidden)
+        ids, scores = top_items(ids[kept], scores[kept], query.n)
+        return Scored(tuple(self._shelf.index.ids(ids)), tuple(scores.tolist()), unknown)
+
+
+class PopularScorer:
+    """The non-personal list: items by the number of permitted persons, per side; then all others by id.
+
+    Parameters
+    ----------
+    bundle
+        An opened bundle of the popular model.
+    catalogue
+        What may be shown now. Its available items that no count knows come last.
+    """
+
+    def __init__(self, bundle: Bundle, catalogue: Catalogue | None) -> None:
+        self.digest = bundle.digest
+        index = ItemIndex(bundle.arrays["item_ids"], bundle.arrays["item_offsets"])
+        self._shelf = _Shelf(index, catalogue)
+        self._order = {side: self._ranking(bundle, side) for side in Side}
+        known = set(index.ids(np.arange(len(index))))
+        self._uncounted = [] if catalogue is None else sorted(catalogue.available - known, key=_utf8)
+
+    def _ranking(self, bundle: Bundle, side: Side) -> NDArray[np.int64]:
+        counts = bundle.arrays[f"{side}_counts"]
+        if counts.shape != (len(self._shelf.index),):
+            raise BundleMalformed(f"{side}_counts.npy has shape {counts.shape}, not one count per item")
+        return np.argsort(-counts.astype(np.int64), kind="stable").astype(np.int64)
+
+    def top(self, query: Query, *, without: frozenset[str] = frozenset()) -> list[str]:
+        """The first items of the list that may be shown and are not in `without`.
+
+        Cost: linear in the items that are passed over.
+        """
+        barred = query.exclude | without
+        found: list[str] = []
+        for number in self._order[query.side]:
+            if len(found) == query.n:
+                return found
+            if not self._shelf.hidden[number]:
+                self._offer(self._shelf.index.id(int(number)), barred, query, found)
+        for item in self._uncounted:
+            if len(found) == query.n:
+                break
+            self._offer(item, barred, query, found)
+        return found
+
+    @staticmethod
+    def _offer(item: str, barred: frozenset[str], query: Query, found: list[str]) -> None:
+        if item not in barred and (query.allow is None or item in query.allow):
+            found.append(item)
+
+
+def _by_source(view: PermittedView) -> tuple[tuple[Source, tuple[Event, ...]], ...]:
+    return (
+        (Source.SESSION, view.session),
+        (Source.ONLINE, view.online_history),
+        (Source.CRM, view.crm_history),
+    )
+
+
+def _utf8(item: str) -> bytes:
+    return item.encode("utf-8", "surrogatepass")

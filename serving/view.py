@@ -1,0 +1,105 @@
+"""The consent gate of serving: out of a request, exactly the data that a tier may read.
+
+Scorers receive a `PermittedView` and nothing else about the person. What is not permitted is not in it, so no
+option, filter or fallback can reach it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
+
+from consentier.consent import Source
+from consentier.models.attribute_encoding import AttributeValue
+from consentier.serving.request import Event, Item, Request
+
+__all__ = ["PermittedView", "Profiles", "view_of"]
+
+_NO_ATTRIBUTES: Mapping[str, AttributeValue] = {}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Profiles:
+    """Stores of what the shop holds about its customers: one per source, with no key from one to another.
+
+    Attributes
+    ----------
+    online
+        Events by visitor id, oldest first.
+    crm
+        Orders and product usage by customer id, oldest first.
+    attributes
+        Master data by customer id (CRM data).
+    """
+
+    online: Mapping[str, Sequence[Event]] = dataclasses.field(default_factory=dict)
+    crm: Mapping[str, Sequence[Event]] = dataclasses.field(default_factory=dict)
+    attributes: Mapping[str, Mapping[str, AttributeValue]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PermittedView:
+    """All that one tier may know about the person of one request."""
+
+    sources: frozenset[Source]
+    session: tuple[Event, ...] = ()
+    online_history: tuple[Event, ...] = ()
+    crm_history: tuple[Event, ...] = ()
+    attributes: Mapping[str, AttributeValue] = dataclasses.field(default_factory=dict)
+
+
+def view_of(
+    request: Request, sources: frozenset[Source], profiles: Profiles | None, devices: Sequence[str] | None
+) -> PermittedView:
+    """Cut the permitted view out of a request.
+
+    Parameters
+    ----------
+    request
+        The request, with all that the shop sent.
+    sources
+        What may be read.
+    profiles
+        Stores to ask for histories that the request does not bring (None: there are none).
+    devices
+        The visitors whose online data may be read together; None: the request's own visitor alone.
+    """
+    return PermittedView(
+        sources=sources,
+        session=_events(request.session) if Source.SESSION in sources else (),
+        online_history=_online(request, profiles, devices) if Source.ONLINE in sources else (),
+        crm_history=_crm(request, profiles) if Source.CRM in sources else (),
+        attributes=_attributes(request, profiles) if Source.CRM in sources else _NO_ATTRIBUTES,
+    )
+
+
+def _events(items: Iterable[Item]) -> tuple[Event, ...]:
+    """The request has turned its items into events when it was made."""
+    return cast("tuple[Event, ...]", items)
+
+
+def _online(request: Request, profiles: Profiles | None, devices: Sequence[str] | None) -> tuple[Event, ...]:
+    if request.online_history is not None:
+        return _events(request.online_history)
+    if profiles is None:
+        return ()
+    if devices is None:
+        devices = () if request.visitor_id is None else (request.visitor_id,)
+    return tuple(event for device in devices for event in profiles.online.get(device, ()))
+
+
+def _crm(request: Request, profiles: Profiles | None) -> tuple[Event, ...]:
+    if request.crm_history is not None:
+        return _events(request.crm_history)
+    if profiles is None or request.customer_id is None:
+        return ()
+    return tuple(profiles.crm.get(request.customer_id, ()))
+
+
+def _attributes(request: Request, profiles: Profiles | None) -> Mapping[str, AttributeValue]:
+    if request.attributes is not None:
+        return request.attributes
+    if profiles is None or request.customer_id is None:
+        return _NO_ATTRIBUTES
+    return profiles.attributes.get(request.customer_id, _NO_ATTRIBUTES)

@@ -1,0 +1,79 @@
+"""The exceptions of Consentier.
+
+::
+
+    ConsentierError
+    ├── DataError            a shop table breaks the data contract
+    ├── ConfigError          a configuration file or option is wrong
+    ├── PolicyError          a routing policy is wrong or grants more than the law of the engine allows
+    ├── LedgerError          the consent ledger cannot be read, or a record is malformed
+    ├── BundleError          a model bundle cannot be used
+    │   ├── BundleMissing        there is none at that path
+    │   ├── BundleMalformed      manifest or arrays are not what the format says
+    │   ├── BundleAltered        a digest does not match: the files were changed after they were written
+    │   └── BundleUnsupported    written by a format version that this release does not read
+    └── TrainingError        the permitted data do not suffice to train or evaluate
+
+Every message says what was wrong, where, and what to do. Wrong *argument types* to a public call are
+``TypeError`` or ``ValueError``, never one of these.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BundleAltered",
+    "BundleError",
+    "BundleMalformed",
+    "BundleMissing",
+    "BundleUnsupported",
+    "ConfigError",
+    "ConsentierError",
+    "DataError",
+    "LedgerError",
+    "PolicyError",
+    "TrainingError",
+]
+
+
+class ConsentierError(Exception):
+    """Base of all errors that Consentier raises on purpose."""
+
+
+class DataError(ConsentierError):
+    """A shop table breaks the data contract."""
+
+
+class ConfigError(ConsentierError):
+    """A configuration file or option is wrong."""
+
+
+class PolicyError(ConsentierError):
+    """A routing policy is malformed, or would let a tier read more than its permission covers."""
+
+
+class LedgerError(ConsentierError):
+    """The consent ledger cannot be read, or a consent record is malformed."""
+
+
+class BundleError(ConsentierError):
+    """A model bundle cannot be used."""
+
+
+class BundleMissing(BundleError):  # noqa: N818 - reads as the state of the bundle, as in the tree above
+    """There is no bundle at the path."""
+
+
+class BundleMalformed(BundleError):  # noqa: N818
+    """The manifest or an array is not what the bundle format says."""
+
+
+class BundleAltered(BundleError):  # noqa: N818
+    """A digest does not match: a file was changed after the bundle was written."""
+
+
+class BundleUnsupported(BundleError):  # noqa: N818
+    """The bundle was written by a format version that this release does not read."""
+
+
+class TrainingError(ConsentierError):
+    """The permitted data do not suffice to train or evaluate."""

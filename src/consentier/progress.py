@@ -1,0 +1,93 @@
+"""Progress of long work: a bar on a terminal, structured lines elsewhere.
+
+Nothing that is reported here may name a subject: descriptions are fixed texts, figures are counts.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, TextIO
+
+__all__ = ["Advance", "progress"]
+
+
+class Advance(Protocol):
+    """Called with the number of units that were finished since the last call."""
+
+    def __call__(self, steps: int = 1, /) -> None: ...
+
+
+@contextmanager
+def progress(
+    description: str, total: int | None, *, stream: TextIO | None = None, enabled: bool = True
+) -> Iterator[Advance]:
+    """Report the progress of one piece of work.
+
+    Parameters
+    ----------
+    description
+        What is being done, as a fixed text (no identifiers of people).
+    total
+        Units of work, or None where that is unknown.
+    stream
+        Where to write; standard error by default. A terminal gets a bar (with ``rich``, where that is
+        installed); anything else gets one JSON line at the start and one at the end.
+    enabled
+        Switch all output off.
+
+    Yields
+    ------
+    Advance
+        ``advance(steps)``; safe to call from the thread that opened the context.
+    """
+    out = stream if stream is not None else sys.stderr
+    if not enabled:
+        yield _ignore
+        return
+    if out.isatty():
+        try:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        except ImportError:
+            pass
+        else:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
+            with Progress(*columns, console=Console(file=out)) as bar:
+                task = bar.add_task(description, total=total)
+                yield lambda steps=1, /: bar.advance(task, steps)
+            return
+    done = 0
+
+    def count(steps: int = 1, /) -> None:
+        nonlocal done
+        done += steps
+
+    started = time.monotonic()
+    _line(out, event="started", work=description, total=total)
+    finished = False
+    try:
+        yield count
+        finished = True
+    finally:
+        _line(
+            out, event="finished" if finished else "stopped", work=description, done=done, total=total,
+            seconds=round(time.monotonic() - started, 2),
+        )  # fmt: skip
+
+
+def _ignore(steps: int = 1, /) -> None:
+    """Take a step that nobody watches."""
+
+
+def _line(out: TextIO, **fields: object) -> None:
+    out.write(json.dumps(fields, separators=(", ", ": ")) + "\n")
+    out.flush()

@@ -1,0 +1,342 @@
+"""The configuration of training and evaluation: typed, documented, read from TOML.
+
+A file names only what differs from the defaults, which are chosen per tier. Keys that no field has are
+refused, with the name that was probably meant::
+
+    [training]
+    min_persons = 3
+
+    [crm]
+    neighbours = 200
+    event_weights = { usage = 0.5 }    # the other event types keep their defaults
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from consentier.consent import Source, Tier
+from consentier.errors import ConfigError
+from consentier.features.schemas import EVENT_TYPES
+
+__all__ = [
+    "CONFIG_FILE",
+    "Algorithm",
+    "Config",
+    "EvaluationConfig",
+    "TierConfig",
+    "TrackingConfig",
+    "TrainingConfig",
+    "config_hash",
+    "load_config",
+]
+
+CONFIG_FILE = "consentier.toml"
+"""The file that is read from a data directory where no other is named."""
+
+Algorithm = Literal["local_ridge", "cosine", "tfidf", "bm25"]
+SourceName = Literal["session", "online", "crm"]
+
+# What a model can be asked to weigh: sources, and the events of the contract that show interest.
+_WEIGHED: Mapping[str, Sequence[str]] = {
+    "source_weights": [source.value for source in Source],
+    "event_weights": sorted((EVENT_TYPES - {"remove", "unfavourite"}) | {"usage"}),
+}
+
+
+class _Section(BaseModel):
+    """One table of the file: no unknown keys, no silent conversion of types, no change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class TrainingConfig(_Section):
+    """What holds for every tier."""
+
+    cutoff: dt.datetime | None = Field(
+        default=None,
+        description="Training cut-off: rows at or after it stay out, and permissions must hold until then. "
+        "Times without a zone are read as UTC. Absent: the moment at which the training begins.",
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of everything that is drawn at random.")
+    threads: int | None = Field(
+        default=None, ge=1, description="Threads; absent: all cores. Never changes a result."
+    )
+    min_persons: int = Field(
+        default=1,
+        ge=1,
+        description="Distinct persons that must stand behind any published weight or count.",
+    )
+
+    @field_validator("cutoff", mode="before")
+    @classmethod
+    def _from_text(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return dt.datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueError("it should be a date and time such as 2026-01-31T00:00:00Z") from None
+
+    @field_validator("cutoff")
+    @classmethod
+    def _in_utc(cls, value: dt.datetime | None) -> dt.datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=dt.UTC) if value.tzinfo is None else value.astimezone(dt.UTC)
+
+
+class TrackingConfig(_Section):
+    """Where runs are recorded (MLflow)."""
+
+    enabled: bool = Field(default=True, description="Record each run with its configuration and metrics.")
+    uri: str = Field(
+        default="", description="MLflow tracking URI; empty: the SQLite file mlflow.db beside the bundles."
+    )
+    experiment: str = Field(default="consentier", min_length=1, description="Name of the MLflow experiment.")
+
+
+class EvaluationConfig(_Section):
+    """How the tiers are compared on held-out orders."""
+
+    horizon_days: int = Field(
+        default=14, ge=1, le=3650, description="Days after the cut-off whose orders are the targets."
+    )
+    cutoffs: tuple[int, ...] = Field(
+        default=(10, 20), min_length=1, strict=False, description="Lengths of list that metrics are taken at."
+    )
+    bootstrap_samples: int = Field(
+        default=2000, ge=100, le=1_000_000, description="Resamples behind each confidence interval."
+    )
+    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Level of the confidence intervals.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the resampling.")
+    max_customers: int | None = Field(
+        default=None, ge=1, description="Test customers at most, drawn at random; absent: all."
+    )
+
+    @field_validator("cutoffs")
+    @classmethod
+    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(length < 1 for length in value) or len(set(value)) != len(value):
+            raise ValueError("lengths of list must be distinct and at least 1")
+        return tuple(sorted(value))
+
+
+class TierConfig(_Section):
+    """How one tier's model is fitted, and how a history becomes its input."""
+
+    algorithm: Algorithm = Field(
+        default="local_ridge",
+        description="local_ridge: a small ridge regression per item; cosine, tfidf, bm25: item-to-item "
+        "nearest neighbours.",
+    )
+    neighbours: int = Field(
+        default=200, ge=1, le=10_000, description="Strongest co-occurring items that predict each item."
+    )
+    regularisation: float = Field(
+        default=10.0, ge=0, description="Ridge penalty, in interactions of weight 1 (local_ridge only)."
+    )
+    row_exponent: float = Field(
+        default=0.25, ge=0, le=2, description="Histories of n items count n to the power of minus twice this."
+    )
+    item_exponent: float = Field(
+        default=0.3,
+        ge=0,
+        le=1,
+        description="Popularity is divided out to this power before the fit, and put back after it.",
+    )
+    repeat_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of an item of the history for itself: above 0, items can come again.",
+    )
+    session_decay: float = Field(
+        default=3.0,
+        gt=0,
+        description="An event d places before the last one of the session counts exp(-d / session_decay).",
+    )
+    max_history: int = Field(
+        default=200, ge=1, description="Latest events of each source that are read of one history."
+    )
+    source_weights: dict[str, float] = Field(
+        default_factory=lambda: {"session": 1.0, "online": 1.0, "crm": 1.0},
+        description="How much an event of each source counts.",
+    )
+    event_weights: dict[str, float] = Field(
+        default_factory=lambda: {
+            "view": 1.0, "click": 1.0, "cart": 2.0, "favourite": 2.0, "order": 3.0, "usage": 1.0,
+        },
+        description="How much each type of event counts.",
+    )  # fmt: skip
+    hide: tuple[SourceName, ...] = Field(
+        default=(), strict=False, description="Sources whose items are not recommended again."
+    )
+    attribute_weight: float = Field(
+        default=0.0, ge=0, description="What a customer's attributes together count without any history."
+    )
+    attribute_fade: float = Field(
+        default=5.0, gt=0, description="Items of history that halve the weight of the attributes."
+    )
+    attribute_min_persons: int = Field(
+        default=10,
+        ge=1,
+        description="Persons that an attribute's value needs for an input of its own; rarer ones share one.",
+    )
+
+    @field_validator("source_weights", "event_weights")
+    @classmethod
+    def _known_names(cls, value: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+        known = _WEIGHED[str(info.field_name)]
+        for name, weight in value.items():
+            if name not in known:
+                raise PydanticCustomError(
+                    "unknown_name",
+                    "{name}{suggestion}",
+                    {"name": name, "suggestion": _suggestion(name, known)},
+                )
+            if weight < 0:
+                raise ValueError(f"the weight of {name!r} is {weight}; weights are at least 0")
+        return value
+
+    @field_validator("hide")
+    @classmethod
+    def _distinct(cls, value: tuple[SourceName, ...]) -> tuple[SourceName, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("a source is named twice")
+        return tuple(sorted(value))
+
+
+class Config(_Section):
+    """The whole configuration; each tier has defaults of its own."""
+
+    training: TrainingConfig = TrainingConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    session: TierConfig = TierConfig(
+        neighbours=300, regularisation=30.0, row_exponent=0.15, item_exponent=0.4, max_history=50
+    )
+    online: TierConfig = TierConfig(regularisation=10.0)
+    crm: TierConfig = TierConfig(regularisation=10.0, hide=("crm",), attribute_weight=0.5)
+    fused: TierConfig = TierConfig(regularisation=10.0, hide=("crm",), attribute_weight=0.5)
+
+    @field_validator("session", "online", "crm", "fused", mode="before")
+    @classmethod
+    def _over_the_defaults(cls, value: object, info: ValidationInfo) -> object:
+        """A file's table changes the fields that it names; the others keep the tier's defaults."""
+        if not isinstance(value, Mapping):
+            return value
+        defaults = cls.model_fields[str(info.field_name)].default.model_dump()
+        weights = {
+            name: {**defaults[name], **value[name]}
+            for name in ("source_weights", "event_weights")
+            if isinstance(value.get(name), Mapping)
+        }
+        return {**defaults, **value, **weights}
+
+    def tier(self, tier: Tier) -> TierConfig:
+        """The configuration of one of the four models.
+
+        Raises
+        ------
+        ValueError
+            If the tier has no model (popular, none).
+        """
+        if tier in (Tier.SESSION, Tier.ONLINE, Tier.CRM, Tier.FUSED):
+            section: TierConfig = getattr(self, tier.value)
+            return section
+        raise ValueError(f"the {tier} tier has no model to configure")
+
+    def with_cutoff(self, cutoff: dt.datetime) -> Config:
+        """The same configuration with another training cut-off.
+
+        Raises
+        ------
+        ValueError
+            If `cutoff` has no time zone.
+        """
+        if cutoff.tzinfo is None:
+            raise ValueError(f"the cut-off {cutoff.isoformat()} has no time zone: give it one")
+        training = self.training.model_copy(update={"cutoff": cutoff.astimezone(dt.UTC)})
+        return self.model_copy(update={"training": training})
+
+    def resolved(self) -> dict[str, Any]:
+        """All fields with their values, defaults included, as plain values for JSON."""
+        return self.model_dump(mode="json")
+
+
+def load_config(path: str | Path | None = None, *, data: str | Path | None = None) -> Config:
+    """Read the configuration.
+
+    Parameters
+    ----------
+    path
+        The TOML file to read.
+    data
+        Where no file is named: the shop's data. ``consentier.toml`` is read from it where it is a directory
+        that holds one; otherwise the defaults hold.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, is no TOML, or a key or value in it is wrong; the message names the file
+        and the key, and the name that was probably meant.
+    """
+    if path is None and data is not None and (Path(data) / CONFIG_FILE).is_file():
+        path = Path(data) / CONFIG_FILE
+    if path is None:
+        return Config()
+    try:
+        document = tomllib.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid TOML in UTF-8: {error}") from error
+    try:
+        return Config.model_validate(document)
+    except ValidationError as error:
+        lines = [_message(failure["type"], failure["loc"], failure) for failure in error.errors()]
+        raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from error
+
+
+def config_hash(config: Config) -> str:
+    """SHA-256, in hexadecimal, of the resolved configuration: equal settings, equal hash."""
+    text = json.dumps(config.resolved(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _message(kind: str, location: Sequence[int | str], failure: Mapping[str, Any]) -> str:
+    """One line about one failure, in the words of the file."""
+    key = ".".join(str(part) for part in location)
+    if kind == "extra_forbidden":
+        return f"unknown key {key}{_suggestion(str(location[-1]), _keys_at(location[:-1]))}"
+    if kind == "unknown_name":
+        return f"unknown key {key}.{failure['msg']}"
+    reason = str(failure["msg"]).removeprefix("Value error, ").replace("Input should", "it should")
+    return f"{key} is {_shown(failure['input'])}: {reason}"
+
+
+def _keys_at(location: Sequence[int | str]) -> list[str]:
+    section: Any = Config
+    for part in location:
+        section = section.model_fields[str(part)].annotation
+    return list(section.model_fields)
+
+
+def _shown(value: object) -> str:
+    text = value.isoformat() if isinstance(value, dt.date) else json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def _suggestion(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"

@@ -1,0 +1,302 @@
+"""Figures of the evaluation report, as SVG texts.
+
+Text and axes are drawn in ``currentColor``, so that they follow the page into dark mode; standing alone they
+are black. The series colours have a contrast of at least 3 to 1 against white and against ``DARK_GROUND``
+(WCAG 2.2, 1.4.11) and differ for colour-blind readers (after Okabe and Ito); marker, line style, hatching or
+a label says the same again. The same input gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import PercentFormatter
+
+from consentier.training.evaluation_result import (
+    HISTORY_BUCKETS,
+    MINIMUM_GROUP,
+    Contrast,
+    FunnelRow,
+    HistoryRow,
+    IntervalFigures,
+    TierFigures,
+)
+
+__all__ = [
+    "DARK_GROUND",
+    "LIGHT_GROUND",
+    "SERIES_COLOURS",
+    "coverage_figure",
+    "funnel_figure",
+    "history_figure",
+    "lift_figure",
+    "to_svg",
+]
+
+LIGHT_GROUND = "#ffffff"
+DARK_GROUND = "#15181c"
+SERIES_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#c46a9b", "#a87c00", "#808080")
+
+_INK = "#010203"
+"""Stands for currentColor, which matplotlib does not know, until the SVG text is written."""
+
+_TIER_ORDER = ("fused", "crm", "online", "session", "popular", "random")
+_MARKERS = ("o", "s", "^", "D", "v", "X")
+_LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+_HATCHES = ("", "///", "|||", "\\\\\\", "xx", "---")
+
+_STYLE: dict[Any, Any] = {
+    "axes.edgecolor": _INK,
+    "axes.facecolor": "none",
+    "axes.labelcolor": _INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.facecolor": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10.0,
+    "grid.alpha": 0.25,
+    "grid.color": _INK,
+    "hatch.color": _INK,
+    "hatch.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.labelcolor": _INK,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "consentier",
+    "text.color": _INK,
+    "text.parse_math": False,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+}
+
+
+def lift_figure(tiers: Sequence[TierFigures], contrasts: Sequence[Contrast], metric: str) -> Figure:
+    """Score of each tier, and paired difference of each contrast row, with their intervals.
+
+    Parameters
+    ----------
+    tiers
+        Tiers that have ``metric``, top row first; others are left out.
+    contrasts
+        Their rows on ``metric`` are drawn; the right half stays away where there are none.
+    metric
+        Such as ``"ndcg@10"``.
+    """
+    scored = [row for row in tiers if metric in row["metrics"]]
+    differences = [
+        (number, row)
+        for number, contrast in enumerate(contrasts)
+        for row in contrast["rows"]
+        if row["metric"] == metric
+    ]
+    with mpl.rc_context(_STYLE):
+        height = 1.4 + 0.36 * max(len(scored), len(differences) + len(contrasts), 3)
+        figure = Figure(figsize=(9.2, height), layout="constrained")
+        axes = figure.subplots(1, 2 if differences else 1, squeeze=False)[0]
+        for place, tier in enumerate(scored):
+            _interval(axes[0], place, tier["metrics"][metric], *_look(tier["tier"]))
+        _rows(axes[0], [tier["tier"] for tier in scored])
+        axes[0].set_xlim(left=0.0)
+        axes[0].set_xlabel(metric)
+        if differences:
+            for place, (number, row) in enumerate(differences):
+                colour, marker = SERIES_COLOURS[number % 6], _MARKERS[number % 6]
+                _interval(axes[1], place, row["difference"], colour, marker)
+            _rows(axes[1], [f"{row['better']} − {row['baseline']}" for _, row in differences])
+            axes[1].axvline(0.0, color=_INK, linewidth=1.0)
+            axes[1].set_xlabel(f"difference in {metric}, same requests")
+            _legend_of_contrasts(figure, contrasts)
+    return figure
+
+
+def history_figure(rows: Sequence[HistoryRow], metric: str) -> Figure | None:
+    """Score of each tier by the length of the customer's history, with intervals.
+
+    Groups of fewer than ``MINIMUM_GROUP`` customers are left out.
+
+    Returns
+    -------
+    Figure or None
+        None where no group is large enough.
+    """
+    shown = [row for row in rows if row["customers"] >= MINIMUM_GROUP and metric in row["metrics"]]
+    if not shown:
+        return None
+    tiers = list(dict.fromkeys(row["tier"] for row in shown))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9.2, 4.0), layout="constrained")
+        axes = figure.subplots()
+        for number, tier in enumerate(tiers):
+            # Side by side, so that the intervals of one bucket do not hide each other.
+            shift = 0.09 * (number - (len(tiers) - 1) / 2)
+            scores = {row["bucket"]: row["metrics"][metric] for row in shown if row["tier"] == tier}
+            buckets = [place for place, bucket in enumerate(HISTORY_BUCKETS) if bucket in scores]
+            points = [scores[HISTORY_BUCKETS[place]] for place in buckets]
+            colour, marker = _look(tier)
+            axes.errorbar(
+                [place + shift for place in buckets],
+                [point["mean"] for point in points],
+                yerr=_arms(points),
+                color=colour,
+                marker=marker,
+                linestyle=_LINES[_rank(tier)],
+                capsize=2.0,
+                label=tier,
+            )
+        axes.set_xticks(range(len(HISTORY_BUCKETS)), HISTORY_BUCKETS)
+        axes.set_xlim(-0.5, len(HISTORY_BUCKETS) - 0.5)
+        axes.set_ylim(bottom=0.0)
+        axes.set_xlabel("items in the customer's permitted history")
+        axes.set_ylabel(metric)
+        axes.grid(axis="y")
+        figure.legend(loc="outside upper center", ncols=min(len(tiers), 6))
+    return figure
+
+
+def funnel_figure(rows: Sequence[FunnelRow]) -> Figure | None:
+    """Share of the rows that the consent gate kept, and that each reason excluded, per tier and source.
+
+    Returns
+    -------
+    Figure or None
+        None where no row came in anywhere.
+    """
+    shown = [row for row in rows if row["rows_in"] > 0]
+    if not shown:
+        return None
+    reasons = list(dict.fromkeys(reason for row in shown for reason in row["excluded"]))
+    with mpl.rc_context(_STYLE):
+        height = 1.5 + 0.42 * len(shown) + 0.22 * (len(reasons) // 4)
+        figure = Figure(figsize=(9.2, height), layout="constrained")
+        axes = figure.subplots()
+        handles = []
+        reached = [0.0] * len(shown)
+        for number, part in enumerate(["kept", *reasons]):
+            counts = [row["rows_kept"] if number == 0 else row["excluded"].get(part, 0) for row in shown]
+            shares = [count / row["rows_in"] for count, row in zip(counts, shown, strict=True)]
+            # One colour for what is kept; the reasons take the others, then the others with hatching.
+            colour = SERIES_COLOURS[0 if number == 0 else 1 + (number - 1) % 5]
+            hatch = "" if number == 0 else _HATCHES[(number - 1) % 6]
+            axes.barh(range(len(shown)), shares, left=reached, color=colour, hatch=hatch, edgecolor=_INK,
+                      linewidth=0.6, height=0.62)  # fmt: skip
+            handles.append(Patch(facecolor=colour, hatch=hatch, edgecolor=_INK, label=part))
+            reached = [start + share for start, share in zip(reached, shares, strict=True)]
+        for place, row in enumerate(shown):
+            axes.text(1.01, place, f"{row['rows_kept']:,} of {row['rows_in']:,} kept", va="center")
+        _rows(axes, [f"{row['tier']} from {row['source']}" for row in shown])
+        axes.set_xlim(0.0, 1.28)
+        axes.spines["bottom"].set_bounds(0.0, 1.0)
+        axes.set_xticks([0.0, 0.25, 0.5, 0.75, 1.0])
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.set_xlabel("share of the rows that came in")
+        figure.legend(handles=handles, loc="outside upper center", ncols=4)
+    return figure
+
+
+def coverage_figure(tiers: Sequence[TierFigures], metric: str) -> Figure | None:
+    """Accuracy of each tier (with its interval) against the share of the catalogue it recommends.
+
+    Returns
+    -------
+    Figure or None
+        None where no tier has both.
+    """
+    shown = [tier for tier in tiers if metric in tier["metrics"] and tier["coverage"] is not None]
+    if not shown:
+        return None
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9.2, 3.6), layout="constrained")
+        axes = figure.subplots()
+        for tier in shown:
+            point, colour_and_marker = tier["metrics"][metric], _look(tier["tier"])
+            axes.errorbar(
+                [tier["coverage"] or 0.0],
+                [point["mean"]],
+                yerr=_arms([point]),
+                color=colour_and_marker[0],
+                marker=colour_and_marker[1],
+                markersize=8.0,
+                linestyle="none",
+                capsize=2.0,
+                label=tier["tier"],
+            )
+        axes.set_xlim(-0.03, 1.03)
+        axes.set_ylim(bottom=0.0)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.set_xlabel("share of the catalogue that stands in at least one list")
+        axes.set_ylabel(metric)
+        axes.grid()
+        figure.legend(loc="outside upper center", ncols=min(len(shown), 6))
+    return figure
+
+
+def to_svg(figure: Figure, identifier: str) -> str:
+    """Write a figure as an ``<svg>`` element without XML prolog, metadata or background.
+
+    Parameters
+    ----------
+    figure
+        One of this module's figures.
+    identifier
+        Prefix of every id in the element: distinct for each figure on a page.
+    """
+    buffer = io.StringIO()
+    with mpl.rc_context(_STYLE):
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", metadata=no_metadata)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].strip().replace(_INK, "currentColor")
+    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{identifier}-", text)
+
+
+def _look(tier: str) -> tuple[str, str]:
+    """Colour and marker of a tier; the same in every figure."""
+    return SERIES_COLOURS[_rank(tier)], _MARKERS[_rank(tier)]
+
+
+def _rank(tier: str) -> int:
+    """Place in the tier order; a further baseline looks like ``random``, and its label tells it apart."""
+    return _TIER_ORDER.index(tier) if tier in _TIER_ORDER else len(_TIER_ORDER) - 1
+
+
+def _interval(axes: Axes, place: int, figures: IntervalFigures, colour: str, marker: str) -> None:
+    axes.errorbar(
+        [figures["mean"]], [place], xerr=_arms([figures]), color=colour, marker=marker, markersize=7.0,
+        elinewidth=2.0, capsize=3.0, linestyle="none",
+    )  # fmt: skip
+
+
+def _arms(figures: Sequence[IntervalFigures]) -> list[list[float]]:
+    """Lengths below and above the mean, which rounding may put just outside a narrow interval."""
+    return [
+        [max(each["mean"] - each["low"], 0.0) for each in figures],
+        [max(each["high"] - each["mean"], 0.0) for each in figures],
+    ]
+
+
+def _rows(axes: Axes, labels: Sequence[str]) -> None:
+    """Name the rows of a horizontal plot, first on top."""
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.grid(axis="x")
+    axes.set_axisbelow(True)
+
+
+def _legend_of_contrasts(figure: Figure, contrasts: Sequence[Contrast]) -> None:
+    handles = [
+        Line2D(
+            [], [], color=SERIES_COLOURS[number % 6], marker=_MARKERS[number % 6], linestyle="none",
+            label=contrast["name"],
+        )
+        for number, contrast in enumerate(contrasts)
+        if contrast["rows"]
+    ]  # fmt: skip
+    figure.legend(handles=handles, loc="outside lower center", ncols=1)

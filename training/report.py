@@ -1,0 +1,448 @@
+"""The evaluation report: one self-contained HTML page, and the same figures as Markdown and plain rows.
+
+The page needs no network and runs no script; its bytes depend on the evaluation (and the version of
+matplotlib) only. Figures of fewer than ``MINIMUM_GROUP`` customers are not shown.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from consentier.training.evaluation_result import (
+    HISTORY_BUCKETS,
+    MINIMUM_GROUP,
+    Contrast,
+    ContrastRow,
+    DataFigures,
+    EvaluationResult,
+    FunnelRow,
+    HistoryRow,
+    IntervalFigures,
+    TierFigures,
+    check_evaluation,
+)
+from consentier.training.plots import (
+    DARK_GROUND,
+    LIGHT_GROUND,
+    coverage_figure,
+    funnel_figure,
+    history_figure,
+    lift_figure,
+    to_svg,
+)
+
+__all__ = ["markdown_table", "print_rows", "render_report", "write_report"]
+
+_NOTHING = "–"
+_TOO_FEW = "too few to show"
+
+_STYLESHEET = f"""
+:root {{ color-scheme: light dark;
+  --ground: {LIGHT_GROUND}; --ink: #1b1f24; --line: #c4cad1; --soft: #f1f3f5; }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --ground: {DARK_GROUND}; --ink: #e4e7eb; --line: #444c56; --soft: #20252b; }}
+}}
+body {{ background: var(--ground); color: var(--ink); font: 1rem/1.55 system-ui, sans-serif; margin: 0 auto;
+  max-width: 62rem; padding: 1.5rem; }}
+h1, h2, h3 {{ line-height: 1.25; }}
+h2 {{ border-top: 1px solid var(--line); margin-top: 2.5rem; padding-top: 1.25rem; }}
+p, ul, dl, figcaption {{ max-width: 46rem; }}
+dl {{ display: grid; gap: .2rem 1.2rem; grid-template-columns: max-content auto; }}
+dt {{ font-weight: 600; }}
+dd {{ margin: 0; overflow-wrap: anywhere; }}
+figure {{ margin: 1.5rem 0; }}
+figure svg {{ height: auto; max-width: 100%; }}
+figcaption, caption {{ font-size: .93rem; }}
+.scroll {{ margin: 1rem 0; overflow-x: auto; }}
+.scroll:focus-visible {{ outline: 2px solid currentColor; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+caption {{ padding-bottom: .4rem; text-align: left; }}
+th, td {{ border-bottom: 1px solid var(--line); padding: .3rem .7rem; text-align: right;
+  white-space: nowrap; }}
+th[scope=row], th:first-child {{ text-align: left; }}
+thead th {{ background: var(--soft); }}
+@media print {{ body {{ max-width: none; }} .scroll {{ overflow: visible; }} }}
+"""
+
+
+def render_report(evaluation: Mapping[str, Any]) -> str:
+    """The evaluation as one HTML page, with its style and figures inline.
+
+    Parameters
+    ----------
+    evaluation
+        An :class:`~consentier.training.evaluation_result.EvaluationResult`.
+
+    Raises
+    ------
+    ValueError
+        If the dictionary is not an evaluation result; the message names the field.
+    """
+    result = check_evaluation(evaluation)
+    metric = _headline_metric(result)
+    title = f"Evaluation by permission level: {result['data']['name']}"
+    sections = [
+        _summary(result, metric),
+        _estimand(result["data"]),
+        _scores(result, metric),
+        *(_contrast(contrast) for contrast in result["contrasts"]),
+        _history(result["by_history_length"], metric),
+        _lists(result["tiers"], metric),
+        _funnel(result["consent_funnel"]),
+        _notes(result["notes"]),
+    ]
+    return "\n".join(
+        [
+            "<!DOCTYPE html>",
+            '<html lang="en">',
+            "<head>",
+            '<meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<meta http-equiv="Content-Security-Policy" '
+            "content=\"default-src 'none'; style-src 'unsafe-inline'\">",
+            f"<title>{escape(title)}</title>",
+            f"<style>{_STYLESHEET}</style>",
+            "</head>",
+            "<body>",
+            "<main>",
+            f"<h1>{escape(title)}</h1>",
+            *(section for section in sections if section),
+            "</main>",
+            "</body>",
+            "</html>",
+            "",
+        ]
+    )
+
+
+def write_report(path: str | Path, evaluation: Mapping[str, Any]) -> None:
+    """Write :func:`render_report`'s page to ``path``: beside it first, then renamed into place.
+
+    Raises
+    ------
+    ValueError
+        If the dictionary is not an evaluation result; nothing is written then.
+    OSError
+        If the folder is missing or cannot be written; an earlier report stays as it was.
+    """
+    page = render_report(evaluation).encode("utf-8")
+    target = Path(path)
+    beside = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with beside.open("xb") as file:
+            file.write(page)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(target)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def markdown_table(evaluation: Mapping[str, Any]) -> str:
+    """The tiers' headline scores, with intervals, as a Markdown table for the docs.
+
+    Raises
+    ------
+    ValueError
+        If the dictionary is not an evaluation result.
+    """
+    rows = print_rows(evaluation)
+    columns = list(rows[0])
+    lines = [
+        columns,
+        ["---", *["---:"] * (len(columns) - 1)],
+        *([row[name] for name in columns] for row in rows),
+    ]
+    return "".join("| " + " | ".join(_markdown(cell) for cell in line) + " |\n" for line in lines)
+
+
+def print_rows(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
+    """One row of texts for each tier: its metrics at the first cutoff, with intervals, and its coverage.
+
+    Raises
+    ------
+    ValueError
+        If the dictionary is not an evaluation result.
+    """
+    result = check_evaluation(evaluation)
+    suffix = f"@{result['cutoffs'][0]}"
+    names = [name for name in _metric_names(result["tiers"]) if name.endswith(suffix)]
+    return [
+        {
+            "tier": tier["tier"],
+            **{name: _interval_text(tier["metrics"].get(name)) for name in names},
+            "coverage": _share(tier["coverage"]),
+        }
+        for tier in result["tiers"]
+    ]
+
+
+def _summary(result: EvaluationResult, metric: str) -> str:
+    data = result["data"]
+    facts = {
+        "Data": data["name"],
+        "Training cut-off": data["cutoff"],
+        "Target": f"items ordered within {data['horizon_days']:g} days of the request",
+        "Test customers": f"{result['customers']:,} linked customers with both permissions (level 3)",
+        "Requests": f"{result['requests']:,}",
+    }
+    if "fingerprint" in data:
+        facts["Fingerprint of the data"] = data["fingerprint"]
+    pairs = "".join(f"<dt>{escape(name)}</dt><dd>{escape(fact)}</dd>" for name, fact in facts.items())
+    findings = [
+        _finding(contrast["name"], row)
+        for contrast in result["contrasts"]
+        for row in contrast["rows"]
+        if row["metric"] == metric
+    ]
+    return f"<dl>{pairs}</dl>" + (f"<ul>{''.join(findings)}</ul>" if findings else "")
+
+
+def _finding(contrast: str, row: ContrastRow) -> str:
+    better, baseline, difference = row["better"], row["baseline"], row["difference"]
+    if difference["low"] > 0:
+        verdict = f"{better} is better than {baseline}"
+    elif difference["high"] < 0:
+        verdict = f"{better} is worse than {baseline}"
+    else:
+        verdict = f"no difference between {better} and {baseline} is shown"
+    relative = "" if row["relative"] is None else f", {row['relative']:+.1%} of {baseline}"
+    text = f"{verdict}: {_interval_text(difference, sign='+')} {row['metric']}{relative} ({contrast})"
+    return f"<li>{escape(text)}</li>"
+
+
+def _estimand(data: DataFigures) -> str:
+    return _section(
+        "estimand",
+        "What is compared",
+        "<p>All tiers answer the same requests of the same customers: linked level-3 customers, who have "
+        "given both permissions, at the same instants. The target is the same too: the items that the "
+        f"customer ordered within the next {data['horizon_days']:g} days. What differs is only what "
+        "a tier may read: in its training, in the request, or in both, as each comparison below says. All "
+        "items are ranked; there are no sampled candidates.</p>",
+        "<p>Brackets hold 95 % intervals. They come from a bootstrap over customers, who are drawn with all "
+        "their requests. Differences are paired: both tiers are scored on the same drawn customers. To "
+        "compare two tiers, read the interval of their difference, not the overlap of their two "
+        "intervals.</p>",
+        "<p>The figures hold for customers who consent. The quality of the answers that level-1 customers "
+        "receive cannot be observed, because nothing about these customers is kept; consenting customers may "
+        "differ from them.</p>",
+    )
+
+
+def _scores(result: EvaluationResult, metric: str) -> str:
+    figure = lift_figure(result["tiers"], result["contrasts"], metric)
+    return _section(
+        "scores",
+        "Score of each permission level",
+        _figure(
+            figure,
+            "lift",
+            f"{metric} of each tier, and differences between tiers, with intervals",
+            "On the left the score of each tier: further right is better. On the right, where tiers were "
+            "compared, the paired difference: a bar that stays right of the line at 0 shows a lift, one that "
+            "crosses it shows none.",
+        ),
+        _tier_table(result["tiers"], "All metrics of each tier, with 95 % intervals"),
+    )
+
+
+def _contrast(contrast: Contrast) -> str:
+    rows = [
+        [
+            row["better"],
+            row["baseline"],
+            row["metric"],
+            _interval_text(row["difference"], sign="+"),
+            _NOTHING if row["relative"] is None else f"{row['relative']:+.1%}",
+        ]
+        for row in contrast["rows"]
+    ]
+    header = ["tier", "against", "metric", "difference", "relative"]
+    name = contrast["name"]
+    parts = [f"<p>{escape(contrast['explanation'])}</p>"]
+    if rows:
+        parts.append(_table(f"Paired differences: {name}", header, rows))
+    if contrast["tiers"]:
+        parts.append(_tier_table(contrast["tiers"], f"All metrics of each tier: {name}"))
+    return _section("", f"Comparison: {name}", *parts)
+
+
+def _history(rows: Sequence[HistoryRow], metric: str) -> str:
+    if not rows:
+        return ""
+    figure = history_figure(rows, metric)
+    tiers = list(dict.fromkeys(row["tier"] for row in rows))
+    cells = {(row["tier"], row["bucket"]): _history_cell(row, metric) for row in rows}
+    body = [[tier, *(cells.get((tier, bucket), _NOTHING) for bucket in HISTORY_BUCKETS)] for tier in tiers]
+    return _section(
+        "history",
+        "Score by length of history",
+        f"<p>Groups of fewer than {MINIMUM_GROUP} customers are not shown.</p>",
+        _figure(
+            figure,
+            "history-figure",
+            f"{metric} of each tier by the number of items in the customer's history, with intervals",
+            "Each line is a tier. Look at where the lines part: there a longer permitted history pays.",
+        ),
+        _table(
+            f"{metric} by number of items in the permitted history, with the number of customers",
+            ["tier", *HISTORY_BUCKETS],
+            body,
+        ),
+    )
+
+
+def _history_cell(row: HistoryRow, metric: str) -> str:
+    if row["customers"] < MINIMUM_GROUP:
+        return _TOO_FEW
+    return f"{_interval_text(row['metrics'].get(metric))}; {row['customers']:,} customers"
+
+
+def _lists(tiers: Sequence[TierFigures], metric: str) -> str:
+    header = ["tier", "coverage", "novelty (bits)", "diversity", "popularity bias"]
+    has_gini = any("exposure_gini" in tier for tier in tiers)
+    rows = [
+        [
+            tier["tier"],
+            _share(tier["coverage"]),
+            _number(tier["novelty"]),
+            _number(tier["diversity"]),
+            _number(tier["popularity_bias"]),
+            *([_number(tier.get("exposure_gini"))] if has_gini else []),
+        ]
+        for tier in tiers
+    ]
+    return _section(
+        "lists",
+        "What the lists are made of",
+        "<p>Coverage is the share of the catalogue that stands in at least one list. Novelty is the mean "
+        "self-information of a recommended item: one bit more means half as popular. Diversity is the share "
+        "of pairs within a list that are of different categories. Popularity bias says how many times as "
+        "popular as the average item a recommended item is. A Gini coefficient of exposure of 0 shows all "
+        "items equally often; near 1, a few items take every place.</p>",
+        _figure(
+            coverage_figure(tiers, metric),
+            "coverage-figure",
+            f"{metric} of each tier against its coverage of the catalogue",
+            "Up is more accurate, right is more of the catalogue. A tier towards the upper right is better "
+            "on both.",
+        ),
+        _table(
+            "Composition of the recommended lists",
+            [*header, "exposure (Gini)"] if has_gini else header,
+            rows,
+        ),
+    )
+
+
+def _funnel(rows: Sequence[FunnelRow]) -> str:
+    if not rows:
+        return ""
+    reasons = list(dict.fromkeys(reason for row in rows for reason in row["excluded"]))
+    body = [
+        [
+            f"{row['tier']} from {row['source']}",
+            f"{row['rows_in']:,}",
+            f"{row['rows_kept']:,}",
+            *(f"{row['excluded'].get(reason, 0):,}" for reason in reasons),
+        ]
+        for row in rows
+    ]
+    return _section(
+        "funnel",
+        "What consent let through",
+        "<p>Each model is trained only on rows whose permission held from the event to the training cut-off. "
+        "A row that is excluded counts under the first reason that applies.</p>",
+        _figure(
+            funnel_figure(rows),
+            "funnel-figure",
+            "Share of the rows that were kept, and that each reason excluded, by tier and source",
+            "The first part of each bar is what was kept; the other parts are the reasons why rows were not. "
+            "A long part for one reason shows where data are lost.",
+        ),
+        _table("Rows by tier and source", ["tier and source", "rows in", "kept", *reasons], body),
+    )
+
+
+def _notes(notes: Sequence[str]) -> str:
+    if not notes:
+        return ""
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return _section("notes", "Notes", f"<ul>{items}</ul>")
+
+
+def _section(identifier: str, heading: str, *parts: str) -> str:
+    mark = f' id="{identifier}"' if identifier else ""
+    return "\n".join(
+        [f"<section>\n<h2{mark}>{escape(heading)}</h2>", *(part for part in parts if part), "</section>"]
+    )
+
+
+def _figure(figure: Figure | None, identifier: str, label: str, caption: str) -> str:
+    if figure is None:
+        return "<p>There is nothing to draw: every group is too small or empty.</p>"
+    opening = f'<svg role="img" aria-label="{escape(label)}"'
+    svg = to_svg(figure, identifier).replace("<svg", opening, 1)
+    return f"<figure>\n{svg}\n<figcaption>{escape(label)}. {escape(caption)}</figcaption>\n</figure>"
+
+
+def _tier_table(tiers: Sequence[TierFigures], caption: str) -> str:
+    """Metrics down, tiers across: there are more metrics than tiers."""
+    rows = [
+        [name, *(_interval_text(tier["metrics"].get(name)) for tier in tiers)]
+        for name in _metric_names(tiers)
+    ]
+    return _table(caption, ["metric", *(tier["tier"] for tier in tiers)], rows)
+
+
+def _table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose first column names the row; it scrolls by itself, also by keyboard."""
+    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
+    body = "\n".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+        + "</tr>"
+        for row in rows
+    )  # fmt: skip
+    return (
+        f'<div class="scroll" role="region" aria-label="{escape(caption)}" tabindex="0">\n'
+        f"<table>\n<caption>{escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n"
+        f"<tbody>\n{body}\n</tbody>\n</table>\n</div>"
+    )
+
+
+def _headline_metric(result: EvaluationResult) -> str:
+    """NDCG at the first cutoff, or else the first metric of the first tier."""
+    names = _metric_names(result["tiers"])
+    wanted = f"ndcg@{result['cutoffs'][0]}"
+    return wanted if wanted in names else names[0]
+
+
+def _metric_names(tiers: Sequence[TierFigures]) -> list[str]:
+    return list(dict.fromkeys(name for tier in tiers for name in tier["metrics"]))
+
+
+def _interval_text(figures: IntervalFigures | None, sign: str = "") -> str:
+    if figures is None:
+        return _NOTHING
+    return f"{figures['mean']:{sign}.4f} [{figures['low']:{sign}.4f}, {figures['high']:{sign}.4f}]"
+
+
+def _number(value: float | None) -> str:
+    return _NOTHING if value is None else f"{value:.3f}"
+
+
+def _share(value: float | None) -> str:
+    return _NOTHING if value is None else f"{value:.1%}"
+
+
+def _markdown(cell: str) -> str:
+    return escape(cell, quote=False).replace("|", "\\|").replace("\n", " ")
