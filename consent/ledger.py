@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from consentier.consent.permissions import CONTACT_CHANNELS, Permission, Source
 from consentier.consent.records import PURPOSES, ConsentRecord, Link, SubjectKind, microseconds
@@ -26,6 +27,8 @@ from consentier.consent.timeline import (
 )
 
 __all__ = ["Ledger", "LinkStanding", "Standing"]
+
+_Entry = TypeVar("_Entry", ConsentRecord, Link)
 
 _KIND_OF: dict[Source, SubjectKind] = {Source.ONLINE: "visitor", Source.CRM: "customer"}
 
@@ -86,9 +89,9 @@ class Ledger:
         )
 
     def append(self, records: Iterable[ConsentRecord]) -> int:
-        """Take in records; return how many were new."""
+        """Take in records, all or (if one is malformed) none; return how many were new."""
         before = self._position
-        for record in records:
+        for record in _all_of(ConsentRecord, records):
             versions = self._versions.setdefault(record.record_id, [])
             if record in versions:
                 continue
@@ -98,9 +101,9 @@ class Ledger:
         return self._position - before
 
     def append_links(self, links: Iterable[Link]) -> int:
-        """Take in identity links; return how many were new."""
+        """Take in identity links, all or (if one is malformed) none; return how many were new."""
         before = self._position
-        for link in links:
+        for link in _all_of(Link, links):
             of_customer = self._links_of_customer.setdefault(link.customer_id, [])
             if link in of_customer:
                 continue
@@ -306,6 +309,14 @@ class Ledger:
             for record_id in ids
         )
         return claims_of((versions for versions in visible if versions), subject)
+
+
+def _all_of(kind: type[_Entry], entries: Iterable[_Entry]) -> list[_Entry]:
+    taken = list(entries)
+    for entry in taken:
+        if not isinstance(entry, kind):
+            raise TypeError(f"the ledger expected a {kind.__name__}, got {type(entry).__name__}")
+    return taken
 
 
 def _known(known_at: dt.datetime | None) -> int | None:

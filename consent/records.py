@@ -46,9 +46,18 @@ def microseconds(instant: dt.datetime) -> int:
     return (instant - _EPOCH) // _MICROSECOND
 
 
+def _in_utc(instant: dt.datetime, where: str) -> dt.datetime:
+    """The same instant in UTC: in a zone with summer time, equal readings may be different instants."""
+    try:
+        microseconds(instant)
+        return instant.astimezone(dt.UTC)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise LedgerError(f"{where}: {error}") from error
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class ConsentRecord:
-    """One decision of one subject on one permission.
+    """One decision of one subject on one permission. Times are kept in UTC.
 
     Attributes
     ----------
@@ -109,10 +118,7 @@ class ConsentRecord:
             value = getattr(self, name)
             if value is None and name in ("valid_to", "double_opt_in_at"):
                 continue
-            try:
-                microseconds(value)
-            except (TypeError, ValueError) as error:
-                raise LedgerError(f"consent record {self.record_id!r}: {name}: {error}") from error
+            object.__setattr__(self, name, _in_utc(value, f"consent record {self.record_id!r}: {name}"))
 
     def _require_one_of(self, name: str, allowed: frozenset[str]) -> None:
         value = getattr(self, name)
@@ -152,7 +158,5 @@ class Link:
             )
         if self.linked_at is None:
             return
-        try:
-            microseconds(self.linked_at)
-        except (TypeError, ValueError) as error:
-            raise LedgerError(f"identity link of visitor {self.visitor_id!r}: linked_at: {error}") from error
+        where = f"identity link of visitor {self.visitor_id!r}: linked_at"
+        object.__setattr__(self, "linked_at", _in_utc(self.linked_at, where))

@@ -43,6 +43,7 @@ SYNTHETIC_EVIDENCE = "synthetic: data set has no consents; for benchmarking only
 Tables = dict[str, pa.Table]
 
 _TIME = pa.timestamp("us", tz="UTC")
+_YEAR_10000 = 253_402_300_800  # seconds since the Unix epoch; the contract's times end before it
 _CONFIG_FILE = "consentier.toml"
 
 # Data sets that tell no times. Each part of their published split stands on one day; the year is far from any
@@ -207,6 +208,7 @@ def _is_text(type_: pa.DataType) -> bool:
 
 _INTEGER = _Kind("integers", pt.is_integer, pa.int64())
 _NUMBER = _Kind("numbers", lambda type_: pt.is_integer(type_) or pt.is_floating(type_), pa.float64())
+_SECONDS = _Kind("seconds since the Unix epoch", _NUMBER.accepts, pa.float64())
 _TEXT = _Kind("texts", _is_text, pa.string())
 _INSTANT = _Kind(
     "instants (timestamp in UTC)",
@@ -236,6 +238,10 @@ def _read(path: Path, columns: Mapping[str, _Kind]) -> pa.Table:
     for name, kind in columns.items():
         if kind is _NUMBER:
             _require(path, name, pc.is_finite(table[name]), "a finite number")
+        elif kind is _SECONDS:
+            past, future = pc.less(table[name], 0), pc.greater_equal(table[name], _YEAR_10000)
+            good = pc.and_(pc.is_finite(table[name]), pc.invert(pc.or_(past, future)))
+            _require(path, name, good, "seconds since the Unix epoch, up to the year 9999")
     return table
 
 
@@ -337,7 +343,7 @@ def _noon(day: dt.datetime, table: pa.Table) -> pa.Array:
 
 
 def _line_numbers(*keys: pa.ChunkedArray) -> pa.Array:
-    """Number the rows that share their keys from 1, in the order in which they stand."""
+    """Number the rows that share their keys, from 1 and in the order in which they stand."""
     joined = pc.binary_join_element_wise(*keys, "\x1f", null_handling="replace")
     codes = joined.combine_chunks().dictionary_encode().indices.to_numpy()
     order = np.argsort(codes, kind="stable")
@@ -366,7 +372,7 @@ def _first_seen(visitors: pa.Table, tables: Mapping[str, pa.Table]) -> pa.Chunke
 
 # --- click logs -------------------------------------------------------------------------------------------
 
-_CLICKS = {"session_id": _INTEGER, "item_id": _INTEGER, "pos": _INTEGER, "ts": _NUMBER}
+_CLICKS = {"session_id": _INTEGER, "item_id": _INTEGER, "pos": _INTEGER, "ts": _SECONDS}
 
 
 def _click_log(cutoff: dt.datetime) -> Callable[[Path], Tables]:
@@ -386,19 +392,22 @@ def _click_log(cutoff: dt.datetime) -> Callable[[Path], Tables]:
         # The position breaks ties, so that clicks of one second keep their order within the session.
         ts = pc.add(microseconds, clicks["pos"]).cast(_TIME)
         sessions = _ids(clicks["session_id"])
-        return _shop(source, events=_events(sessions, ts, clicks, "view"))
+        return _shop(source, events=_events(sessions, sessions, ts, clicks, "view"))
 
     return convert
 
 
 def _events(
-    visitors: pa.ChunkedArray, ts: pa.Array | pa.ChunkedArray, rows: pa.Table, event_type: str
+    visitors: pa.ChunkedArray,
+    sessions: pa.Array | pa.ChunkedArray,
+    ts: pa.Array | pa.ChunkedArray,
+    rows: pa.Table,
+    event_type: str,
 ) -> pa.Table:
-    """Events of visitors whose rows are one session."""
     return pa.table(
         {
             "visitor_id": visitors,
-            "session_id": visitors,
+            "session_id": sessions,
             "ts": ts,
             "item_id": _ids(rows["item_id"]),
             "event_type": _every(event_type, rows),
@@ -412,11 +421,7 @@ _PAIRS = {"user_id": _INTEGER, "item_id": _INTEGER}
 
 
 def _gowalla(source: Path) -> Tables:
-    parts = []
-    for part, day in (("train", _TRAINING_DAY), ("test", _TEST_DAY)):
-        pairs = _read(source / f"{part}.parquet", _PAIRS)
-        parts.append(_events(_ids(pairs["user_id"]), _noon(day, pairs), pairs, "view"))
-    return _shop(source, events=pa.concat_tables(parts))
+    return _shop(source, orders=_orders_of_parts(source, {"train": _TRAINING_DAY, "test": _TEST_DAY}))
 
 
 _AGE_BANDS = {
@@ -442,22 +447,28 @@ _OCCUPATIONS = dict(
 
 
 def _movielens1m(source: Path) -> Tables:
-    parts = []
-    for part, day in (
-        ("train", _TRAINING_DAY),
-        ("val_foldin", _TRAINING_DAY),
-        ("test_foldin", _TRAINING_DAY),
-        ("val_heldout", _VALIDATION_DAY),
-        ("test_heldout", _TEST_DAY),
-    ):
-        pairs = _read(source / f"{part}.parquet", _PAIRS)
-        parts.append(_single_line_orders(pairs, _noon(day, pairs), part))
+    days = {
+        "train": _TRAINING_DAY,
+        "val_foldin": _TRAINING_DAY,
+        "test_foldin": _TRAINING_DAY,
+        "val_heldout": _VALIDATION_DAY,
+        "test_heldout": _TEST_DAY,
+    }
     return _shop(
         source,
-        orders=pa.concat_tables(parts),
+        orders=_orders_of_parts(source, days),
         customers=_movielens_customers(source / "users.parquet"),
         items=_movielens_items(source / "movies.parquet"),
     )
+
+
+def _orders_of_parts(source: Path, days: Mapping[str, dt.datetime]) -> pa.Table:
+    """The pairs of each part of a split, all on the day of that part."""
+    parts = []
+    for part, day in days.items():
+        pairs = _read(source / f"{part}.parquet", _PAIRS)
+        parts.append(_single_line_orders(pairs, _noon(day, pairs), part))
+    return pa.concat_tables(parts)
 
 
 def _single_line_orders(pairs: pa.Table, ts: pa.Array, part: str) -> pa.Table:
@@ -506,11 +517,11 @@ def _movielens_items(path: Path) -> pa.Table:
 
 def _taobao(source: Path) -> Tables:
     carts = _read(source / "carts.parquet", _PAIRS)
-    parts = []
-    for part, day in (("train", _TRAINING_DAY), ("test", _TEST_DAY)):
-        pairs = _read(source / f"orders_{part}.parquet", _PAIRS)
-        parts.append(_single_line_orders(pairs, _noon(day, pairs), part))
-    events = _events(_pseudonyms(carts["user_id"]), _noon(_TRAINING_DAY, carts), carts, "cart")
+    orders = _orders_of_parts(source, {"orders_train": _TRAINING_DAY, "orders_test": _TEST_DAY})
+    visitors = _pseudonyms(carts["user_id"])
+    # A visit per cart, as an order per pair: nothing says which belong together.
+    visits = pc.binary_join_element_wise(visitors, _line_numbers(visitors), "-")
+    events = _events(visitors, visits, _noon(_TRAINING_DAY, carts), carts, "cart")
     users = pc.unique(carts["user_id"])
     identities = pa.table(
         {
@@ -520,7 +531,7 @@ def _taobao(source: Path) -> Tables:
             "evidence": pa.repeat("synthetic: one user of the data set", len(users)),
         }
     )
-    return _shop(source, events=events, orders=pa.concat_tables(parts), identities=identities)
+    return _shop(source, events=events, orders=orders, identities=identities)
 
 
 def _pseudonyms(users: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -655,7 +666,7 @@ ADAPTERS: Mapping[str, Adapter] = MappingProxyType(
                 _RETAILROCKET_SPLIT,
                 8,
             ),
-            Adapter("gowalla", "check-ins of users, without times", _gowalla, _TEST_DAY, 1),
+            Adapter("gowalla", "places that users visited, without times", _gowalla, _TEST_DAY, 1),
             Adapter(
                 "movielens1m",
                 "films that users liked, and attributes of the users, without times",

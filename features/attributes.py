@@ -1,11 +1,11 @@
-"""Customers' attributes as inputs of a model: fitted with scikit-learn, written down for NumPy."""
+"""Customers' attributes as inputs of a model: what scikit-learn would learn, written down plainly."""
 
 from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
-from sklearn.preprocessing import KBinsDiscretizer, OneHotEncoder
+from sklearn.preprocessing import OneHotEncoder
 
 from consentier.models.attribute_encoding import (
     AttributeEncoder,
@@ -16,6 +16,8 @@ from consentier.models.attribute_encoding import (
 
 __all__ = ["fit_attributes"]
 
+_NARROWEST_BIN = 1e-8
+
 
 def fit_attributes(
     attributes: pa.Table, *, first_input: int, bins: int = 5, min_persons: int = 10
@@ -23,7 +25,9 @@ def fit_attributes(
     """Learn levels and bin edges from the permitted customers' attributes.
 
     Texts and truth values become one input per level (`OneHotEncoder`); levels with fewer than `min_persons`
-    persons share one. Numbers become quantile bins (`KBinsDiscretizer`). A missing value has no input.
+    persons share one. Numbers become quantile bins, as scikit-learn's `KBinsDiscretizer` cuts them; quantiles
+    that coincide, because many customers have the same number, make one edge. A missing value has no input,
+    and a column that tells nobody apart has none either.
 
     Parameters
     ----------
@@ -68,15 +72,11 @@ def _fit_number(
     distinct = np.unique(numbers)
     if numbers.size < min_persons or distinct.size < 2:
         return None
-    binning = KBinsDiscretizer(
-        n_bins=min(bins, int(distinct.size)),
-        encode="ordinal",
-        strategy="quantile",
-        quantile_method="averaged_inverted_cdf",
-        subsample=None,
-    )
-    edges = binning.fit(numbers.reshape(-1, 1)).bin_edges_[0]
-    return NumberColumn(name, tuple(float(edge) for edge in edges[1:-1]), first_input)
+    parts = np.linspace(0, 100, min(bins, int(distinct.size)) + 1)
+    edges = np.percentile(numbers, parts, method="averaged_inverted_cdf")
+    edges = edges[np.ediff1d(edges, to_begin=np.inf) > _NARROWEST_BIN]
+    inner = tuple(float(edge) for edge in edges[1:-1])
+    return NumberColumn(name, inner, first_input) if inner else None
 
 
 def _fit_category(

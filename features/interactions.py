@@ -58,7 +58,7 @@ def interactions(
     source_weights, event_weights
         Weights by name. A source that is not named counts 0.
     encoder
-        Encoder of attributes whose inputs start behind the items; None for no attributes.
+        Encoder of attributes whose inputs start behind the items; None for no attributes. Sessions have none.
 
     Notes
     -----
@@ -66,20 +66,20 @@ def interactions(
     """
     rows = permitted.rows
     item_ids, items = _codes(rows["item_id"])
-    histories_by = _session_keys(rows) if by_session else rows["person"]
-    names, histories = _codes(histories_by)
+    persons, person_of_row = _codes(rows["person"])
+    histories, owners = person_of_row, np.arange(len(persons), dtype=np.int64)
+    if by_session:
+        histories, owners = _sessions(rows, person_of_row)
     weights = _weights(rows, source_weights, event_weights)
     entries, values = _largest_then_summed(
         histories, items, _codes(rows["source"])[1], weights, len(item_ids)
     )
     row, column = np.divmod(entries, max(len(item_ids), 1))
-    shape = (len(names), len(item_ids))
+    shape = (owners.size, len(item_ids))
     matrix = sp.csr_matrix((values.astype(np.float32), (row, column)), shape=shape)
     matrix.eliminate_zeros()
-    if encoder is not None and permitted.attributes is not None:
-        matrix = _with_attributes(matrix, names, permitted.attributes, encoder)
-    owners = np.empty(len(names), dtype=np.int64)
-    owners[histories] = _codes(rows["person"])[1]
+    if encoder is not None and permitted.attributes is not None and not by_session:
+        matrix = _with_attributes(matrix, persons, permitted.attributes, encoder)
     return Interactions(item_ids, matrix, owners)
 
 
@@ -99,9 +99,13 @@ def _codes(column: pa.ChunkedArray) -> tuple[tuple[str, ...], NDArray[np.int64]]
     return tuple(distinct.to_pylist()), codes.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-def _session_keys(rows: pa.Table) -> pa.ChunkedArray:
-    """Sessions of different visitors are different sessions, whatever their ids."""
-    return pc.binary_join_element_wise(rows["person"], pc.fill_null(rows["session_id"], ""), "\x1f")
+def _sessions(
+    rows: pa.Table, person_of_row: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Session of each row and person of each session; no session belongs to two visitors."""
+    ids, id_of_row = _codes(pc.fill_null(rows["session_id"], ""))
+    pairs, session_of_row = np.unique(person_of_row * len(ids) + id_of_row, return_inverse=True)
+    return session_of_row.astype(np.int64), pairs // max(len(ids), 1)
 
 
 def _weights(

@@ -52,8 +52,8 @@ ORDER_STATES: Final = ("ordered", "cancelled", "returned")
 USAGE_TYPES: Final = ("use", "service", "refill")
 
 _VIEW, _CLICK, _CART, _REMOVE, _FAVOURITE, _UNFAVOURITE, _ORDER = range(len(EVENT_TYPES))
-_DIRECT_ORDERS_PER_DAY: Final = 0.03
-_CONVERSION: Final = 0.28
+_DIRECT_ORDERS_PER_DAY: Final = 0.034
+_CONVERSION: Final = 0.37
 _PERSISTENCE: Final = 0.15
 _LOOKS_BACK: Final = 0.1
 

@@ -31,7 +31,7 @@ DAY: Final = 24 * HOUR
 NEVER: Final = np.iinfo(np.int64).max
 
 _ONLINE_FAVOURITES: Final = 6
-_CRM_FAVOURITES: Final = 2
+_CRM_FAVOURITES: Final = 3
 _ARCHETYPES: Final = 12
 _ARCHETYPE_STYLES: Final = 8
 _SEGMENTS: Final = 9
@@ -84,12 +84,12 @@ class SimulationConfig:
         If a field is out of its range.
     """
 
-    customers: int = 3000
+    customers: int = 4000
     items: int = 600
-    days: int = 120
+    days: int = 112
     seed: int = 7
     start: dt.datetime = dt.datetime(2026, 1, 5, tzinfo=dt.UTC)
-    horizon_days: int = 14
+    horizon_days: int = 28
     session_signal: float = 0.8
     online_signal: float = 0.95
     crm_signal: float = 0.95

@@ -355,11 +355,10 @@ class TableValidator:
             raise self._error(min(fatal, key=lambda failure: failure.row))
 
     def _failure(self, chunk: Chunk, column: Column, rule: Rule, index: int) -> RowFailure:
-        value = chunk.batch.column(column.name)[index].as_py() if rule in _QUOTING else None
-        quotable = value is not None and not column.personal
+        quotable = rule in _QUOTING and not column.personal
         return RowFailure(
             self._schema.name, column.name, rule, int(chunk.rows[index]),
-            value=str(value)[:_EXCERPT] if quotable else None, file=chunk.file,
+            value=_excerpt(chunk.batch.column(column.name)[index]) if quotable else None, file=chunk.file,
         )  # fmt: skip
 
     def _count(self, failure: RowFailure, count: int) -> None:
@@ -499,6 +498,15 @@ _EXPECTED = {
     ColumnType.WHOLE: "an integer",
     ColumnType.FLAG: "true or false",
 }
+
+
+def _excerpt(value: pa.Scalar) -> str | None:
+    """The beginning of a value as text; None for a nested one."""
+    if pa.types.is_nested(value.type):
+        return None
+    if pa.types.is_timestamp(value.type):  # may lie beyond what Python can show as a time
+        return f"{value.value} {value.type.unit} after 1970"
+    return str(value.as_py())[:_EXCERPT]
 
 
 def _is_droppable_grant(consents: pa.Table) -> _Mask:

@@ -68,7 +68,7 @@ __all__ = [
     "write_run",
 ]
 
-JSON: TypeAlias = "None | bool | int | float | str | Sequence[JSON] | Mapping[str, JSON]"
+JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
 #: The version that this release writes, and the only one it reads.
 FORMAT_VERSION = 1
@@ -98,7 +98,7 @@ _NPY_ALIGNMENT = 64
 
 # Arrays that stand together and have a meaning in the format.
 _ITEM_INDEX = frozenset({"item_ids", "item_offsets"})
-_WEIGHTS = frozenset({"weights_indptr", "weights_indices", "weights_data"})
+_WEIGHTS = frozenset({"indptr", "indices", "data"})
 
 # What each tier reads, and the permission that takes: no other combination is a bundle.
 TIERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxyType(
@@ -430,7 +430,7 @@ def check_csr(
     data: NDArray[Any],
     shape: tuple[int, int],
     *,
-    name: str = "matrix",
+    prefix: str = "",
 ) -> None:
     """Check that three arrays are a canonical compressed sparse row matrix.
 
@@ -444,8 +444,8 @@ def check_csr(
         Float or integer, shape (entries,), finite.
     shape
         Rows and columns.
-    name
-        How messages call the matrix.
+    prefix
+        What stands before ``indptr``, ``indices`` and ``data`` in the names of the arrays, for messages.
 
     Raises
     ------
@@ -460,37 +460,37 @@ def check_csr(
     for part, array, kinds in (("indptr", indptr, "iu"), ("indices", indices, "iu"), ("data", data, "fiu")):
         if array.ndim != 1 or array.dtype.kind not in kinds:
             raise BundleMalformed(
-                f"{name}_{part} must be one-dimensional {'numbers' if 'f' in kinds else 'integers'}, got "
+                f"{prefix}{part} must be one-dimensional {'numbers' if 'f' in kinds else 'integers'}, got "
                 f"{array.dtype} of shape {array.shape}"
             )
     entries = indices.size
     if not indptr.size or indptr.size != rows + 1:
-        raise BundleMalformed(f"{name}_indptr has {indptr.size} entries; {rows} rows need {rows + 1}")
+        raise BundleMalformed(f"{prefix}indptr has {indptr.size} entries; {rows} rows need {rows + 1}")
     if data.size != entries:
-        raise BundleMalformed(f"{name}_data has {data.size} entries and {name}_indices {entries}")
+        raise BundleMalformed(f"{prefix}data has {data.size} entries and {prefix}indices {entries}")
     if indptr[0] != 0 or indptr[-1] != entries:
         raise BundleMalformed(
-            f"{name}_indptr runs from {indptr[0]} to {indptr[-1]}; expected 0 to {entries}, the number of "
+            f"{prefix}indptr runs from {indptr[0]} to {indptr[-1]}; expected 0 to {entries}, the number of "
             "entries"
         )
     descending = np.flatnonzero(indptr[1:] < indptr[:-1])
     if descending.size:
-        raise BundleMalformed(f"{name}_indptr descends at row {descending[0]}")
-    _check_columns(indptr, indices, columns, name)
+        raise BundleMalformed(f"{prefix}indptr descends at row {descending[0]}")
+    _check_columns(indptr, indices, columns, prefix)
     infinite = np.flatnonzero(~np.isfinite(data))
     if infinite.size:
         row = _row_of(indptr, infinite[0])
-        raise BundleMalformed(f"{name}_data holds {data[infinite[0]]} in row {row}; weights must be finite")
+        raise BundleMalformed(f"{prefix}data holds {data[infinite[0]]} in row {row}; weights must be finite")
 
 
-def _check_columns(indptr: NDArray[Any], indices: NDArray[Any], columns: int, name: str) -> None:
+def _check_columns(indptr: NDArray[Any], indices: NDArray[Any], columns: int, prefix: str) -> None:
     if not indices.size:
         return
     for extreme in (int(indices.argmin()), int(indices.argmax())):
         if not 0 <= indices[extreme] < columns:
             raise BundleMalformed(
-                f"{name}_indices holds column {indices[extreme]} in row {_row_of(indptr, extreme)}; the matrix "
-                f"has {columns} columns"
+                f"{prefix}indices holds column {indices[extreme]} in row {_row_of(indptr, extreme)}; the "
+                f"matrix has {columns} columns"
             )
     unsorted = indices[1:] <= indices[:-1]
     boundaries = indptr[1:-1].astype(np.int64)
@@ -498,7 +498,7 @@ def _check_columns(indptr: NDArray[Any], indices: NDArray[Any], columns: int, na
     bad = np.flatnonzero(unsorted)
     if bad.size:
         row = _row_of(indptr, bad[0] + 1)
-        raise BundleMalformed(f"{name}_indices of row {row} do not ascend without duplicates")
+        raise BundleMalformed(f"{prefix}indices of row {row} do not ascend without duplicates")
 
 
 def _row_of(indptr: NDArray[Any], position: int | np.integer) -> int:
@@ -525,7 +525,7 @@ def _open_once(path: Path, verify: bool, expected_digest: str | None) -> Bundle:
 
 @contextmanager
 def _opened_directory(path: Path) -> Iterator[int]:
-    real = os.path.basename(os.path.realpath(path))  # unlike Path.resolve it bears a loop of links
+    real = Path(os.path.realpath(path)).name  # unlike Path.resolve it bears a loop of links
     if real.startswith(".") and real.endswith(_PARTIAL):
         raise BundleMalformed(
             f"bundle {path}: half-written, its writer was interrupted; delete it and publish the model again"
@@ -687,8 +687,8 @@ def _check_item_index(_: Manifest, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def _check_weights(manifest: Manifest, arrays: Mapping[str, NDArray[Any]]) -> None:
-    indptr, indices, data = (arrays[f"weights_{part}"] for part in ("indptr", "indices", "data"))
-    check_csr(indptr, indices, data, (indptr.shape[0] - 1, manifest.item_count), name="weights")
+    indptr = arrays["indptr"]
+    check_csr(indptr, arrays["indices"], arrays["data"], (indptr.shape[0] - 1, manifest.item_count))
 
 
 # --- Manifest -------------------------------------------------------------------------------------

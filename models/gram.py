@@ -91,6 +91,12 @@ class GramStatistics:
                 "min_persons=2 or more"
             )
 
+    def supported(self) -> NDArray[np.bool_]:
+        """Mark the entries, aligned with ``gram.data``, behind which there are `min_persons` or more."""
+        if self.persons is None:
+            return np.ones(self.gram.nnz, dtype=np.bool_)
+        return np.asarray(self.persons >= self.min_persons)
+
     def digest(self) -> str:
         """Return the SHA-256 of the statistics, in hexadecimal; equal wherever they are computed."""
         sha = hashlib.sha256(f"{self.row_exponent!r} {self.min_persons} {self.truncated}".encode())
@@ -363,8 +369,8 @@ def _check_sums(rows: sparse.csr_matrix, weights: NDArray[np.int64]) -> None:
         worst = int(diagonal.argmax())
         raise OverflowError(
             f"the weights of input {worst} add up to {diagonal[worst] * GRAM_UNIT:.3g} full interactions, "
-            f"more than the {_LARGEST_SUM * GRAM_UNIT:.3g} that fixed-point sums take: lower the weights, raise "
-            "row_exponent, or train on a shorter period"
+            f"more than the {_LARGEST_SUM * GRAM_UNIT:.3g} that fixed-point sums take: lower the weights, "
+            "raise row_exponent, or train on a shorter period"
         )
 
 

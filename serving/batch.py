@@ -77,8 +77,8 @@ def score_customers(
 ) -> BatchSummary:
     """Write recommendations for everyone whom a channel may reach, as one Parquet file.
 
-    On the CRM side one customer is one ``customer_id``; customers without the channel's contact permission get
-    no row. On the online side one ``visitor_id`` is scored for each visitor with an online permission; all
+    On the CRM side rows are keyed by ``customer_id``; customers without the channel's contact permission get
+    none. On the online side they are keyed by ``visitor_id``, for visitors with an online permission; all
     others are answered at request time, from their session, and no file names them.
 
     Parameters
@@ -162,8 +162,8 @@ def catalogue_of(shop: ShopTables) -> Catalogue | None:
 def profiles_of(shop: ShopTables, at: dt.datetime) -> Profiles:
     """The histories that a shop holds at an instant, as stores that the recommender can ask.
 
-    Online: what visitors did, without what they took back. CRM: order lines that stand (``order``) and product
-    usage (``usage``); attributes are those of the customers table. Nothing at or after `at`, no sensitive item.
+    Online: what visitors did, removals left out. CRM: order lines that stand (``order``) and product usage
+    (``usage``). Attributes are those of the customers table. Nothing at or after `at`, and no sensitive item.
 
     Parameters
     ----------
@@ -328,8 +328,11 @@ def _owners(
     if side is Side.CRM or engine.policy.switches.shared_device_login:
         return {}
     customers = sorted(set(shop.identities["customer_id"].to_pylist()))
+    separate = engine.policy.switches.fusion_purpose
     return {
-        visitor: customer for customer in customers for visitor in ledger.linked_visitors(customer, at=at)
+        visitor: customer
+        for customer in customers
+        for visitor in ledger.linked_visitors(customer, at=at, fusion_purpose=separate)
     }
 
 

@@ -32,8 +32,16 @@ class Catalogue:
     sensitive: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "available", frozenset(self.available) - frozenset(self.sensitive))
-        object.__setattr__(self, "sensitive", frozenset(self.sensitive))
+        for name in ("available", "sensitive"):
+            value: object = getattr(self, name)
+            if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+                raise TypeError(f"Catalogue: {name} must be a collection of item ids, not {value!r}")
+            ids = frozenset(value)
+            for item in ids:
+                if not isinstance(item, str):
+                    raise TypeError(f"Catalogue: {name} holds {item!r}; item ids are strings")
+            object.__setattr__(self, name, ids)
+        object.__setattr__(self, "available", self.available - self.sensitive)
 
     @classmethod
     def of(
@@ -46,13 +54,20 @@ class Catalogue:
         source
             A catalogue; item ids (all available); a mapping from item id to ``{"available": …, "sensitive":
             …}``; or the path of an ``items`` table as CSV or Parquet (Parquet needs pyarrow).
+
+        Raises
+        ------
+        DataError
+            If the table cannot be read, or a row names no item or is neither true nor false where it must be.
+        TypeError
+            If an item id is no string.
         """
         if isinstance(source, Catalogue):
             return source
         if isinstance(source, str | Path):
             return cls._from_rows(_read(Path(source)), f"catalogue {source}")
         if isinstance(source, Mapping):
-            return cls._from_rows(({"item_id": item, **facts} for item, facts in source.items()), "catalogue")
+            return cls._from_rows(({**facts, "item_id": item} for item, facts in source.items()), "catalogue")
         return cls(frozenset(source))
 
     @classmethod
@@ -83,6 +98,13 @@ def _flag(value: object, *, default: bool, where: str) -> bool:
 def _read(path: Path) -> Iterable[Mapping[str, Any]]:
     if not path.is_file():
         raise DataError(f"catalogue {path}: there is no such file")
+    try:
+        return _rows_of(path)
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"catalogue {path}: cannot be read: {error}") from error
+
+
+def _rows_of(path: Path) -> Iterable[Mapping[str, Any]]:
     if path.suffix == ".parquet":
         try:
             import pyarrow.parquet as pq

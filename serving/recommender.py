@@ -43,6 +43,10 @@ __all__ = ["ConsentLedger", "Recommender"]
 _log = logging.getLogger("consentier.serving")
 
 _NOBODY = PermittedView(frozenset())
+_NO_ITEMS = Scored((), ())
+
+# The states in which the session of a visit may leave a trace in the answer's basis.
+_ONLINE_STATES = frozenset({State.ONLINE, State.BOTH_LINKED, State.BOTH_UNLINKED})
 
 
 class ConsentLedger(Protocol):
@@ -60,10 +64,26 @@ class ConsentLedger(Protocol):
         ...
 
     def linked_visitors(
-        self, customer_id: str, *, at: dt.datetime, known_at: dt.datetime | None = None
+        self,
+        customer_id: str,
+        *,
+        at: dt.datetime,
+        known_at: dt.datetime | None = None,
+        fusion_purpose: bool = False,
     ) -> Sequence[str]:
-        """The visitors whose link with a customer holds at an instant."""
+        """The visitors whose data may be joined to a customer's at an instant."""
         ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Found:
+    """What one tier found, and all that the rest of the answer needs to know of the person."""
+
+    tier: Tier
+    view: PermittedView = _NOBODY
+    scored: Scored = _NO_ITEMS
+    digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    not_again: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +108,11 @@ class Recommender:
         Why a tier has no model, by tier.
     audit_key
         Key of the input digests. By default drawn anew for each recommender.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `audit_key` is not bytes, or empty.
     """
 
     scorers: Mapping[Tier, LinearScorer]
@@ -97,6 +122,12 @@ class Recommender:
     profiles: Profiles | None = None
     problems: Mapping[Tier, str] = dataclasses.field(default_factory=dict)
     audit_key: bytes = dataclasses.field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.audit_key, bytes):
+            raise TypeError(f"audit_key must be bytes, not {type(self.audit_key).__name__}")
+        if not self.audit_key:
+            raise ValueError("audit_key is empty: digests without a key can be guessed; give a secret one")
 
     @classmethod
     def load(
@@ -156,9 +187,10 @@ class Recommender:
                     popular = PopularScorer(bundle, known)
                 else:
                     scorers[tier] = LinearScorer(bundle, known)
-            except (BundleError, KeyError, ValueError, OSError) as error:
-                problems[tier] = str(error)
-                _log.warning("the %s tier has no model: %s", tier, error)
+            except Exception as error:  # noqa: BLE001 - a bundle's fault, whatever it is, lowers the tier
+                known_fault = isinstance(error, BundleError | OSError)
+                problems[tier] = str(error) if known_fault else f"{type(error).__name__}: {error}"
+                _log.warning("the %s tier has no model: %s", tier, problems[tier])
         if not scorers and popular is None:
             details = "; ".join(f"{tier}: {problem}" for tier, problem in problems.items())
             raise BundleMissing(f"{root}: no bundle can be used: {details}")
@@ -186,21 +218,23 @@ class Recommender:
         """
         if not isinstance(request, Request):
             raise TypeError(f"recommend takes a consentier.Request, not {type(request).__name__}")
-        resolution, reasons = self._resolve(request)
+        instant = request.at if request.at is not None else dt.datetime.now(dt.UTC)
+        resolution, reasons = self._resolve(request, instant)
         route = self.policy.route(resolution, request.channel, vouched=request.linked)
         query = _query(request, route.side)
         passed_over = list(reasons)
         for tier in route.tiers:
             if tier is Tier.POPULAR:
-                continue  # it fills up every list, this one from the first place on
-            view, scored, problem = self._try(tier, request, resolution, route, query)
-            if scored is not None and scored.items:
-                return self._answer(tier, scored, view, request, resolution, route, query, passed_over)
-            passed_over.append(f"{tier}: {problem}")
-        if not route.tiers:
-            return self._nothing(request, resolution, route, passed_over)
-        nothing = Scored((), ())
-        return self._answer(Tier.POPULAR, nothing, _NOBODY, request, resolution, route, query, passed_over)
+                found, problem = _Found(tier), ""  # the list itself is what fills up
+            else:
+                found, problem = self._try(tier, request, instant, route, query)
+            if not problem:
+                answer = self._answer(found, request, resolution, route, query, passed_over)
+                if answer is not None:
+                    return answer
+            else:
+                passed_over.append(f"{tier}: {problem}")
+        return self._nothing(request, resolution, route, passed_over)
 
     def similar(self, item_id: str, *, n: int = 10, exclude: Iterable[str] = ()) -> Answer:
         """Items like one item. Reads no person."""
@@ -216,17 +250,27 @@ class Recommender:
         )
         wanted = frozenset(event.item_id for event in request.session if isinstance(event, Event))
         query = dataclasses.replace(_query(request, Side.ONLINE), exclude=frozenset(request.exclude) | wanted)
-        scorer = self.scorers.get(Tier.SESSION)
-        scored = None if scorer is None else scorer.related(wanted, query)
-        reasons: list[str] = []
-        if scored is None or not scored.items:
-            reasons.append(f"session: {self.problems.get(Tier.SESSION, 'the model knows none of the items')}")
-            tier, scored = Tier.POPULAR, Scored((), ())
-        else:
-            tier = Tier.SESSION
-        return self._answer(tier, scored, _NOBODY, request, Resolution(), route, query, reasons)
+        resolution, reasons = Resolution(), list[str]()
+        found, problem = self._related(wanted, query)
+        if problem:
+            reasons.append(f"{Tier.SESSION}: {problem}")
+        answer = self._answer(found, request, resolution, route, query, reasons)
+        return self._nothing(request, resolution, route, reasons) if answer is None else answer
 
-    def _resolve(self, request: Request) -> tuple[Resolution, tuple[str, ...]]:
+    def _related(self, items: frozenset[str], query: Query) -> tuple[_Found, str]:
+        """What goes with some items; nothing, and why, if the model cannot tell."""
+        scorer = self.scorers.get(Tier.SESSION)
+        if scorer is None:
+            return _Found(Tier.POPULAR), self.problems.get(Tier.SESSION, "there is no model")
+        try:
+            scored = scorer.related(items, query)
+        except Exception as error:  # noqa: BLE001 - a model's fault lowers the tier and is reported
+            return _Found(Tier.POPULAR), _fault(Tier.SESSION, error)
+        if scored is None or not scored.items:
+            return _Found(Tier.POPULAR), "the model knows nothing that goes with these items"
+        return _Found(Tier.SESSION, scored=scored), ""
+
+    def _resolve(self, request: Request, instant: dt.datetime) -> tuple[Resolution, tuple[str, ...]]:
         permission = request.permission
         if self.ledger is None:
             if permission is None:
@@ -236,7 +280,7 @@ class Recommender:
             resolution = self.ledger.resolve(
                 visitor_id=request.visitor_id,
                 customer_id=request.customer_id,
-                at=request.at if request.at is not None else dt.datetime.now(dt.UTC),
+                at=instant,
             )
             if not isinstance(resolution, Resolution):
                 raise TypeError(f"the ledger returned {type(resolution).__name__}")
@@ -248,108 +292,107 @@ class Recommender:
         return resolution.intersected(permission), ()
 
     def _try(
-        self, tier: Tier, request: Request, resolution: Resolution, route: Route, query: Query
-    ) -> tuple[PermittedView, Scored | None, str]:
-        """One tier's attempt: the view it read, what it found, and why nothing, if so."""
+        self, tier: Tier, request: Request, instant: dt.datetime, route: Route, query: Query
+    ) -> tuple[_Found, str]:
+        """One tier's attempt: what it found, or why it found nothing."""
         scorer = self.scorers.get(tier)
         if scorer is None:
-            return _NOBODY, None, self.problems.get(tier, "there is no model")
+            return _Found(tier), self.problems.get(tier, "there is no model")
         try:
-            view = view_of(
-                request,
-                sources_of(tier, route.side),
-                self.profiles,
-                self._devices(tier, request),
-            )
+            sources = sources_of(tier, route.side)
+            view = view_of(request, sources, self.profiles, self._devices(tier, request, instant))
             scored = scorer.answer(view, query)
+            if scored is None:
+                return _Found(tier), "the permitted history holds nothing that the model knows"
+            if not scored.items:
+                return _Found(tier), "nothing that may be shown has a score"
+            # All that a store's data can still upset is done here, where a fault lowers the tier.
+            digests = self._digests(view, route.state)
+            return _Found(tier, view, scored, digests, scorer.not_again(view)), ""
         except Exception as error:  # noqa: BLE001 - a store's or model's fault lowers the tier and is reported
-            _log.warning("the %s tier failed: %s", tier, type(error).__name__)
-            return _NOBODY, None, f"failed with {type(error).__name__}"
-        if scored is None:
-            return view, None, "the permitted history holds nothing that the model knows"
-        return view, scored, "nothing that may be shown has a score"
+            return _Found(tier), _fault(tier, error)
 
-    def _devices(self, tier: Tier, request: Request) -> Sequence[str] | None:
+    def _devices(self, tier: Tier, request: Request, instant: dt.datetime) -> Sequence[str] | None:
         """Fused reads the union over the linked devices; every other tier, the request's own device."""
         if tier is not Tier.FUSED or self.ledger is None or self.profiles is None:
             return None
         if request.customer_id is None:
             return None
-        at = request.at if request.at is not None else dt.datetime.now(dt.UTC)
-        return self.ledger.linked_visitors(request.customer_id, at=at)
+        return self.ledger.linked_visitors(
+            request.customer_id, at=instant, fusion_purpose=self.policy.switches.fusion_purpose
+        )
 
     def _answer(
         self,
-        tier: Tier,
-        scored: Scored,
-        view: PermittedView,
+        found: _Found,
         request: Request,
         resolution: Resolution,
         route: Route,
         query: Query,
-        passed_over: Sequence[str],
-    ) -> Answer:
-        missing = query.n - len(scored.items)
-        filling: list[str] = []
-        if missing and self.popular is not None:
-            shown = frozenset(scored.items) | _not_again(tier, self.scorers, view, query)
-            filling = self.popular.top(dataclasses.replace(query, n=missing), without=shown)
-        if not scored.items and not filling:
-            return self._nothing(
-                request, resolution, route, [*passed_over, "popular: there is nothing to show"]
-            )
-        return Answer(
-            items=(*scored.items, *filling),
-            scores=(*scored.scores, *(0.0,) * len(filling)),
-            tier=tier,
-            basis=self._basis(
-                tier, view, request, resolution, route, passed_over,
-                fill_digest=self.popular.digest if filling and self.popular is not None else None,
-                unknown_items=scored.unknown_items,
-                filled=len(filling),
-            ),
-        )  # fmt: skip
+        passed_over: list[str],
+    ) -> Answer | None:
+        """A tier's items, filled up from the popular list where the policy names it; None without any."""
+        items, scores = found.scored.items, found.scored.scores
+        filling: Sequence[str] = ()
+        if len(items) < query.n and Tier.POPULAR in route.tiers:
+            filling, problem = self._fill(found, query)
+            if problem:
+                passed_over.append(f"{Tier.POPULAR}: {problem}")
+        if not items and not filling:
+            return None
+        basis = self._basis(found, request, resolution, route, passed_over, filled=len(filling))
+        return Answer((*items, *filling), (*scores, *(0.0,) * len(filling)), found.tier, basis)
+
+    def _fill(self, found: _Found, query: Query) -> tuple[Sequence[str], str]:
+        """The rest of a list from the popular one; and what is wrong with that one, if so."""
+        if self.popular is None:
+            return (), self.problems.get(Tier.POPULAR, "there is no list")
+        items = found.scored.items
+        missing = dataclasses.replace(query, n=query.n - len(items))
+        try:
+            filling = self.popular.top(missing, without=frozenset(items) | found.not_again)
+        except Exception as error:  # noqa: BLE001 - a model's fault shortens the list and is reported
+            return (), _fault(Tier.POPULAR, error)
+        return filling, "" if items or filling else "there is nothing to show"
 
     def _nothing(
         self, request: Request, resolution: Resolution, route: Route, passed_over: Sequence[str]
     ) -> Answer:
-        basis = self._basis(Tier.NONE, _NOBODY, request, resolution, route, passed_over)
+        basis = self._basis(_Found(Tier.NONE), request, resolution, route, passed_over)
         return Answer((), (), Tier.NONE, basis)
 
     def _basis(
         self,
-        tier: Tier,
-        view: PermittedView,
+        found: _Found,
         request: Request,
         resolution: Resolution,
         route: Route,
         passed_over: Sequence[str],
         *,
-        fill_digest: str | None = None,
-        unknown_items: int = 0,
         filled: int = 0,
     ) -> Basis:
-        scorer = self.scorers.get(tier)
+        scorer = self.scorers.get(found.tier)
         return Basis(
-            reason=f"{'; '.join(route.reasons)}: {_WHAT[tier]}",
+            reason=f"{'; '.join(route.reasons)}: {_WHAT[found.tier]}",
             reasons=(*resolution.reasons, *route.reasons, *passed_over),
             state=route.state,
             side=route.side,
             policy_version=self.policy.version,
             bundle_digest=None if scorer is None else scorer.digest,
-            fill_digest=fill_digest,
-            sources=tuple(sorted(view.sources)),
-            input_digests=self._digests(view) if resolution.permission.level > 1 else {},
+            fill_digest=self.popular.digest if filled and self.popular is not None else None,
+            sources=tuple(sorted(found.view.sources)),
+            input_digests=dict(found.digests),
             ledger_position=resolution.ledger_position,
             contact=None if resolution.contact is None else tuple(sorted(resolution.contact)),
-            unknown_items=unknown_items,
+            unknown_items=found.scored.unknown_items,
             filled=filled,
-            at=None if request.at is None else request.at.astimezone(dt.UTC).isoformat(),
+            at=None if request.at is None else request.at.isoformat(),
         )
 
-    def _digests(self, view: PermittedView) -> dict[str, str]:
+    def _digests(self, view: PermittedView, state: State) -> dict[str, str]:
+        """Keyed digests of what was read. Without online permission a session leaves none."""
         inputs: dict[str, Any] = {}
-        if Source.SESSION in view.sources:
+        if Source.SESSION in view.sources and state in _ONLINE_STATES:
             inputs["session"] = [_plain(event) for event in view.session]
         if Source.ONLINE in view.sources:
             inputs["online"] = [_plain(event) for event in view.online_history]
@@ -377,18 +420,23 @@ def _query(request: Request, side: Side) -> Query:
     return Query(
         n=request.n,
         side=side,
-        placement=request.placement,
-        exclude=frozenset(request.exclude),
+        exclude=frozenset(request.exclude) | _on_the_page(request, side),
         allow=None if request.allow is None else frozenset(request.allow),
     )
 
 
-def _not_again(
-    tier: Tier, scorers: Mapping[Tier, LinearScorer], view: PermittedView, query: Query
-) -> frozenset[str]:
-    """Items of the permitted history that must not come back as filling either."""
-    scorer = scorers.get(tier)
-    return frozenset() if scorer is None else scorer.not_again(view, query)
+def _on_the_page(request: Request, side: Side) -> frozenset[str]:
+    """The item that a product page shows: part of the question, whichever tier answers it."""
+    *_, last = (None, *request.session)
+    if request.placement != "product" or side is not Side.ONLINE or not isinstance(last, Event):
+        return frozenset()
+    return frozenset({last.item_id})
+
+
+def _fault(tier: Tier, error: Exception) -> str:
+    """A fault in words that quote no data: an exception's message may hold some."""
+    _log.warning("the %s tier failed: %s", tier, type(error).__name__)
+    return f"failed with {type(error).__name__}"
 
 
 def _plain(event: Event) -> list[Any]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from consentier.consent import Channel, Permission, microseconds
 from consentier.models.attribute_encoding import AttributeValue
 
-__all__ = ["Event", "Item", "Request"]
+__all__ = ["Event", "Item", "Request", "attributes_of", "events_of"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Event:
     item_id
         The shop's id of the item.
     ts
-        When; None where the shop does not say. With times, older events weigh less.
+        When; None where the shop does not say. Times put the histories of several devices into one order.
     event_type
         ``view``, ``cart``, ``order``, … ; None counts as the source's ordinary event.
     quantity
@@ -72,9 +72,9 @@ class Request:
         Master data (CRM data).
     placement
         Where on the page the answer is shown. On ``product`` the last item of the session is the one that the
-        customer is looking at, and is not recommended.
+        customer is looking at, and no tier on the online side recommends it.
     at
-        The instant of the request; now by default.
+        The instant of the request, kept in UTC; now by default.
     n
         How many items.
     exclude, allow
@@ -103,10 +103,10 @@ class Request:
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
-        set_field(self, "session", _events(self.session, "session"))
+        set_field(self, "session", events_of(self.session, "session"))
         for name in ("online_history", "crm_history"):
             value = getattr(self, name)
-            set_field(self, name, None if value is None else _events(value, name))
+            set_field(self, name, None if value is None else events_of(value, name))
         if self.permission is not None and not isinstance(self.permission, Permission):
             raise TypeError(
                 f"Request: permission must be a consentier.Permission or None, not {self.permission!r}"
@@ -119,9 +119,9 @@ class Request:
             if value is not None and not isinstance(value, str):
                 raise TypeError(f"Request: {name} must be a string or None, not {type(value).__name__}")
         if self.attributes is not None:
-            set_field(self, "attributes", _attributes(self.attributes))
+            set_field(self, "attributes", attributes_of(self.attributes))
         if self.at is not None:
-            microseconds(self.at)
+            set_field(self, "at", _in_utc(self.at))
         if isinstance(self.n, bool) or not isinstance(self.n, int):
             raise TypeError(f"Request: n must be a whole number, not {type(self.n).__name__}")
         if self.n < 1:
@@ -131,7 +131,22 @@ class Request:
             set_field(self, "allow", _ids(self.allow, "allow"))
 
 
-def _events(value: Iterable[Item], name: str) -> tuple[Event, ...]:
+def _in_utc(at: dt.datetime) -> dt.datetime:
+    microseconds(at)
+    try:
+        return at.astimezone(dt.UTC)
+    except OverflowError:
+        raise ValueError(f"Request: at is {at.isoformat()}, which no calendar holds in UTC") from None
+
+
+def events_of(value: Iterable[Item], name: str) -> tuple[Event, ...]:
+    """Check a history and turn its items into events.
+
+    Raises
+    ------
+    TypeError
+        If it is no sequence of item ids or events.
+    """
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise TypeError(
             f"Request: {name} must be a sequence of item ids or Events, not {type(value).__name__}"
@@ -168,7 +183,14 @@ def _channel(value: object) -> Channel:
     raise TypeError(f"Request: channel must be a consentier.Channel, not {type(value).__name__}")
 
 
-def _attributes(value: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:
+def attributes_of(value: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:
+    """Check and copy attributes.
+
+    Raises
+    ------
+    TypeError
+        If they are no mapping of names to texts, numbers, truth values and None.
+    """
     if not isinstance(value, Mapping):
         raise TypeError(f"Request: attributes must be a mapping, not {type(value).__name__}")
     for name, content in value.items():

@@ -24,6 +24,9 @@ from consentier.serving.view import PermittedView
 
 __all__ = ["LinearScorer", "PopularScorer", "Query", "Scored", "ScoringSettings"]
 
+_NO_INTEREST = frozenset({"remove", "unfavourite", "cancelled", "returned"})
+"""Types of events that end an interest: training leaves them out, and so does the input of a model."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Query:
@@ -31,7 +34,6 @@ class Query:
 
     n: int
     side: Side
-    placement: str | None = None
     exclude: frozenset[str] = frozenset()
     allow: frozenset[str] | None = None
 
@@ -170,7 +172,7 @@ class LinearScorer:
     def __init__(self, bundle: Bundle, catalogue: Catalogue | None) -> None:
         arrays = bundle.arrays
         self.digest = bundle.digest
-        index = ItemIndex(arrays["item_ids"], arrays["item_offsets"])
+        index = ItemIndex(arrays["item_ids"], arrays["item_offsets"], verify=False)  # open_bundle did
         settings = dict(bundle.manifest.scoring)
         encoded = settings.pop("attributes", [])
         self._settings = ScoringSettings.from_json(settings)
@@ -193,7 +195,7 @@ class LinearScorer:
             inputs.update(dict.fromkeys(attributes, share / len(attributes)))
         if not inputs:
             return None
-        hidden = {self._number(item) for item in self.not_again(view, query)}
+        hidden = {self._number(item) for item in self.not_again(view)}
         return self._top(inputs, query, hidden, unknown)
 
     def related(self, items: Iterable[str], query: Query) -> Scored | None:
@@ -209,7 +211,8 @@ class LinearScorer:
         unknown = 0
         for source, events in _by_source(view):
             scale = self._settings.source_weights.get(source, 0.0)
-            latest = events[-self._settings.max_history :]
+            shown = [event for event in events if event.event_type not in _NO_INTEREST]
+            latest = shown[-self._settings.max_history :]
             weights: dict[int, float] = {}
             for distance, event in enumerate(reversed(latest)):
                 number = self._number(event.item_id)
@@ -232,17 +235,14 @@ class LinearScorer:
     def _number(self, item: str) -> int:
         return -1 if item in self._shelf.sensitive else self._shelf.index.index(item)
 
-    def not_again(self, view: PermittedView, query: Query) -> frozenset[str]:
+    def not_again(self, view: PermittedView) -> frozenset[str]:
         """Items of the permitted history that are not recommended again, scored or not."""
-        items = {
+        return frozenset(
             event.item_id
             for source, events in _by_source(view)
             if source in self._settings.hide
             for event in events
-        }
-        if query.placement == "product" and view.session:
-            items.add(view.session[-1].item_id)
-        return frozenset(items)
+        )
 
     def _top(
         self, inputs: Mapping[int, float], query: Query, hidden: Iterable[int], unknown: int
@@ -270,7 +270,7 @@ class PopularScorer:
 
     def __init__(self, bundle: Bundle, catalogue: Catalogue | None) -> None:
         self.digest = bundle.digest
-        index = ItemIndex(bundle.arrays["item_ids"], bundle.arrays["item_offsets"])
+        index = ItemIndex(bundle.arrays["item_ids"], bundle.arrays["item_offsets"], verify=False)
         self._shelf = _Shelf(index, catalogue)
         self._order = {side: self._ranking(bundle, side) for side in Side}
         known = set(index.ids(np.arange(len(index))))

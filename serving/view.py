@@ -12,7 +12,7 @@ from typing import cast
 
 from consentier.consent import Source
 from consentier.models.attribute_encoding import AttributeValue
-from consentier.serving.request import Event, Item, Request
+from consentier.serving.request import Event, Item, Request, attributes_of, events_of
 
 __all__ = ["PermittedView", "Profiles", "view_of"]
 
@@ -63,7 +63,13 @@ def view_of(
     profiles
         Stores to ask for histories that the request does not bring (None: there are none).
     devices
-        The visitors whose online data may be read together; None: the request's own visitor alone.
+        The visitors whose online data may be read together; None: the request's own visitor alone. Their
+        events are put in order of time where all have times, and stand device by device elsewhere.
+
+    Raises
+    ------
+    TypeError
+        If a store returns what a request may not bring either.
     """
     return PermittedView(
         sources=sources,
@@ -86,7 +92,15 @@ def _online(request: Request, profiles: Profiles | None, devices: Sequence[str] 
         return ()
     if devices is None:
         devices = () if request.visitor_id is None else (request.visitor_id,)
-    return tuple(event for device in devices for event in profiles.online.get(device, ()))
+    events = tuple(
+        event
+        for device in devices
+        for event in events_of(profiles.online.get(device, ()), "the online history in the profile store")
+    )
+    times = [event.ts for event in events if event.ts is not None]
+    if len(devices) < 2 or len(times) < len(events):
+        return events
+    return tuple(events[position] for position in sorted(range(len(events)), key=times.__getitem__))
 
 
 def _crm(request: Request, profiles: Profiles | None) -> tuple[Event, ...]:
@@ -94,7 +108,7 @@ def _crm(request: Request, profiles: Profiles | None) -> tuple[Event, ...]:
         return _events(request.crm_history)
     if profiles is None or request.customer_id is None:
         return ()
-    return tuple(profiles.crm.get(request.customer_id, ()))
+    return events_of(profiles.crm.get(request.customer_id, ()), "the CRM history in the profile store")
 
 
 def _attributes(request: Request, profiles: Profiles | None) -> Mapping[str, AttributeValue]:
@@ -102,4 +116,4 @@ def _attributes(request: Request, profiles: Profiles | None) -> Mapping[str, Att
         return request.attributes
     if profiles is None or request.customer_id is None:
         return _NO_ATTRIBUTES
-    return profiles.attributes.get(request.customer_id, _NO_ATTRIBUTES)
+    return attributes_of(profiles.attributes.get(request.customer_id, _NO_ATTRIBUTES))

@@ -25,7 +25,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from consentier.consent import Source, Tier
+from consentier.consent import Source
 from consentier.errors import ConfigError
 from consentier.features.schemas import EVENT_TYPES
 
@@ -223,11 +223,24 @@ class Config(_Section):
     tracking: TrackingConfig = TrackingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     session: TierConfig = TierConfig(
-        neighbours=300, regularisation=30.0, row_exponent=0.15, item_exponent=0.4, max_history=50
+        neighbours=300,
+        regularisation=30.0,
+        row_exponent=0.15,
+        item_exponent=0.4,
+        repeat_weight=0.1,
+        max_history=50,
     )
-    online: TierConfig = TierConfig(regularisation=10.0)
-    crm: TierConfig = TierConfig(regularisation=10.0, hide=("crm",), attribute_weight=0.5)
-    fused: TierConfig = TierConfig(regularisation=10.0, hide=("crm",), attribute_weight=0.5)
+    online: TierConfig = TierConfig(
+        regularisation=10.0, repeat_weight=0.1, source_weights={"session": 3.0, "online": 1.0, "crm": 0.0}
+    )
+    crm: TierConfig = TierConfig(regularisation=30.0, repeat_weight=0.3, attribute_weight=0.5)
+    fused: TierConfig = TierConfig(
+        regularisation=50.0,
+        repeat_weight=0.6,
+        source_weights={"session": 5.0, "online": 1.0, "crm": 4.0},
+        event_weights={"view": 1.0, "click": 1.0, "cart": 1.0, "favourite": 1.0, "order": 1.0, "usage": 1.0},
+        attribute_weight=0.5,
+    )
 
     @field_validator("session", "online", "crm", "fused", mode="before")
     @classmethod
@@ -242,19 +255,6 @@ class Config(_Section):
             if isinstance(value.get(name), Mapping)
         }
         return {**defaults, **value, **weights}
-
-    def tier(self, tier: Tier) -> TierConfig:
-        """The configuration of one of the four models.
-
-        Raises
-        ------
-        ValueError
-            If the tier has no model (popular, none).
-        """
-        if tier in (Tier.SESSION, Tier.ONLINE, Tier.CRM, Tier.FUSED):
-            section: TierConfig = getattr(self, tier.value)
-            return section
-        raise ValueError(f"the {tier} tier has no model to configure")
 
     def with_cutoff(self, cutoff: dt.datetime) -> Config:
         """The same configuration with another training cut-off.

@@ -3,8 +3,8 @@
 Three populations, the first that the data can show:
 
 * *permissions*: customers with both permissions and a lawful link. One request per customer, at the cut-off,
-  with the last visit before it as the running session; the target is what they order within the horizon and
-  had not ordered before. Only such customers can be asked as each level in turn.
+  with the last visit before it as the running session; the target is what they order within the horizon.
+  Only such customers can be asked as each level in turn.
 * *orders*: customers with the CRM permission, where too few are linked. Popular list against CRM tier.
 * *next item*: sessions after the cut-off, where there are no orders. Every prefix of a session predicts its
   next item.
@@ -74,7 +74,6 @@ class _Case:
     all_history: tuple[Event, ...]
     crm_history: tuple[Event, ...]
     attributes: Mapping[str, AttributeValue]
-    ordered_before: frozenset[str]
     target: tuple[str, ...]
 
     def history_length(self) -> int:
@@ -246,8 +245,7 @@ def _permissions(
         ),
     ]
     notes = [
-        "Candidates are the items that the customer had not ordered before, for every tier alike, so that no "
-        "tier gains by knowing what not to show.",
+        "The target is every item that the customer orders within the horizon, also one ordered before.",
         "The running session of a test customer is the last visit before the cut-off.",
     ]
     by_history = _by_history(cases, judged, world)
@@ -274,7 +272,7 @@ def _orders(
     notes = [
         "Too few customers are linked with both permissions, so what each permission adds cannot be shown: "
         "these are customers with the CRM permission, asked once, at the cut-off.",
-        "Candidates are the items that the customer had not ordered before, for every tier alike.",
+        "The target is every item that the customer orders within the horizon, also one ordered before.",
     ]
     figures = [_figures(tier, lists[tier], judged[tier], world) for tier in lists]
     by_history = _by_history(cases, judged, world)
@@ -351,7 +349,7 @@ def _links(ledger: Ledger, start: dt.datetime, end: dt.datetime, policy: Policy)
 def _cases(
     online: PermittedRows, crm: PermittedRows, links: Mapping[str, str], start: dt.datetime
 ) -> list[_Case]:
-    """Linked customers with an order of something new in the test period, in order of their ids."""
+    """Linked customers with an order in the test period, in order of their ids."""
     instant = microseconds(start)
     visits = _by_person(online.rows, {f"visitor:{visitor}" for visitor in links})
     devices: dict[str, list[str]] = {}
@@ -398,12 +396,10 @@ def _crm_cases_of(
     attributes = _attributes_of(crm.attributes)
     for person, rows in sorted(_by_person(crm.rows, wanted).items()):
         before = [row for row in rows if row["ts"] < instant]
-        ordered = frozenset(row["item_id"] for row in before if row["event_type"] == "order")
         target = {row["item_id"] for row in rows if row["ts"] >= instant and row["event_type"] == "order"}
-        if target - ordered:
+        if target:
             history = tuple(Event(row["item_id"], event_type=row["event_type"]) for row in before)
-            new = tuple(sorted(target - ordered))
-            yield _Case((), (), (), history, attributes.get(person, {}), ordered, new), person
+            yield _Case((), (), (), history, attributes.get(person, {}), tuple(sorted(target))), person
 
 
 def _by_person(rows: pa.Table, wanted: set[str] | None) -> dict[str, list[dict[str, Any]]]:
@@ -474,13 +470,13 @@ def _restricted(
     return {str(tier): _ask_all(one_model, tier, cases, world, advance) for tier in tiers}
 
 
-def _popular_request(case: _Case, n: int) -> Request:
+def _popular_request(_: _Case, n: int) -> Request:
     # On the CRM side the list counts orders, which are the target: the harder baseline of the two.
-    return Request(channel=Channel.EMAIL, permission=Permission.NONE, n=n, exclude=case.ordered_before)
+    return Request(channel=Channel.EMAIL, permission=Permission.NONE, n=n)
 
 
 def _session_request(case: _Case, n: int) -> Request:
-    return Request(session=case.session, permission=Permission.NONE, n=n, exclude=case.ordered_before)
+    return Request(session=case.session, permission=Permission.NONE, n=n)
 
 
 def _online_request(case: _Case, n: int) -> Request:
@@ -489,7 +485,6 @@ def _online_request(case: _Case, n: int) -> Request:
         online_history=case.device_history,
         permission=Permission.ONLINE,
         n=n,
-        exclude=case.ordered_before,
     )
 
 
@@ -500,7 +495,6 @@ def _crm_request(case: _Case, n: int) -> Request:
         permission=Permission.CRM,
         channel=Channel.EMAIL,
         n=n,
-        exclude=case.ordered_before,
     )
 
 
@@ -513,7 +507,6 @@ def _fused_request(case: _Case, n: int) -> Request:
         permission=_LEVEL_3,
         linked=True,
         n=n,
-        exclude=case.ordered_before,
     )
 
 
@@ -527,14 +520,12 @@ _REQUESTS: Mapping[Tier, Callable[[_Case, int], Request]] = {
 
 
 def _random(cases: Sequence[_Case], world: _World) -> Lists:
-    """Items drawn at random from the same candidates: what chance alone gives."""
+    """Items drawn at random: what chance alone gives."""
     rng = np.random.default_rng(world.settings.seed)
     names = list(world.items)
-    lists = []
-    for case in cases:
-        order = rng.permutation(len(names))[: world.width + len(case.ordered_before)]
-        lists.append([names[number] for number in order if names[number] not in case.ordered_before])
-    return world.numbers(lists)
+    return world.numbers(
+        [[names[number] for number in rng.permutation(len(names))[: world.width]] for _ in cases]
+    )
 
 
 # ---- Judging -----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The simulator: one shop for one configuration, every situation present, signals planted as strong as asked."""
+"""The simulator: one shop for one configuration, every situation present, signals as strong as asked."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consentier.consent.ledger import ConsentLedger
+from consentier.consent.ledger import Ledger
 from consentier.consent.records import ConsentRecord, Link
 from consentier.errors import DataError
 from consentier.features import simulator
 from consentier.features.schemas import SCHEMAS
 from consentier.features.simulator import SimulatedShop, SimulationConfig, simulate, write_shop
+from consentier.features.simulator_ledger import STORIES
 from consentier.features.tables import read_shop
 from consentier.features.validation import validate_table
 
-SMALL = SimulationConfig(customers=200, items=120, days=60)
+SMALL = SimulationConfig(customers=200, items=120, days=60, horizon_days=14)
 
 
 @functools.cache
@@ -37,20 +38,14 @@ def shop(config: SimulationConfig) -> SimulatedShop:
 
 
 def digest(simulated: SimulatedShop) -> str:
-    hashed = hashlib.sha256()
-    for tables in (simulated.tables, simulated.truth):
-        for name, table in sorted(tables.items()):
-            hashed.update(name.encode())
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, table.schema) as writer:
-                writer.write_table(table.combine_chunks())
-            hashed.update(sink.getvalue())
-    hashed.update(json.dumps(simulated.truth_facts, sort_keys=True).encode())
-    return hashed.hexdigest()
+    tables = {**simulated.tables, **{f"true {name}": table for name, table in simulated.truth.items()}}
+    contents = {name: table.to_pydict() for name, table in tables.items()} | simulated.truth_facts
+    return hashlib.sha256(json.dumps(contents, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def frame(table: pa.Table) -> pd.DataFrame:
-    return table.to_pandas()
+    rows: pd.DataFrame = table.to_pandas()
+    return rows
 
 
 # --- one configuration, one shop ----------------------------------------------------------------------------
@@ -58,6 +53,12 @@ def frame(table: pa.Table) -> pd.DataFrame:
 
 def test_the_same_configuration_gives_the_same_shop_bit_for_bit() -> None:
     assert digest(simulate(SMALL)) == digest(simulate(SMALL))
+
+
+def test_a_shop_is_the_same_on_every_platform() -> None:
+    """Written down once: only a change of the model may change it, no other NumPy or processor."""
+    tiny = SimulationConfig(customers=20, items=40, days=28, horizon_days=14)
+    assert digest(simulate(tiny)) == "5edd4de13dbd28130214245588d425fb4f3e2d3b44ed88a7828baa35ea23b158"
 
 
 def test_another_seed_gives_another_shop() -> None:
@@ -72,8 +73,8 @@ def test_simulate_refuses_anything_but_a_configuration() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("customers", 19), ("customers", 100.0), ("customers", True), ("items", 39), ("days", 27), ("days", 731),
-        ("seed", -1), ("horizon_days", 0), ("session_signal", 1.1), ("online_signal", -0.1),
+        ("customers", 19), ("customers", 100.0), ("customers", True), ("items", 39), ("days", 27),
+        ("days", 731), ("seed", -1), ("horizon_days", 0), ("session_signal", 1.1), ("online_signal", -0.1),
         ("crm_signal", float("nan")), ("attribute_signal", "1"), ("device_share", 0.95), ("link_share", 2),
         ("consent_selection", True), ("start", dt.datetime(2026, 1, 5)), ("start", dt.date(2026, 1, 5)),
         ("start", dt.datetime(2026, 1, 5, 12, tzinfo=dt.UTC)),
@@ -96,6 +97,7 @@ signals = st.sampled_from([0.0, 0.5, 1.0])
         customers=st.integers(20, 60),
         items=st.integers(40, 90),
         days=st.integers(28, 45),
+        horizon_days=st.just(14),
         seed=st.integers(0, 2**32),
         session_signal=signals,
         online_signal=signals,
@@ -168,7 +170,7 @@ def test_popularity_is_skewed_and_days_and_hours_differ() -> None:
     events = frame(shop(SimulationConfig()).tables["events"])
     counts = events.item_id.value_counts()
     assert counts.head(len(counts) // 10).sum() > 0.3 * len(events)
-    by_hour, by_day = events.ts.dt.hour.value_counts(), events.ts.dt.dayofweek.value_counts()
+    by_hour, by_day = events.ts.dt.hour.value_counts(), events.ts.dt.day_of_week.value_counts()
     assert by_hour[20] > 5 * by_hour[3]
     assert by_day[6] > 1.2 * by_day[1]
 
@@ -207,7 +209,7 @@ def test_on_site_orders_are_of_items_viewed_before_and_confirmed_online() -> Non
 def test_every_consent_story_happens() -> None:
     stories = shop(SimulationConfig()).truth_facts["stories"]
     told = {story for side in ("online", "crm") for story, count in stories[side].items() if count}
-    assert told == set(stories["online"]) - {"of age later"}
+    assert told == set(STORIES) - {"of age later"}
     parental = frame(shop(SimulationConfig()).tables["consents"]).query("permission == 'parental'")
     assert set(parental.state) >= {"denied", "granted", "lifted"}
 
@@ -225,10 +227,10 @@ def test_the_ledger_has_the_faults_of_real_ones() -> None:
     assert consents[consents.state == "lifted"].evidence.str.startswith("sha256:").all()
     confirmed = consents[consents.double_opt_in_at.notna()]
     assert set(confirmed.permission) == {"contact:email"}
-    first_event = events.groupby("visitor_id").ts.min()
     online = consents[(consents.permission == "online") & (consents.state == "granted")]
-    after = online.groupby("subject_id").valid_from.min() > first_event
-    assert 0.01 < after[online.subject_id.unique()].mean() < 0.3
+    granted = online.groupby("subject_id").valid_from.min()
+    first_event = events.groupby("visitor_id").ts.min()[granted.index]
+    assert 0.01 < (granted > first_event).mean() < 0.3
 
 
 def test_linkage_is_partial_with_shared_devices_and_unknown_instants() -> None:
@@ -241,7 +243,7 @@ def test_linkage_is_partial_with_shared_devices_and_unknown_instants() -> None:
 
 def test_nearly_half_of_the_customers_are_lawfully_linked_at_the_cutoff() -> None:
     simulated = shop(SimulationConfig())
-    ledger = ConsentLedger(
+    ledger = Ledger(
         [ConsentRecord(**row) for row in simulated.tables["consents"].to_pylist()],
         [Link(**row) for row in simulated.tables["identities"].to_pylist()],
     )
@@ -252,7 +254,7 @@ def test_nearly_half_of_the_customers_are_lawfully_linked_at_the_cutoff() -> Non
 
 @pytest.mark.parametrize(("selection", "low", "high"), [(0.0, -0.06, 0.06), (1.0, 0.3, 1.0)])
 def test_consent_depends_on_taste_only_as_configured(selection: float, low: float, high: float) -> None:
-    config = SimulationConfig(customers=2000, items=60, days=28, consent_selection=selection)
+    config = SimulationConfig(customers=2000, items=60, days=28, horizon_days=14, consent_selection=selection)
     visitors = frame(simulate(config).truth["visitors"])
     willing = visitors.online_story.isin(["granted", "granted late"])
     anonymous = visitors.customer_id.isna()
@@ -270,7 +272,7 @@ def share_in_taste(tastes: np.ndarray, styles: np.ndarray) -> float:
 
 
 def excess_of_direct_orders(simulated: SimulatedShop) -> tuple[float, float]:
-    """How much more often direct orders fall into the own CRM taste than into somebody else's; and 1 / sqrt n."""
+    """How much more often direct orders fall into the own CRM taste than into another's; and 1 / sqrt n."""
     style = frame(simulated.truth["items"]).set_index("item_id")["style"]
     channel = frame(simulated.truth["orders"]).set_index("order_id").channel
     taste = np.stack(simulated.truth["customers"]["crm_taste"].to_pylist())
@@ -300,7 +302,7 @@ def views_of(simulated: SimulatedShop) -> pd.DataFrame:
     return views
 
 
-@pytest.mark.parametrize(("signal", "low", "high"), [(0.0, -0.02, 0.02), (1.0, 0.8, 1.0)])
+@pytest.mark.parametrize(("signal", "low", "high"), [(0.0, -0.02, 0.02), (1.0, 0.5, 1.0)])
 def test_views_follow_the_online_taste_only_where_it_is_planted(
     signal: float, low: float, high: float
 ) -> None:
@@ -362,7 +364,7 @@ def test_which_view_is_ordered_tells_nothing_about_taste() -> None:
 
 @functools.cache
 def accuracy(config: SimulationConfig) -> dict[str, float]:
-    """NDCG@20 on the orders of the test period, by what is known: a plain ridge regression on the histories."""
+    """NDCG@20 on the orders of the test period, by what is known: a ridge regression on the histories."""
     simulated = shop(config)
     owner = frame(simulated.truth["sessions"]).set_index("session_id").customer_id
     events, orders = frame(simulated.tables["events"]), frame(simulated.tables["orders"])
@@ -398,14 +400,15 @@ def counts(rows: pd.DataFrame, config: SimulationConfig) -> np.ndarray:
 
 def directions(matrix: np.ndarray) -> np.ndarray:
     rows = np.log1p(matrix)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    unit: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return unit
 
 
 def item_weights(rows: np.ndarray) -> np.ndarray:
     gram = rows.T @ rows
     gram[np.diag_indices_from(gram)] += 0.3 * np.diag(gram).mean()
     inverse = np.linalg.inv(gram)
-    weights = inverse / -np.diag(inverse)
+    weights: np.ndarray = inverse / -np.diag(inverse)
     np.fill_diagonal(weights, 0.3)
     return weights
 
@@ -424,7 +427,7 @@ def test_the_planted_ordering_of_the_tiers_can_be_recovered() -> None:
     pairs = shop(config).truth_facts["expected_ordering"]
     assert ["online", "fused"] in pairs
     for weaker, stronger in pairs:
-        assert found[stronger] > 1.1 * found[weaker], (weaker, stronger, found)
+        assert found[stronger] > 1.05 * found[weaker], (weaker, stronger, found)
 
 
 def test_without_the_crm_signal_fusion_shows_no_lift() -> None:
@@ -454,7 +457,7 @@ def test_a_written_shop_reads_back_with_truth_and_configuration(tmp_path: Path) 
         "training": {"cutoff": facts["cutoff"]},
         "evaluation": {"horizon_days": SMALL.horizon_days},
     }
-    assert dt.datetime.fromisoformat(facts["cutoff"]) == SMALL.end - dt.timedelta(days=14)
+    assert dt.datetime.fromisoformat(facts["cutoff"]) == SMALL.end - dt.timedelta(days=SMALL.horizon_days)
     assert {path.stem for path in (out / "truth").glob("*.parquet")} == set(simulated.truth)
     assert [path.name for path in out.parent.iterdir()] == ["shop"]
 
@@ -473,7 +476,7 @@ def test_a_directory_in_use_is_replaced_only_by_force(tmp_path: Path) -> None:
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(path: Path, text: str) -> None:
+    def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(simulator, "_write_text", fail)

@@ -200,7 +200,7 @@ def test_integer_ids_become_their_digits_and_floats_are_refused() -> None:
     whole = rows.set_column(3, "item_id", pa.array([7, 8, 9], pa.int32()))
     assert validate_table(whole, SCHEMAS["events"])[0]["item_id"].to_pylist() == ["7", "8", "9"]
     floats = rows.set_column(3, "item_id", pa.array([7.0, 8.0, 9.0]))
-    with pytest.raises(DataError, match="column item_id, row 1: wrong type: '7.0'"):
+    with pytest.raises(DataError, match=r"column item_id, row 1: wrong type: '7\.0'"):
         validate_table(floats, SCHEMAS["events"])
 
 
@@ -420,7 +420,7 @@ def test_a_bad_item_row_goes_only_if_it_is_not_sensitive(sensitive: str | None, 
     if may_go:
         assert validated("items", rows, "drop")[0]["item_id"].to_pylist() == ["i2"]
     else:
-        with pytest.raises(DataError, match="row 1: .*might be, sensitive"):
+        with pytest.raises(DataError, match=r"row 1: .*might be, sensitive"):
             validated("items", rows, "drop")
 
 
@@ -467,10 +467,13 @@ def test_any_changed_cell_is_accepted_or_gives_one_failure_at_its_place(
     name, column = cell
     row = data.draw(st.integers(0, len(VALID[name][column]) - 1))
     rows = changed(name, column, value, row)
+    refusal = ""
     try:
         table, report = validated(name, rows, "drop")
-    except DataError as error:  # rows that may not be dropped
-        assert f"table {name}, column {column}, row {row + 1}: " in str(error)
+    except DataError as error:  # a row that may not be dropped
+        refusal = str(error)
+    if refusal:
+        assert f"table {name}, column {column}, row {row + 1}: " in refusal
         return
     own = [failure for failure in report.failures if failure.rule is not Rule.BESIDE_A_BAD_ROW]
     if not own:

@@ -1,1 +1,1 @@
-"""..."""
+"""The command line: argument parsing and printing; the work is done elsewhere."""

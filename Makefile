@@ -1,0 +1,141 @@
+# Consentier. `make` lists the targets; each says what it is doing.
+# Needs Python 3.11 to 3.13 with venv and a package index that pip reaches. Environments and build results
+# stand in .venv-*/ and .build/, and are made again when the lock or the sources have changed.
+
+PYTHON ?= python3
+PYTEST_ARGS ?= -n 2
+DEMO_OUT ?= demo-output
+
+LOCK := requirements/lock.txt
+LOWER_BOUNDS := requirements/lower-bounds.txt
+PACKAGED := consent features models serving training src
+# Folders stand for files that were removed or renamed.
+SOURCES := pyproject.toml README.md LICENSE scripts/build_distributions.py \
+	$(shell find $(PACKAGED) \( -name __pycache__ -o -name '*.egg-info' \) -prune -o \
+		\( -type d -o -name '*.py' -o -name '*.toml' -o -name py.typed \) -print)
+
+ROOT := $(CURDIR)
+PIP := bin/python -m pip --disable-pip-version-check --quiet
+INSTALL_WHEEL := install --no-deps --no-index --force-reinstall .build/dist/*.whl
+TEST := .venv-test
+SAY := @printf '\n==> %s\n'
+
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types contracts tests test-services test-lower-bounds dev wheel benchmark-import \
+	lock clean
+
+help:  ## Show this list
+	@printf 'Targets (PYTHON=%s):\n' '$(PYTHON)'
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  \1\t\2/p' Makefile | expand -t 22
+
+demo: .venv-demo/.wheel  ## Simulate a shop, train and compare all models, write an HTML report
+	$(SAY) 'Running the demo; results go to $(DEMO_OUT)/'
+	.venv-demo/bin/consentier demo --out '$(DEMO_OUT)' --force
+
+test: lint types contracts tests  ## Lint, types, import contracts and tests, against the built wheel
+	$(SAY) 'All checks passed'
+
+lint: $(TEST)/.requirements  ## Lint and formatting (ruff)
+	$(SAY) 'Linting and checking the formatting'
+	$(TEST)/bin/ruff check .
+	$(TEST)/bin/ruff format --check .
+
+# Outside the tree, so that the installed wheel is checked and not the folders of the tree.
+types: $(TEST)/.wheel  ## Types of the installed wheel (mypy --strict)
+	$(SAY) 'Checking the types of the installed wheel'
+	@mkdir -p .build/outside
+	cd .build/outside && '$(ROOT)/$(TEST)/bin/mypy' --config-file '$(ROOT)/pyproject.toml' \
+		--cache-dir '$(ROOT)/.mypy_cache' -p consentier
+
+contracts: $(TEST)/.wheel  ## Import contracts of the installed wheel (import-linter)
+	$(SAY) 'Checking the import contracts of the installed wheel'
+	@mkdir -p .build/outside
+	cd .build/outside && '$(ROOT)/$(TEST)/bin/lint-imports' --config '$(ROOT)/pyproject.toml' --no-cache --no-logo
+
+tests: $(TEST)/.wheel  ## The tests that need no service (pytest)
+	$(SAY) 'Testing the installed wheel'
+	CONSENTIER_TESTED=wheel $(TEST)/bin/pytest $(PYTEST_ARGS)
+
+test-services: $(TEST)/.wheel  ## The tests against real services: PostgreSQL
+	$(SAY) 'Testing against real services'
+	@echo 'PostgreSQL: its server programs (Debian, Ubuntu: apt-get install postgresql), started for the tests in a'
+	@echo 'temporary directory; or CONSENTIER_TEST_POSTGRESQL=postgresql://... of an empty database for tests.'
+	CONSENTIER_TESTED=wheel $(TEST)/bin/pytest -m service
+
+test-lower-bounds: .venv-lower-bounds/.wheel  ## The tests with the oldest versions allowed (Python 3.11)
+	$(SAY) 'Testing the installed wheel with the oldest versions that pyproject.toml allows'
+	CONSENTIER_TESTED=wheel .venv-lower-bounds/bin/pytest $(PYTEST_ARGS)
+
+dev: .venv/.requirements  ## An editable install with all extras in .venv
+	$(SAY) 'Installing the tree into .venv, editable'
+	.venv/$(PIP) install --no-deps --no-build-isolation --editable .
+	@echo 'Activate it with: . .venv/bin/activate'
+
+wheel: .build/dist/.built  ## Build sdist and wheel into .build/dist
+
+benchmark-import: $(TEST)/.wheel  ## Time of `import consentier` and of the first answer
+	$(SAY) 'Measuring import times, relative to NumPy'
+	$(TEST)/bin/python benchmarks/import_time.py
+
+lock:  ## Resolve requirements/*.txt anew
+	$(SAY) 'Resolving the lock and the lower bounds'
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/$(PIP) install uv
+	rm -f $(LOCK) $(LOWER_BOUNDS)
+	.venv-lock/bin/uv pip compile --quiet --no-annotate --no-emit-index-url --no-emit-find-links \
+		--custom-compile-command 'make lock' --python-version 3.11 --all-extras \
+		-c requirements/constraints.in pyproject.toml --universal -o $(LOCK)
+	.venv-lock/bin/uv pip compile --quiet --no-annotate --no-emit-index-url --no-emit-find-links \
+		--custom-compile-command 'make lock' --python-version 3.11 --all-extras \
+		-c requirements/constraints.in pyproject.toml --resolution lowest-direct -o $(LOWER_BOUNDS)
+
+clean:  ## Remove environments, build results and caches
+	rm -rf .venv .venv-test .venv-demo .venv-build .venv-lock .venv-lower-bounds .build build *.egg-info \
+		.mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# --- environments -----------------------------------------------------------------------------------------
+
+define new_environment
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo '$(PYTHON) is not Python 3.11 to 3.13: name one with make PYTHON=...'; exit 1; }
+	$(PYTHON) -m venv --clear $(@D)
+endef
+
+.venv/.requirements .venv-test/.requirements: $(LOCK)
+	$(SAY) 'Installing the locked requirements into $(@D) (some minutes the first time)'
+	$(new_environment)
+	$(@D)/$(PIP) install --no-compile --no-deps -r $(LOCK)
+	@touch $@
+
+.venv-demo/.requirements: $(LOCK) | .build/dist/.built
+	$(SAY) 'Installing what training needs into $(@D) (some minutes the first time)'
+	$(new_environment)
+	$(@D)/$(PIP) install -c $(LOCK) "$$(ls .build/dist/*.whl)[train]"
+	@touch $@
+
+.venv-lower-bounds/.requirements: $(LOWER_BOUNDS)
+	$(SAY) 'Installing the oldest allowed versions into $(@D)'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo 'the lower bounds are those of Python 3.11: name one with make PYTHON=...'; exit 1; }
+	$(new_environment)
+	$(@D)/$(PIP) install --no-compile --no-deps -r $(LOWER_BOUNDS)
+	@touch $@
+
+.venv-build/.requirements: $(LOCK)
+	$(SAY) 'Installing the build tools into $(@D)'
+	$(new_environment)
+	$(@D)/$(PIP) install -c $(LOCK) build setuptools
+	@touch $@
+
+# --- the wheel --------------------------------------------------------------------------------------------
+
+.build/dist/.built: .venv-build/.requirements $(SOURCES)
+	$(SAY) 'Building sdist and wheel'
+	.venv-build/bin/python scripts/build_distributions.py $(@D)
+	@touch $@
+
+.venv-test/.wheel .venv-demo/.wheel .venv-lower-bounds/.wheel: %/.wheel: %/.requirements .build/dist/.built
+	$(SAY) 'Installing the wheel into $(@D)'
+	$(@D)/$(PIP) $(INSTALL_WHEEL)
+	@touch $@

@@ -1,0 +1,93 @@
+"""``consentier evaluate``: what does each permission level get, on orders that no model has seen?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from consentier.cli.output import (
+    AsJson,
+    BadRows,
+    ConfigPath,
+    Cutoff,
+    OnBadRowsOption,
+    PolicyPath,
+    name_of,
+    note,
+    print_json,
+    print_table,
+    say,
+    write_json,
+)
+from consentier.consent import Policy
+
+
+def evaluate(
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="Directory of the shop's tables, or the URL of a database.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The file of results.")] = Path("evaluation.json"),
+    config: ConfigPath = None,
+    cutoff: Cutoff = None,
+    policy: PolicyPath = None,
+    on_bad_rows: OnBadRowsOption = BadRows.ERROR,
+    as_json: AsJson = False,
+) -> None:
+    """Train on what was before the cut-off, and compare the tiers on the orders after it."""
+    from consentier.features.tables import read_shop
+    from consentier.training.config import load_config
+    from consentier.training.evaluate import evaluate as evaluate_tiers
+
+    settings = load_config(config, data=data)
+    if cutoff is not None:
+        settings = settings.with_cutoff(cutoff)
+    routing = None if policy is None else Policy.load(policy)
+    shop = read_shop(data, on_bad_rows=on_bad_rows.value)
+    evaluation = evaluate_tiers(shop, settings, policy=routing, name=name_of(data))
+    write_json(out, evaluation)
+    if as_json:
+        print_json(evaluation)
+        return
+    print_evaluation(evaluation)
+    say(f"\nwritten to {out}")
+    note(f"next: consentier report {out} --out report.html")
+
+
+def print_evaluation(evaluation: Mapping[str, Any]) -> None:
+    """Print the scores of the tiers, and the paired differences between them."""
+    from consentier.training.report import print_rows
+
+    data = evaluation["data"]
+    say(
+        f"{data['name']}: {evaluation['customers']:,} customers, {evaluation['requests']:,} requests, "
+        f"orders of {data['horizon_days']:g} days from {data['cutoff']}\n"
+    )
+    rows = print_rows(evaluation)
+    print_table(
+        [name.partition("@")[0] for name in rows[0]],
+        # Means alone: a terminal has no room for the intervals, which the report shows.
+        [[text.partition(" [")[0] for text in row.values()] for row in rows],
+        title=f"lists of {evaluation['cutoffs'][0]} items",
+    )
+    for contrast in evaluation["contrasts"]:
+        say()
+        print_table(
+            ["tier", "against", "metric", "difference", "interval", "relative"],
+            [
+                [
+                    row["better"],
+                    row["baseline"],
+                    row["metric"],
+                    f"{row['difference']['mean']:+.4f}",
+                    f"{row['difference']['low']:+.4f} to {row['difference']['high']:+.4f}",
+                    "-" if row["relative"] is None else f"{row['relative']:+.1%}",
+                ]
+                for row in contrast["rows"]
+            ],
+            title=contrast["name"],
+        )
+    for text in evaluation["notes"]:
+        say(f"\nnote: {text}")

@@ -1,0 +1,242 @@
+"""What all commands share: options, tables, JSON, and errors as one line each.
+
+Results go to standard output; progress, notes and errors to standard error, so that ``--json`` can be piped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import enum
+import functools
+import json
+import secrets
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from consentier.errors import ConsentierError, DataError
+
+__all__ = [
+    "CHECK_FAILED",
+    "INTERRUPTED",
+    "MISSING_EXTRA",
+    "USER_ERROR",
+    "AsJson",
+    "At",
+    "BadRows",
+    "ConfigPath",
+    "Cutoff",
+    "OnBadRowsOption",
+    "PolicyPath",
+    "guarded",
+    "name_of",
+    "note",
+    "print_json",
+    "print_table",
+    "say",
+    "set_debug",
+    "short",
+    "write_json",
+    "written_beside",
+]
+
+CHECK_FAILED = 1
+USER_ERROR = 2
+MISSING_EXTRA = 3
+INTERRUPTED = 130
+
+_Parameters = ParamSpec("_Parameters")
+
+_PIPED_WIDTH = 120
+
+
+class _Settings:
+    """Settings of the whole command line."""
+
+    debug = False
+
+
+def set_debug(debug: bool) -> None:
+    """Whether errors show their traceback."""
+    _Settings.debug = debug
+
+
+class BadRows(enum.StrEnum):
+    """What to do with rows that break the data contract."""
+
+    ERROR = "error"
+    DROP = "drop"
+
+
+def _instant(text: str) -> dt.datetime:
+    try:
+        instant = dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is no date and time in ISO 8601, such as 2026-01-31T12:00:00Z"
+        ) from None
+    return instant.replace(tzinfo=dt.UTC) if instant.tzinfo is None else instant.astimezone(dt.UTC)
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+ConfigPath = Annotated[
+    Path | None,
+    typer.Option("--config", help="Configuration (TOML). By default DATA/consentier.toml, if there is one."),
+]
+PolicyPath = Annotated[
+    Path | None, typer.Option("--policy", help="Routing policy (TOML). By default the strict one.")
+]
+Cutoff = Annotated[
+    dt.datetime | None,
+    typer.Option(
+        "--cutoff",
+        parser=_instant,
+        metavar="TIME",
+        help="Training cut-off, ISO 8601, in UTC unless it says otherwise; overrides the configuration.",
+    ),
+]
+At = Annotated[
+    dt.datetime | None,
+    typer.Option(
+        "--at",
+        parser=_instant,
+        metavar="TIME",
+        help="The instant whose permissions and histories count, ISO 8601. By default now.",
+    ),
+]
+OnBadRowsOption = Annotated[
+    BadRows,
+    typer.Option(
+        "--on-bad-rows",
+        help="Stop at a row that breaks the data contract, or leave such rows out and count them.",
+    ),
+]
+
+
+def guarded(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]:
+    """Turn what goes wrong in a command into a line on standard error and an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: _Parameters.args, **options: _Parameters.kwargs) -> None:
+        try:
+            command(*args, **options)
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except KeyboardInterrupt:
+            _error("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            raise  # whoever reads the output has enough: not an error of ours
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package == "consentier":
+                raise
+            _show_traceback()
+            _error(f"{package} is not installed; this command needs it: pip install 'consentier[train]'")
+            raise typer.Exit(MISSING_EXTRA) from error
+        except (ConsentierError, OSError, ValueError) as error:
+            _show_traceback()
+            _error(str(error))
+            raise typer.Exit(USER_ERROR) from error
+        except Exception as error:
+            _show_traceback()
+            hint = "" if _Settings.debug else " (--debug shows where; please report it)"
+            _error(f"unexpected {type(error).__name__}: {error}{hint}")
+            raise typer.Exit(USER_ERROR) from error
+
+    return run
+
+
+def _show_traceback() -> None:
+    if _Settings.debug:
+        import traceback
+
+        traceback.print_exc()
+
+
+def _error(message: str) -> None:
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    for line in message.splitlines() or [""]:
+        console.print(Text(f"error: {line}", style="red"))
+
+
+def note(message: str) -> None:
+    """Say something on standard error."""
+    Console(stderr=True, soft_wrap=True, highlight=False).print(Text(message, style="dim"))
+
+
+def say(message: str = "", style: str = "") -> None:
+    """Print one line of a result."""
+    Console(soft_wrap=True, highlight=False).print(Text(message, style=style))
+
+
+def print_json(value: object) -> None:
+    """Print a result as JSON."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str, allow_nan=False) + "\n")
+
+
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None
+) -> None:
+    """Print rows as a table; numbers stand to the right."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.show_header = any(columns)
+    for position, column in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(row[position], int | float) for row in rows)
+        # Names and figures are never broken; long texts are.
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_PIPED_WIDTH)
+    console.print(table)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def short(digest: str | None) -> str:
+    """A digest cut down to what the eye compares."""
+    return "-" if digest is None else digest.removeprefix("sha256:")[:12]
+
+
+def name_of(data: str) -> str:
+    """What to call a shop's data in reports: the last part of the path, or the name of the database."""
+    if "://" in data:
+        return data.partition("?")[0].rstrip("/").rpartition("/")[2]
+    return Path(data).resolve().name
+
+
+@contextlib.contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """A place to write a file in, which is renamed to `path` when all is well and removed when it is not."""
+    if path.is_dir():
+        raise DataError(f"{path}: is a directory; name a file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a result as a JSON file: the whole of it, or nothing."""
+    with written_beside(path) as beside:
+        beside.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")

@@ -1,0 +1,186 @@
+"""``consentier recommend``: one question to a directory of bundles."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from consentier.cli.output import AsJson, At, PolicyPath, note, print_json, print_table, say, short
+from consentier.consent import Channel, Permission
+from consentier.models.attribute_encoding import AttributeValue
+
+if TYPE_CHECKING:
+    from consentier.consent import Ledger
+    from consentier.serving import Answer, Recommender
+
+_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?")
+
+
+class PermissionChoice(enum.StrEnum):
+    """What the customer permitted."""
+
+    NONE = "none"
+    ONLINE = "online"
+    CRM = "crm"
+    BOTH = "both"
+
+
+_PERMISSIONS = {
+    PermissionChoice.NONE: Permission.NONE,
+    PermissionChoice.ONLINE: Permission.ONLINE,
+    PermissionChoice.CRM: Permission.CRM,
+    PermissionChoice.BOTH: Permission.ONLINE | Permission.CRM,
+}
+
+
+def recommend(
+    bundles: Annotated[Path, typer.Option("--bundles", help="The directory that 'consentier train' wrote.")],
+    session: Annotated[
+        str | None, typer.Option("--session", help="Items of the running session, oldest first: a,b,c.")
+    ] = None,
+    session_item: Annotated[
+        list[str] | None,
+        typer.Option("--session-item", help="One more item of the session; for ids that hold a comma."),
+    ] = None,
+    permission: Annotated[
+        PermissionChoice | None,
+        typer.Option(
+            "--permission", help="What the customer permitted; absent: what the ledger says, or none."
+        ),
+    ] = None,
+    linked: Annotated[
+        bool, typer.Option("--linked", help="Visitor and customer are one in this session: a login.")
+    ] = False,
+    channel: Annotated[Channel, typer.Option("--channel", help="Where the answer goes.")] = Channel.SHOP,
+    customer_id: Annotated[
+        str | None, typer.Option("--customer-id", help="Whom to ask the ledger about.")
+    ] = None,
+    visitor_id: Annotated[
+        str | None, typer.Option("--visitor-id", help="Whom to ask the ledger about.")
+    ] = None,
+    online_history: Annotated[
+        str | None, typer.Option("--online-history", help="Items of the online history, oldest first: a,b,c.")
+    ] = None,
+    crm_history: Annotated[
+        str | None, typer.Option("--crm-history", help="Items ordered or used, oldest first: a,b,c.")
+    ] = None,
+    attribute: Annotated[
+        list[str] | None,
+        typer.Option("--attribute", metavar="NAME=VALUE", help="An attribute of the customer; repeatable."),
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="How many items.")] = 10,
+    exclude: Annotated[str | None, typer.Option("--exclude", help="Items never to show: a,b,c.")] = None,
+    allow: Annotated[str | None, typer.Option("--allow", help="The only items to show: a,b,c.")] = None,
+    placement: Annotated[
+        str | None, typer.Option("--placement", help="Where on the page: product, …")
+    ] = None,
+    catalogue: Annotated[
+        Path | None,
+        typer.Option("--catalogue", help="What may be shown now: an items table, CSV or Parquet."),
+    ] = None,
+    ledger: Annotated[
+        str | None,
+        typer.Option(
+            "--ledger", metavar="DATA", help="The shop's data, for its consents and identity links."
+        ),
+    ] = None,
+    policy: PolicyPath = None,
+    at: At = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask for recommendations, and see which tier answers and why.
+
+    Everything that is said about the customer is used only as far as it is permitted.
+    """
+    from consentier.serving import Recommender, Request
+
+    request = Request(
+        session=[*_ids(session), *(session_item or [])],
+        permission=None if permission is None else _PERMISSIONS[permission],
+        linked=linked,
+        channel=channel,
+        customer_id=customer_id,
+        visitor_id=visitor_id,
+        online_history=None if online_history is None else _ids(online_history),
+        crm_history=None if crm_history is None else _ids(crm_history),
+        attributes=None if attribute is None else dict(_attribute(text) for text in attribute),
+        placement=placement,
+        at=at,
+        n=n,
+        exclude=_ids(exclude),
+        allow=None if allow is None else _ids(allow),
+    )
+    # Missing tiers are reported below, and in the answer.
+    logging.getLogger("consentier.serving").addHandler(logging.NullHandler())
+    recommender = Recommender.load(
+        bundles, ledger=None if ledger is None else _ledger(ledger), policy=policy, catalogue=catalogue
+    )
+    answer = recommender.recommend(request)
+    warn_of_problems(recommender)
+    if as_json:
+        print_json(answer.to_dict())
+    else:
+        print_answer(answer)
+
+
+def warn_of_problems(recommender: Recommender) -> None:
+    """Say which tiers have no model."""
+    for tier, problem in recommender.problems.items():
+        note(f"the {tier} tier has no model: {problem}")
+
+
+def print_answer(answer: Answer) -> None:
+    """Print an answer: who gave it, why, and the items."""
+    basis = answer.basis
+    print_table(
+        ["", ""],
+        [
+            ["tier", str(answer.tier)],
+            ["reason", basis.reason],
+            ["read", ", ".join(basis.sources) or "nothing about the person"],
+            ["bundle", short(basis.bundle_digest or basis.fill_digest)],
+            ["policy", basis.policy_version],
+        ],
+    )
+    say()
+    if not answer.items:
+        say("no items")
+        return
+    scored = len(answer.items) - basis.filled
+    print_table(
+        ["rank", "item", "score"],
+        [
+            [rank, item, f"{score:.4f}" if rank <= scored else "popular"]
+            for rank, (item, score) in enumerate(zip(answer.items, answer.scores, strict=True), start=1)
+        ],
+    )
+
+
+def _ids(text: str | None) -> list[str]:
+    return [] if text is None else [item for item in (part.strip() for part in text.split(",")) if item]
+
+
+def _attribute(text: str) -> tuple[str, AttributeValue]:
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise typer.BadParameter(f"{text!r}: write NAME=VALUE", param_hint="'--attribute'")
+    return name, _attribute_value(value)
+
+
+def _attribute_value(text: str) -> AttributeValue:
+    """Truth values and numbers as such; a number with a leading zero is a code, and stays a text."""
+    if text in ("true", "false"):
+        return text == "true"
+    return float(text) if _NUMBER.fullmatch(text) else (text or None)
+
+
+def _ledger(data: str) -> Ledger:
+    from consentier.features.gate import ledger_of
+    from consentier.features.tables import read_shop
+
+    return ledger_of(read_shop(data))

@@ -1,0 +1,113 @@
+"""``consentier train``: from the shop's tables to bundles."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from consentier.cli.output import (
+    AsJson,
+    BadRows,
+    ConfigPath,
+    Cutoff,
+    OnBadRowsOption,
+    PolicyPath,
+    note,
+    print_json,
+    print_table,
+    say,
+    short,
+)
+from consentier.consent import Policy, Tier
+
+if TYPE_CHECKING:
+    from consentier.training.train import TrainingResult
+
+
+class TierChoice(enum.StrEnum):
+    """What can be trained."""
+
+    SESSION = "session"
+    ONLINE = "online"
+    CRM = "crm"
+    FUSED = "fused"
+    POPULAR = "popular"
+    ALL = "all"
+
+
+def train(
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="Directory of the shop's tables, or the URL of a database.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Where the bundles go, one directory per tier.")],
+    tier: Annotated[
+        list[TierChoice] | None,
+        typer.Option("--tier", help="What to train; may be given more than once. By default all."),
+    ] = None,
+    config: ConfigPath = None,
+    cutoff: Cutoff = None,
+    policy: PolicyPath = None,
+    on_bad_rows: OnBadRowsOption = BadRows.ERROR,
+    force: Annotated[bool, typer.Option("--force", help="Replace bundles that are there already.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train the tiers, each on the rows that it may read, and write one bundle per tier."""
+    from consentier.features.tables import read_shop
+    from consentier.training.config import load_config
+    from consentier.training.train import train as train_bundles
+
+    settings = load_config(config, data=data)
+    if cutoff is not None:
+        settings = settings.with_cutoff(cutoff)
+    routing = None if policy is None else Policy.load(policy)
+    shop = read_shop(data, on_bad_rows=on_bad_rows.value)
+    _warn_of_dropped(shop.report.failures)
+    result = train_bundles(shop, settings, out, tiers=_tiers(tier or []), policy=routing, force=force)
+    if as_json:
+        print_json({**dataclasses.asdict(result), "out": str(result.out)})
+        return
+    print_training(result)
+    note(f"next: consentier recommend --bundles {out} --session ITEM,ITEM")
+
+
+def print_training(result: TrainingResult) -> None:
+    """Print what a training run made, and what the consent gate kept out of it."""
+    print_table(
+        ["tier", "bundle", "seconds"],
+        [[tier, short(digest), result.seconds.get(tier)] for tier, digest in result.digests.items()],
+    )
+    say()
+    print_table(
+        ["tier", "source", "rows in", "rows kept", "kept out, by first reason"],
+        [
+            [row["tier"], row["source"], row["rows_in"], row["rows_kept"], _reasons(row["excluded"])]
+            for row in result.funnel
+            if row["tier"] != Tier.POPULAR  # counts what online and crm may read
+        ],
+    )
+    for tier, reason in result.skipped.items():
+        say(f"\nno {tier} bundle: {reason}", style="yellow")
+    say(f"\nbundles in {result.out}")
+
+
+def _reasons(excluded: Mapping[str, int]) -> str:
+    ordered = sorted(excluded.items(), key=lambda entry: (-entry[1], entry[0]))
+    return ", ".join(f"{reason} {count:,}" for reason, count in ordered) or "-"
+
+
+def _tiers(choices: Sequence[TierChoice]) -> list[Tier]:
+    """The chosen tiers, each once, in the order of a full run."""
+    wanted = set(choices) or {TierChoice.ALL}
+    trained = (Tier.SESSION, Tier.ONLINE, Tier.CRM, Tier.FUSED, Tier.POPULAR)
+    return [tier for tier in trained if TierChoice.ALL in wanted or TierChoice(tier.value) in wanted]
+
+
+def _warn_of_dropped(failures: Iterable[Any]) -> None:
+    count = sum(failure.count for failure in failures)
+    if count:
+        note(f"{count:,} rows that break the data contract were left out; 'consentier validate' lists them")

@@ -1,0 +1,61 @@
+"""``consentier validate``: does the shop's data keep the data contract?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from consentier.cli.output import (
+    CHECK_FAILED,
+    AsJson,
+    BadRows,
+    OnBadRowsOption,
+    print_json,
+    print_table,
+    say,
+)
+from consentier.errors import DataError
+
+
+def validate(
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="Directory of the shop's tables, or the URL of a database.")
+    ],
+    on_bad_rows: OnBadRowsOption = BadRows.ERROR,
+    as_json: AsJson = False,
+) -> None:
+    """Check the shop's tables against the data contract; exit with 1 if they break it.
+
+    By default the first bad row ends the check.
+    With --on-bad-rows drop all are counted, unless one is bad that may not be dropped.
+    """
+    from consentier.features.tables import read_shop
+
+    if "://" not in data and not Path(data).is_dir():
+        raise DataError(f"{data}: no such directory: give the directory that holds the shop's tables")
+    try:
+        report = read_shop(data, on_bad_rows=on_bad_rows.value).report
+    except DataError as error:
+        if as_json:
+            print_json({"ok": False, "error": str(error)})
+        else:
+            say(f"not valid: {error}", style="red")
+        raise typer.Exit(CHECK_FAILED) from error
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        rows = [[name, count, report.rows_kept[name]] for name, count in report.rows_in.items()]
+        print_table(["table", "rows", "kept"], rows)
+        say()
+        if report.ok:
+            say("valid: every row keeps the data contract", style="green")
+        else:
+            failures = [
+                [failure.table, failure.column, str(failure.rule), failure.count, str(failure.first)]
+                for failure in report.failures
+            ]
+            print_table(["table", "column", "rule", "rows", "first"], failures)
+    if not report.ok:
+        raise typer.Exit(CHECK_FAILED)

@@ -1,0 +1,46 @@
+"""What holds for every test: which consentier is tested, and on what footing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import sys
+from pathlib import Path
+
+# Read when the libraries are first imported, here and in every process that a test starts.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # two test processes on two cores
+os.environ.setdefault("MPLBACKEND", "agg")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ["PYTHONSAFEPATH"] = "1"
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# The folders at the repository's root are parts of consentier; from a test, `import models` must fail as it
+# would in a shop. `python -m pytest` puts the working directory on the path.
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+
+settings.register_profile("consentier", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("consentier")
+
+
+def tested() -> str:
+    """Say how the tested consentier is installed: ``"editable"`` or ``"wheel"``."""
+    distribution = importlib.metadata.distribution("consentier")
+    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+    return "editable" if origin.get("dir_info", {}).get("editable") else "wheel"
+
+
+def pytest_configure() -> None:
+    """Refuse to test the source tree where the wheel is to be tested (`make test`)."""
+    required = os.environ.get("CONSENTIER_TESTED")
+    if required is not None and required != tested():
+        raise pytest.UsageError(f"consentier is installed as {tested()}, to be tested is the {required}")
+
+
+def pytest_report_header() -> str:
+    """Name what is tested at the top of the output."""
+    return f"consentier {importlib.metadata.version('consentier')}, installed as {tested()}"

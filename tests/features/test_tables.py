@@ -1,0 +1,414 @@
+"""Reading shops from directories and databases, and writing tables."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from consentier.errors import DataError
+from consentier.features import tables as tables_module
+from consentier.features.schemas import SCHEMAS, arrow_schema
+from consentier.features.tables import read_shop, write_tables
+from consentier.features.validation import Rule
+
+CONSENTS = (
+    "record_id,subject_id,subject_kind,permission,state,valid_from,valid_to,recorded_at,evidence\n"
+    'r1,v1,visitor,online,granted,2026-01-01T00:00:00Z,,2026-01-01T00:00:00Z,"He said ""yes"",\nand more"\n'
+    "r2,c1,customer,crm,withdrawn,2026-01-02T00:00:00Z,,2026-01-02T00:00:00Z,\n"
+)
+EVENTS = (
+    "visitor_id,session_id,ts,item_id,event_type\n"
+    "v1,s1,2026-01-05T10:00:00Z,Schuh-ä,view\n"
+    "v1,s1,2026-01-05T11:00:00+01:00,0012,cart\n"
+    "v2,s2,2026-01-05 10:00:01.5,i2,view\n"
+)
+ITEMS = "item_id,category,price,available,sensitive,brand\ni2,shoes,9.5,true,,b\n0012,,,false,true,\n"
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    for name, text in (("consents", CONSENTS), ("events", EVENTS), ("items", ITEMS)):
+        (folder / f"{name}.csv").write_text(text, encoding="utf-8", newline="")
+    return folder
+
+
+def write_sqlite(path: Path, tables: dict[str, pa.Table]) -> str:
+    with sqlite3.connect(path) as connection:
+        for name, table in tables.items():
+            connection.execute(f"CREATE TABLE {name} ({', '.join(table.column_names)})")
+            rows = [
+                tuple(value.isoformat() if hasattr(value, "isoformat") else value for value in row.values())
+                for row in table.to_pylist()
+            ]
+            marks = ", ".join("?" * table.num_columns)
+            connection.executemany(f"INSERT INTO {name} VALUES ({marks})", rows)
+    connection.close()
+    return f"sqlite:///{path}"
+
+
+def as_tables(folder: Path) -> dict[str, pa.Table]:
+    read = read_shop(folder)
+    return {name: getattr(read, name) for name in ("consents", "events", "items")}
+
+
+def test_csv_is_read_into_the_types_of_the_contract(shop: Path) -> None:
+    read = read_shop(shop)
+    assert read.report.ok
+    assert read.report.rows_in == {"events": 3, "items": 2, "consents": 2}
+    assert read.events["item_id"].to_pylist() == ["Schuh-ä", "0012", "i2"]
+    assert [time.isoformat() for time in read.events["ts"].to_pylist()] == [
+        "2026-01-05T10:00:00+00:00", "2026-01-05T10:00:00+00:00", "2026-01-05T10:00:01.500000+00:00",
+    ]  # fmt: skip
+    assert read.items["available"].to_pylist() == [True, False]
+    assert read.items["brand"].to_pylist() == ["b", ""], "attributes stay as they are"
+    assert read.consents["evidence"].to_pylist() == ['He said "yes",\nand more', None]
+    for name in ("orders", "product_usage", "identities"):
+        assert getattr(read, name).equals(arrow_schema(name).empty_table())
+
+
+@pytest.mark.parametrize("source", ["parquet", "csv", "parts", "sqlite"])
+def test_every_kind_of_source_gives_the_same_tables(shop: Path, tmp_path: Path, source: str) -> None:
+    expected = as_tables(shop)
+    place: str | Path = tmp_path / "copy"
+    if source == "sqlite":
+        place = write_sqlite(tmp_path / "shop.db", expected)
+    else:
+        write_tables(expected, Path(place), "csv" if source == "csv" else "parquet")
+    if source == "parts":
+        (Path(place) / "events.parquet").unlink()
+        (Path(place) / "events").mkdir()
+        for number in range(3):
+            pq.write_table(expected["events"].slice(number, 1), Path(place) / "events" / f"{number}.parquet")
+    read = read_shop(place)
+    for name, table in expected.items():
+        assert getattr(read, name).to_pylist() == table.to_pylist()
+        assert getattr(read, name).schema.equals(table.schema)
+
+
+def test_byte_order_mark_windows_line_ends_and_blank_lines_are_fine(shop: Path) -> None:
+    (shop / "events.csv").write_bytes(b"\xef\xbb\xbf" + EVENTS.replace("\n", "\r\n\r\n").encode())
+    assert read_shop(shop).events.num_rows == 3
+
+
+Spoil = Callable[[Path], Any]
+
+
+def replaced(name: str, old: str, new: str) -> Spoil:
+    def spoil(shop: Path) -> None:
+        text = (shop / name).read_text(encoding="utf-8")
+        assert old in text
+        (shop / name).write_text(text.replace(old, new, 1), encoding="utf-8", newline="")
+
+    return spoil
+
+
+def bytes_replaced(name: str, old: bytes, new: bytes) -> Spoil:
+    return lambda shop: (shop / name).write_bytes((shop / name).read_bytes().replace(old, new, 1))
+
+
+def events_as_empty_folder(shop: Path) -> None:
+    (shop / "events.csv").unlink()
+    (shop / "events").mkdir()
+
+
+STRUCTURAL: dict[str, tuple[Spoil, str]] = {
+    "no consents": (
+        lambda shop: (shop / "consents.csv").rename(shop / "consent.csv"),
+        r"table consents: missing table: no consents, no training.*'consent' meant",
+    ),
+    "neither events nor orders": (lambda shop: (shop / "events.csv").unlink(), "events and orders: missing"),
+    "two files": (
+        lambda shop: pq.write_table(pa.table({"a": [1]}), shop / "events.parquet"),
+        r"table events: events\.parquet and events\.csv",
+    ),
+    "missing column": (
+        replaced("events.csv", "session_id", "sessions"),
+        r"table events \(events\.csv\): missing column session_id .*rename 'sessions'",
+    ),
+    "column twice": (replaced("events.csv", "session_id", "ts"), "column ts stands more than once"),
+    "wrong encoding": (
+        bytes_replaced("events.csv", "ä".encode(), b"\xe4"),
+        r"table events \(events\.csv\), row 2: wrong encoding",
+    ),
+    "utf-16": (
+        lambda shop: (shop / "events.csv").write_text(EVENTS, encoding="utf-16"),
+        "row 1: wrong encoding",
+    ),
+    "long line": (
+        lambda shop: (shop / "events.csv").write_text(EVENTS + "x" * (1 << 20) + "\n"),
+        "row 5: line too long",
+    ),
+    "long field": (replaced("events.csv", "0012", "x" * 200_000), "row 3: unreadable row"),
+    "open quote": (replaced("events.csv", "0012", '"0012'), "row 3: unreadable row"),
+    "quotes that swallow rows": (
+        lambda shop: (shop / "events.csv").write_text(
+            EVENTS.replace("0012", '"0012').replace(",i2", ',"i2"')
+        ),
+        "row 3: unreadable row",
+    ),
+    "empty file": (lambda shop: (shop / "events.csv").write_text(""), r"\(events\.csv\): empty table"),
+    "header only": (
+        lambda shop: (shop / "events.csv").write_text(EVENTS.splitlines()[0]),
+        "table events: empty table",
+    ),
+    "empty folder": (
+        events_as_empty_folder,
+        r"table events: events/ has no \.parquet part",
+    ),
+    "no parquet": (
+        lambda shop: (shop / "events.csv").rename(shop / "events.parquet"),
+        r"table events \(events\.parquet\): unreadable file",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STRUCTURAL)
+@pytest.mark.parametrize("on_bad_rows", ["error", "drop"])
+def test_broken_files_stop_the_reading_in_either_mode(shop: Path, case: str, on_bad_rows: Any) -> None:
+    spoil, message = STRUCTURAL[case]
+    spoil(shop)
+    with pytest.raises(DataError, match=message):
+        read_shop(shop, on_bad_rows=on_bad_rows)
+
+
+def test_row_is_the_line_on_which_it_begins(shop: Path) -> None:
+    replaced("consents.csv", "withdrawn", "gone")(shop)  # below a record of two lines
+    with pytest.raises(
+        DataError, match=r"table consents, column state, row 4 of consents\.csv: unknown value"
+    ):
+        read_shop(shop)
+
+
+def test_row_numbers_hold_in_later_chunks(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables_module, "_PYTHON_CHUNK_ROWS", 2)
+    replaced("events.csv", "i2,view", "i2,stare")(shop)
+    with pytest.raises(
+        DataError, match=r"table events, column event_type, row 4 of events\.csv: unknown value"
+    ):
+        read_shop(shop)
+
+
+def test_row_with_a_wrong_number_of_fields_is_a_bad_row(shop: Path) -> None:
+    replaced("events.csv", "0012,cart", "0012,cart,more")(shop)
+    with pytest.raises(DataError, match=r"table events, column \*, row 3 of events\.csv: field count"):
+        read_shop(shop)
+    read = read_shop(shop, on_bad_rows="drop")
+    assert read.events["item_id"].to_pylist() == ["Schuh-ä", "i2"]
+    assert read.report.rows_in["events"] == 3
+    assert [(failure.rule, failure.first.row) for failure in read.report.failures] == [(Rule.FIELD_COUNT, 3)]
+
+
+def test_ragged_consent_row_is_never_dropped(shop: Path) -> None:
+    replaced("consents.csv", "r2,", "r2,,")(shop)
+    with pytest.raises(DataError, match=r"table consents, column \*, row 4 .*may not be dropped"):
+        read_shop(shop, on_bad_rows="drop")
+
+
+def test_parquet_text_that_is_no_utf8_is_unreadable(shop: Path) -> None:
+    (shop / "events.csv").unlink()
+    table = pa.table({name: pa.array([b"\xff\xfe"]) for name in SCHEMAS["events"].column_names})
+    broken = pa.table({name: column.combine_chunks().view(pa.string()) for name, column in
+                       zip(table.column_names, table.columns, strict=True)})  # fmt: skip
+    pq.write_table(broken, shop / "events.parquet")
+    with pytest.raises(DataError, match=r"table events \(events\.parquet\): unreadable file"):
+        read_shop(shop)
+
+
+def test_attribute_with_two_types_in_two_parts_is_an_error(shop: Path) -> None:
+    (shop / "customers").mkdir()
+    pq.write_table(pa.table({"customer_id": ["c1"], "age": [1]}), shop / "customers" / "1.parquet")
+    pq.write_table(pa.table({"customer_id": ["c2"], "age": ["x"]}), shop / "customers" / "2.parquet")
+    with pytest.raises(DataError, match="table customers: a column has one type in one part"):
+        read_shop(shop)
+
+
+def test_arguments_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="source"):
+        read_shop(3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="on_bad_rows"):
+        read_shop(tmp_path, on_bad_rows="warn")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="no such directory"):
+        read_shop(tmp_path / "nowhere")
+
+
+# --- databases -----------------------------------------------------------------------------------------
+
+
+def test_mixed_types_in_sqlite_are_found_row_by_row(shop: Path, tmp_path: Path) -> None:
+    tables = as_tables(shop)
+    url = write_sqlite(tmp_path / "shop.db", tables)
+    with sqlite3.connect(tmp_path / "shop.db") as connection:
+        connection.execute("UPDATE events SET item_id = 12 WHERE item_id = '0012'")
+        connection.execute("UPDATE events SET item_id = 12.5 WHERE item_id = 'i2'")
+    connection.close()
+    with pytest.raises(DataError, match=r"table events, column item_id, row 3: wrong type: '12\.5'"):
+        read_shop(url)
+    assert read_shop(url, on_bad_rows="drop").events["item_id"].to_pylist() == ["Schuh-ä", "12"]
+
+
+def test_database_faults_are_data_errors(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such SQLite file"):
+        read_shop(f"sqlite:///{tmp_path / 'none.db'}")
+    assert not (tmp_path / "none.db").exists()
+    (tmp_path / "text.db").write_text("no database" * 100)
+    with pytest.raises(DataError, match="the database cannot be read"):
+        read_shop(f"sqlite:///{tmp_path / 'text.db'}")
+    with pytest.raises(DataError, match="database URL cannot be used"):
+        read_shop("nosuch://somewhere/shop")
+
+
+def test_database_without_consents_is_refused(shop: Path, tmp_path: Path) -> None:
+    url = write_sqlite(tmp_path / "shop.db", {"events": as_tables(shop)["events"]})
+    with pytest.raises(DataError, match="no consents, no training"):
+        read_shop(url)
+
+
+def test_password_is_never_shown() -> None:
+    with pytest.raises(DataError, match="the database cannot be read") as caught:
+        read_shop("postgresql://shop:s3cret@127.0.0.1:1/shop")
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.fixture
+def postgresql() -> Iterator[str]:
+    """URL of a fresh schema of the server that CONSENTIER_TEST_POSTGRESQL names."""
+    server = os.environ.get("CONSENTIER_TEST_POSTGRESQL")
+    if not server:
+        pytest.skip("CONSENTIER_TEST_POSTGRESQL is not set")
+    psycopg = pytest.importorskip("psycopg")
+    schema = f"contract_{uuid.uuid4().hex}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA {schema}")
+        yield f"{server}?options=-csearch_path%3D{schema}"
+        connection.execute(f"DROP SCHEMA {schema} CASCADE")
+
+
+@pytest.mark.service("postgresql")
+def test_postgresql_gives_the_same_tables(shop: Path, postgresql: str) -> None:
+    import psycopg
+
+    expected = as_tables(shop)
+    with psycopg.connect(postgresql) as connection:
+        connection.execute(
+            "CREATE TABLE events "
+            "(visitor_id text, session_id text, ts timestamptz, item_id text, event_type text)"
+        )
+        connection.execute(
+            "CREATE TABLE items "
+            "(item_id text, category text, price numeric, available bool, sensitive bool, brand text)"
+        )
+        times = {"valid_from", "valid_to", "recorded_at", "double_opt_in_at"}
+        columns = ", ".join(
+            f"{name} {'timestamptz' if name in times else 'text'}"
+            for name in SCHEMAS["consents"].column_names
+        )
+        connection.execute(f"CREATE TABLE consents ({columns})")
+        connection.execute("SET TIME ZONE 'Asia/Kolkata'")
+        for name, table in expected.items():
+            marks = ", ".join(["%s"] * table.num_columns)
+            with connection.cursor() as cursor:
+                cursor.executemany(
+                    f"INSERT INTO {name} VALUES ({marks})",
+                    [tuple(row.values()) for row in table.to_pylist()],
+                )
+    read = read_shop(postgresql)
+    for name, table in expected.items():
+        assert getattr(read, name).to_pylist() == table.to_pylist()
+    with psycopg.connect(postgresql) as connection:
+        connection.execute("UPDATE items SET price = 'NaN' WHERE item_id = 'i2'")
+    with pytest.raises(DataError, match=r"table items, column price, row \d: not finite"):
+        read_shop(postgresql)
+
+
+# --- writing -------------------------------------------------------------------------------------------
+
+SMALL = {"events": pa.table({"a": [1, 2]}), "truth": pa.table({"b": ["x", None]})}
+
+
+def test_written_tables_can_be_replaced_only_by_force(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    write_tables(SMALL, out)
+    assert sorted(path.name for path in out.iterdir()) == ["events.parquet", "truth.parquet"]
+    with pytest.raises(DataError, match="is not empty"):
+        write_tables(SMALL, out, "csv")
+    write_tables(SMALL, out, "csv", force=True)
+    assert sorted(path.name for path in out.iterdir()) == ["events.csv", "truth.csv"]
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_an_empty_directory_is_free_and_a_file_is_not(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    write_tables(SMALL, tmp_path / "empty")
+    assert pq.read_table(tmp_path / "empty" / "events.parquet").equals(SMALL["events"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="is a file"):
+        write_tables(SMALL, tmp_path / "file", force=True)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_failure_leaves_no_debris_and_the_old_directory(tmp_path: Path, force: bool) -> None:
+    out = tmp_path / "out"
+    if force:
+        write_tables(SMALL, out)
+    nested = {"events": SMALL["events"], "truth": pa.table({"a": [[1]]})}  # no CSV of lists
+    with pytest.raises(DataError, match="cannot be written"):
+        write_tables(nested, out, "csv", force=force)
+    assert [path.name for path in tmp_path.iterdir()] == (["out"] if force else [])
+    if force:
+        assert (out / "truth.parquet").is_file()
+
+
+def test_a_failed_replacement_puts_the_old_directory_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    write_tables(SMALL, out)
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name.startswith(".out.") and not self.name.endswith(".old"):
+            raise OSError("disk on fire")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(DataError, match="disk on fire"):
+        write_tables(SMALL, out, "csv", force=True)
+    assert sorted(path.name for path in out.iterdir()) == ["events.parquet", "truth.parquet"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_names_and_formats_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no name for a table"):
+        write_tables({"../events": SMALL["events"]}, tmp_path / "out")
+    with pytest.raises(ValueError, match="format"):
+        write_tables(SMALL, tmp_path / "out", "orc")  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.real_data
+def test_real_shop_tables_are_read(tmp_path: Path) -> None:
+    jdata = Path(__file__).parents[3] / "shared" / "data" / "shop" / "jdata"
+    if not jdata.is_dir():
+        pytest.skip("the real data sets are not beside the repository")
+    for name in ("events", "customers", "items"):
+        shutil.copy(jdata / f"{name}.parquet", tmp_path)
+    (tmp_path / "consents.csv").write_text(CONSENTS, encoding="utf-8", newline="")
+    read = read_shop(tmp_path, on_bad_rows="drop")
+    # Its own word for a removal, which an adapter would translate, is the only thing amiss.
+    assert {(failure.column, failure.first.value) for failure in read.report.failures} == {
+        ("event_type", "remove_from_cart")
+    }
+    assert read.events.num_rows + sum(failure.count for failure in read.report.failures) == 65_928
+    assert read.customers.num_rows == 3_009
+    assert read.customers.schema.field("member_level").type == pa.int8()
