@@ -118,7 +118,6 @@ class EvaluationConfig(_Section):
     bootstrap_samples: int = Field(
         default=2000, ge=100, le=1_000_000, description="Resamples behind each confidence interval."
     )
-    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Level of the confidence intervals.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the resampling.")
     max_customers: int | None = Field(
         default=None, ge=1, description="Test customers at most, drawn at random; absent: all."

@@ -46,6 +46,7 @@ from consentier.training.evaluation_result import (
     HistoryBucket,
     HistoryRow,
     IntervalFigures,
+    Population,
     TierFigures,
 )
 from consentier.training.train import TRAINED_TIERS, TrainingResult, train
@@ -186,6 +187,7 @@ class _Header:
 
     def result(
         self,
+        population: Population,
         customers: int,
         requests: int,
         tiers: list[TierFigures],
@@ -200,6 +202,7 @@ class _Header:
                 "cutoff": self.cutoff.isoformat(),
                 "horizon_days": float(self.settings.horizon_days),
             },
+            "population": population,
             "cutoffs": list(self.settings.cutoffs),
             "customers": customers,
             "requests": requests,
@@ -249,7 +252,7 @@ def _permissions(
         "The running session of a test customer is the last visit before the cut-off.",
     ]
     by_history = _by_history(cases, judged, world)
-    return header.result(len(cases), len(cases), figures, contrasts, by_history, notes)
+    return header.result("permissions", len(cases), len(cases), figures, contrasts, by_history, notes)
 
 
 def _orders(
@@ -276,7 +279,7 @@ def _orders(
     ]
     figures = [_figures(tier, lists[tier], judged[tier], world) for tier in lists]
     by_history = _by_history(cases, judged, world)
-    return header.result(len(cases), len(cases), figures, [contrast], by_history, notes)
+    return header.result("orders", len(cases), len(cases), figures, [contrast], by_history, notes)
 
 
 def _next_item(
@@ -324,7 +327,7 @@ def _next_item(
         "its next item; items of the session may come again. Intervals resample sessions."
     ]
     figures = [_figures(tier, lists[tier], judged[tier], world, clusters=owners) for tier in lists]
-    return header.result(len(sessions), len(prefixes), figures, [contrast], [], notes)
+    return header.result("next_item", len(sessions), len(prefixes), figures, [contrast], [], notes)
 
 
 # ---- Test cases --------------------------------------------------------------------------------------------
@@ -592,7 +595,6 @@ def _interval(
         values,
         clusters,
         samples=settings.bootstrap_samples,
-        confidence=settings.confidence,
         rng=settings.seed,
     ).to_dict()
 
@@ -606,19 +608,19 @@ def _contrast(
     *,
     clusters: NDArray[np.int64] | None = None,
 ) -> Contrast:
-    longest = world.width
+    gains = [f"ndcg@{cutoff}" for cutoff in world.settings.cutoffs]
+    compared = [*gains, f"hit_rate@{world.width}", f"mrr@{world.width}"]
     rows: list[ContrastRow] = []
     for better, baseline in _PAIRS:
         if str(better) not in lists or str(baseline) not in lists:
             continue
-        for metric in (f"ndcg@{longest}", f"hit_rate@{longest}", f"mrr@{longest}"):
+        for metric in compared:
             first, second = judged[str(better)][metric], judged[str(baseline)][metric]
             difference = paired_difference(
                 first,
                 second,
                 clusters,
                 samples=world.settings.bootstrap_samples,
-                confidence=world.settings.confidence,
                 rng=world.settings.seed,
             )
             reference = float(second.mean())

@@ -31,6 +31,7 @@ __all__ = [
     "FunnelRow",
     "HistoryRow",
     "IntervalFigures",
+    "Population",
     "TierFigures",
     "check_evaluation",
 ]
@@ -38,6 +39,10 @@ __all__ = [
 HistoryBucket = Literal["0", "1-2", "3-5", "6-10", "11-20", "21+"]
 HISTORY_BUCKETS: tuple[HistoryBucket, ...] = get_args(HistoryBucket)
 """Lengths of history, in items, that scores are broken down by; ascending."""
+
+Population = Literal["permissions", "orders", "next_item"]
+"""Who was asked what: linked customers of level 3 in each tier; customers with the CRM permission, for their
+orders; sessions, for their next items."""
 
 MINIMUM_GROUP = 20
 """Groups of fewer customers are not shown: their figures are noise, and close to figures about persons."""
@@ -121,9 +126,10 @@ class EvaluationResult(TypedDict):
     """A whole evaluation."""
 
     data: DataFigures
+    population: Population
     cutoffs: list[int]
     customers: int
-    """Linked level-3 test customers."""
+    """Who is resampled: test customers, or test sessions."""
     requests: int
     tiers: list[TierFigures]
     contrasts: list[Contrast]

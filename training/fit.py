@@ -15,13 +15,12 @@ from consentier.consent import Side, Tier
 from consentier.errors import TrainingError
 from consentier.features.attributes import fit_attributes
 from consentier.features.gate import PermittedRows
-from consentier.features.interactions import Interactions, interactions, person_counts
+from consentier.features.interactions import interactions, person_counts
 from consentier.models.attribute_encoding import AttributeEncoder
-from consentier.models.gram import gram_statistics
+from consentier.models.base import ItemModel
 from consentier.models.item_index import ItemIndex
 from consentier.models.item_knn import ItemKNN
-from consentier.models.local_ridge import solve_local_ridge
-from consentier.progress import Advance
+from consentier.models.local_ridge import LocalRidge
 from consentier.serving.scorer import ScoringSettings
 from consentier.training.config import TierConfig
 
@@ -54,7 +53,7 @@ def fit_tier(
     *,
     min_persons: int,
     threads: int | None,
-    advance: Advance | None = None,
+    show_progress: bool = False,
 ) -> FittedTier:
     """Fit one of the four linear models.
 
@@ -70,8 +69,8 @@ def fit_tier(
         Distinct persons that must stand behind each published item and pair.
     threads
         Threads of the solver; the result does not depend on it. None: all cores.
-    advance
-        Told of every item that is done.
+    show_progress
+        Report progress on standard error.
 
     Raises
     ------
@@ -97,7 +96,9 @@ def fit_tier(
         event_weights=config.event_weights,
         encoder=encoder,
     )
-    weights = _weights(data, config, min_persons, threads, advance)
+    model = _estimator(config, len(data.item_ids), min_persons, threads)
+    model.fit(data.matrix, show_progress, persons=data.persons)
+    weights = _weights(model, config.repeat_weight)
     index = ItemIndex.from_ids(data.item_ids)
     settings = ScoringSettings(
         source_weights=dict(config.source_weights),
@@ -165,35 +166,32 @@ def _encoder(permitted: PermittedRows, config: TierConfig, min_persons: int) -> 
     )
 
 
-def _weights(
-    data: Interactions, config: TierConfig, min_persons: int, threads: int | None, advance: Advance | None
-) -> sp.csr_matrix:
-    """The item weights, inputs × items, canonical."""
-    targets = len(data.item_ids)
-    if config.algorithm != "local_ridge":
-        model = ItemKNN(similarity=config.algorithm, neighbours=config.neighbours)
-        model.fit(data.matrix, show_progress=False)
-        return sp.csr_matrix(model.weights[:, :targets])
-    statistics = gram_statistics(
-        data.matrix,
-        row_exponent=config.row_exponent,
-        persons=data.persons,
+def _estimator(config: TierConfig, item_count: int, min_persons: int, threads: int | None) -> ItemModel:
+    if config.algorithm == "local_ridge":
+        return LocalRidge(
+            neighbours=config.neighbours,
+            regularisation=config.regularisation,
+            row_exponent=config.row_exponent,
+            item_exponent=config.item_exponent,
+            repeat_weight=config.repeat_weight,
+            item_count=item_count,
+            min_persons=min_persons,
+            threads=threads,
+        )
+    return ItemKNN(
+        similarity=config.algorithm,
+        neighbours=config.neighbours,
+        item_count=item_count,
         min_persons=min_persons,
         threads=threads,
     )
-    weights = solve_local_ridge(
-        statistics,
-        targets=targets,
-        neighbours=config.neighbours,
-        regularisation=config.regularisation,
-        item_exponent=config.item_exponent,
-        threads=threads,
-        advance=advance,
-    )
-    if config.repeat_weight:
-        repeat = sp.diags_array(
-            np.full(targets, config.repeat_weight, np.float32), shape=weights.shape, format="csr"
-        )
-        weights = sp.csr_matrix(weights + repeat)
+
+
+def _weights(model: ItemModel, repeat_weight: float) -> sp.csr_matrix:
+    """A fitted model's item weights, inputs × items, with each item's weight for itself."""
+    weights = model.weights
+    if isinstance(model, ItemKNN) and repeat_weight:
+        repeats = np.full(weights.shape[1], repeat_weight, np.float32)
+        weights = sp.csr_matrix(weights + sp.diags_array(repeats, shape=weights.shape))
     weights.sort_indices()
     return weights

@@ -25,6 +25,7 @@ from consentier.training.evaluation_result import (
     FunnelRow,
     HistoryRow,
     IntervalFigures,
+    Population,
     TierFigures,
     check_evaluation,
 )
@@ -72,6 +73,29 @@ thead th {{ background: var(--soft); }}
 """
 
 
+ASKED: Mapping[Population, str] = {
+    "permissions": "linked customers with both permissions (level 3)",
+    "orders": "customers with the CRM permission",
+    "next_item": "sessions of visitors with the online permission",
+}
+TARGET: Mapping[Population, str] = {
+    "permissions": "items ordered within {days:g} days of the request",
+    "orders": "items ordered within {days:g} days of the request",
+    "next_item": "the next item of the session, within {days:g} days of the cut-off",
+}
+_COMPARED: Mapping[Population, str] = {
+    "permissions": "All tiers answer the same requests of the same customers: linked level-3 customers, "
+    "who have given both permissions, at the same instant. The target is the same too: the items that the "
+    "customer ordered within the next {days:g} days. What differs is only what a tier may read: in its "
+    "training, in the request, or in both, as each comparison below says.",
+    "orders": "Customers with the CRM permission are asked once, at the cut-off. The target: the items that "
+    "the customer ordered within the next {days:g} days. Too few customers are linked with both permissions "
+    "to show what each permission adds.",
+    "next_item": "Every prefix of every session that began within {days:g} days of the cut-off is a request; "
+    "the target is the session's next item. There are no orders to show what each permission adds.",
+}
+
+
 def render_report(evaluation: Mapping[str, Any]) -> str:
     """The evaluation as one HTML page, with its style and figures inline.
 
@@ -90,7 +114,7 @@ def render_report(evaluation: Mapping[str, Any]) -> str:
     title = f"Evaluation by permission level: {result['data']['name']}"
     sections = [
         _summary(result, metric),
-        _estimand(result["data"]),
+        _estimand(result["population"], result["data"]),
         _scores(result, metric),
         *(_contrast(contrast) for contrast in result["contrasts"]),
         _history(result["by_history_length"], metric),
@@ -190,8 +214,8 @@ def _summary(result: EvaluationResult, metric: str) -> str:
     facts = {
         "Data": data["name"],
         "Training cut-off": data["cutoff"],
-        "Target": f"items ordered within {data['horizon_days']:g} days of the request",
-        "Test customers": f"{result['customers']:,} linked customers with both permissions (level 3)",
+        "Target": TARGET[result["population"]].format(days=data["horizon_days"]),
+        "Asked": f"{result['customers']:,} {ASKED[result['population']]}",
         "Requests": f"{result['requests']:,}",
     }
     if "fingerprint" in data:
@@ -219,17 +243,14 @@ def _finding(contrast: str, row: ContrastRow) -> str:
     return f"<li>{escape(text)}</li>"
 
 
-def _estimand(data: DataFigures) -> str:
+def _estimand(population: Population, data: DataFigures) -> str:
     return _section(
         "estimand",
         "What is compared",
-        "<p>All tiers answer the same requests of the same customers: linked level-3 customers, who have "
-        "given both permissions, at the same instants. The target is the same too: the items that the "
-        f"customer ordered within the next {data['horizon_days']:g} days. What differs is only what "
-        "a tier may read: in its training, in the request, or in both, as each comparison below says. All "
-        "items are ranked; there are no sampled candidates.</p>",
-        "<p>Brackets hold 95 % intervals. They come from a bootstrap over customers, who are drawn with all "
-        "their requests. Differences are paired: both tiers are scored on the same drawn customers. To "
+        f"<p>{escape(_COMPARED[population].format(days=data['horizon_days']))} All items are ranked; there "
+        "are no sampled candidates.</p>",
+        "<p>Brackets hold 95 % intervals. They come from a bootstrap over customers (or sessions), who are "
+        "drawn with all their requests. Differences are paired: both tiers are scored on the same draws. To "
         "compare two tiers, read the interval of their difference, not the overlap of their two "
         "intervals.</p>",
         "<p>The figures hold for customers who consent. The quality of the answers that level-1 customers "

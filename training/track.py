@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,6 +55,7 @@ def track_run(
     with progress("recording the run in MLflow", len(digests), enabled=show_progress) as advance:
         import mlflow
 
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # its notes on new tables are of no use here
         client = mlflow.MlflowClient(tracking_uri=config.tracking.uri or _local_store(out))
         experiment = _experiment(client, config.tracking.experiment, out)
         parent = client.create_run(

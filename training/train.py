@@ -147,16 +147,14 @@ def _fit(
         )
         return fitted, {"min_persons": config.training.min_persons}, funnel
     tier_config: TierConfig = getattr(config, tier)
-    items = len(permitted.rows["item_id"].unique())
-    with progress(f"fitting the {tier} tier", items, enabled=show_progress) as advance:
-        fitted = fit_tier(
-            tier,
-            permitted,
-            tier_config,
-            min_persons=config.training.min_persons,
-            threads=config.training.threads,
-            advance=advance,
-        )
+    fitted = fit_tier(
+        tier,
+        permitted,
+        tier_config,
+        min_persons=config.training.min_persons,
+        threads=config.training.threads,
+        show_progress=show_progress,
+    )
     parameters = {**tier_config.model_dump(mode="json"), "min_persons": config.training.min_persons}
     return fitted, parameters, permitted.funnel
 

@@ -172,3 +172,14 @@ def test_a_password_stays_out_of_messages(database: str) -> None:
     with pytest.raises(DataError, match="cannot be read") as failure:
         read_shop(nowhere)
     assert "hunter2" not in str(failure.value)
+
+
+def test_a_number_that_is_none_is_refused(database: str) -> None:
+    """PostgreSQL's exact numbers know NaN, which has no counterpart among prices."""
+    change(
+        database,
+        "ALTER TABLE items ALTER COLUMN price TYPE numeric USING price::numeric",
+        "UPDATE items SET price = 'NaN' WHERE item_id = (SELECT min(item_id) FROM items)",
+    )
+    with pytest.raises(DataError, match=r"table items, column price, row \d+: not finite"):
+        read_shop(plain(database))

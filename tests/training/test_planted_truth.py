@@ -1,10 +1,11 @@
-"""The simulator plants what each permission is worth; the evaluation must find it, and nothing that is not there."""
+"""The simulator plants what each permission is worth; the evaluation must find that, and nothing else."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+
 from consentier.features.simulator import SimulationConfig, simulate, write_shop
 from consentier.features.tables import read_shop
 from consentier.training.config import load_config

@@ -46,6 +46,7 @@ def evaluation() -> dict[str, Any]:
     flat = {"better": "crm", "baseline": "online", "metric": "ndcg@10", "difference": interval(0.001)}
     return {
         "data": {"name": "simulated shop", "cutoff": "2025-06-01T00:00:00Z", "horizon_days": 14},
+        "population": "permissions",
         "cutoffs": [10, 20],
         "customers": 1162,
         "requests": 1874,

@@ -58,12 +58,14 @@ def evaluate(
 
 def print_evaluation(evaluation: Mapping[str, Any]) -> None:
     """Print the scores of the tiers, and the paired differences between them."""
-    from consentier.training.report import print_rows
+    from consentier.training.report import ASKED, TARGET, print_rows
 
     data = evaluation["data"]
+    target = TARGET[evaluation["population"]].format(days=data["horizon_days"])
     say(
-        f"{data['name']}: {evaluation['customers']:,} customers, {evaluation['requests']:,} requests, "
-        f"orders of {data['horizon_days']:g} days from {data['cutoff']}\n"
+        f"{data['name']}: {evaluation['customers']:,} {ASKED[evaluation['population']]}, "
+        f"{evaluation['requests']:,} requests\n"
+        f"cut-off {data['cutoff']}; target: {target}\n"
     )
     rows = print_rows(evaluation)
     print_table(
