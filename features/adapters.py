@@ -17,9 +17,6 @@ import dataclasses
 import datetime as dt
 import difflib
 import hashlib
-import os
-import shutil
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -31,6 +28,7 @@ import pyarrow.parquet as pq
 import pyarrow.types as pt
 
 from consentier.errors import DataError
+from consentier.features.directories import require_free, write_text, written_beside
 from consentier.features.schemas import SCHEMAS
 from consentier.features.tables import write_tables
 from consentier.features.validation import validate_table
@@ -107,19 +105,12 @@ def import_dataset(name: str, source: str | Path, out: str | Path, *, force: boo
     """
     adapter = _adapter(name)
     source, out = Path(source), Path(out).resolve()
-    _require_free(out, force)  # before any work; asked again when it is moved there
+    require_free(out, force=force)  # before any work
     tables = adapter.convert(source)
     _require_split(adapter, source, tables)
-    staging = out.parent / f".{out.name}.{uuid.uuid4().hex}"
-    try:
-        write_tables(tables, staging)
-        _write_config(adapter, staging / _CONFIG_FILE)
-        _require_free(out, force)
-        _move_into_place(staging, out)
-    except OSError as error:
-        raise DataError(f"{out}: the data set cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with written_beside(out, force=force) as beside:
+        write_tables(tables, beside)
+        write_text(beside / _CONFIG_FILE, _config_text(adapter))
     return {table: rows.num_rows for table, rows in tables.items()}
 
 
@@ -154,38 +145,12 @@ def _times_of(tables: Mapping[str, pa.Table]) -> pa.ChunkedArray:
 # --- writing ----------------------------------------------------------------------------------------------
 
 
-def _require_free(out: Path, force: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise DataError(f"{out}: is a file: give a directory")
-    if out.is_dir() and any(out.iterdir()) and not force:
-        raise DataError(f"{out}: is not empty: give another directory, or use --force to replace it")
-
-
-def _write_config(adapter: Adapter, path: Path) -> None:
-    text = (
+def _config_text(adapter: Adapter) -> str:
+    return (
         f"# The temporal split of the data set {adapter.name}. Its consents are synthetic.\n"
         f"[training]\ncutoff = {adapter.cutoff.isoformat()}\n\n"
         f"[evaluation]\nhorizon_days = {adapter.horizon_days}\n"
     )
-    with path.open("x", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _move_into_place(staging: Path, out: Path) -> None:
-    """Rename onto `out`; what was there is put back if that fails."""
-    if not out.exists():
-        staging.rename(out)
-        return
-    old = staging.with_suffix(".old")
-    out.rename(old)
-    try:
-        staging.rename(out)
-    except OSError:
-        old.rename(out)
-        raise
-    shutil.rmtree(old)
 
 
 # --- reading ----------------------------------------------------------------------------------------------

@@ -16,8 +16,6 @@ from consentier.models.attribute_encoding import (
 
 __all__ = ["fit_attributes"]
 
-_NARROWEST_BIN = 1e-8
-
 
 def fit_attributes(
     attributes: pa.Table, *, first_input: int, bins: int = 5, min_persons: int = 10
@@ -25,9 +23,10 @@ def fit_attributes(
     """Learn levels and bin edges from the permitted customers' attributes.
 
     Texts and truth values become one input per level (`OneHotEncoder`); levels with fewer than `min_persons`
-    persons share one. Numbers become quantile bins, as scikit-learn's `KBinsDiscretizer` cuts them; quantiles
-    that coincide, because many customers have the same number, make one edge. A missing value has no input,
-    and a column that tells nobody apart has none either.
+    persons share one. Numbers become quantile bins, those of scikit-learn's `KBinsDiscretizer` where few
+    customers have the same number; elsewhere quantiles coincide, and an edge is kept only where it leaves at
+    least `min_persons` persons in each bin. A missing value has no input, and a column that tells nobody
+    apart has none either.
 
     Parameters
     ----------
@@ -38,7 +37,7 @@ def fit_attributes(
     bins
         Bins of a number, at most.
     min_persons
-        Persons that a level needs for an input of its own.
+        Persons that a level or bin needs for an input of its own.
     """
     columns: list[CategoryColumn | NumberColumn] = []
     following = first_input
@@ -69,14 +68,17 @@ def _fit_number(
 ) -> NumberColumn | None:
     numbers = values.to_numpy(zero_copy_only=False).astype(np.float64)
     numbers = numbers[np.isfinite(numbers)]
-    distinct = np.unique(numbers)
-    if numbers.size < min_persons or distinct.size < 2:
+    if not numbers.size:
         return None
-    parts = np.linspace(0, 100, min(bins, int(distinct.size)) + 1)
-    edges = np.percentile(numbers, parts, method="averaged_inverted_cdf")
-    edges = edges[np.ediff1d(edges, to_begin=np.inf) > _NARROWEST_BIN]
-    inner = tuple(float(edge) for edge in edges[1:-1])
-    return NumberColumn(name, inner, first_input) if inner else None
+    parts = np.linspace(0, 100, bins + 1)[1:-1]
+    quantiles = np.unique(np.percentile(numbers, parts, method="averaged_inverted_cdf"))
+    below = np.searchsorted(np.sort(numbers), quantiles, side="left").tolist()
+    edges, left = [], 0
+    for edge, count in zip(quantiles.tolist(), below, strict=True):
+        if min(count - left, numbers.size - count) >= min_persons:
+            edges.append(edge)
+            left = count
+    return NumberColumn(name, tuple(edges), first_input) if edges else None
 
 
 def _fit_category(

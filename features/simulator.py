@@ -26,9 +26,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,9 +33,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from consentier.errors import DataError
 from consentier.features import simulator_activity as activity
 from consentier.features import simulator_ledger as ledger
+from consentier.features.directories import write_text, written_beside
 from consentier.features.simulator_world import (
     CATEGORIES,
     NEVER,
@@ -461,47 +458,14 @@ def write_shop(shop: SimulatedShop, out: Path, *, force: bool = False) -> None:
     DataError
         If `out` is a file, holds something and `force` is False, or cannot be written.
     """
-    out = Path(out).resolve()
-    if out.exists() and not out.is_dir():
-        raise DataError(f"{out}: is a file: give a directory")
-    if out.is_dir() and any(out.iterdir()) and not force:
-        raise DataError(f"{out}: is not empty: give another directory, or use --force to replace it")
-    beside = out.parent / f".{out.name}.{uuid.uuid4().hex}"
-    try:
+    with written_beside(out, force=force) as beside:
         write_tables(shop.tables, beside)
         write_tables(shop.truth, beside / "truth")
         facts = json.dumps(shop.truth_facts, indent=2, sort_keys=True) + "\n"
-        _write_text(beside / "truth" / "truth.json", facts)
-        _write_text(
+        write_text(beside / "truth" / "truth.json", facts)
+        write_text(
             beside / "consentier.toml",
             "# Configuration for training on this simulated shop.\n"
             f'[training]\ncutoff = "{shop.config.cutoff.isoformat()}"\n\n'
             f"[evaluation]\nhorizon_days = {shop.config.horizon_days}\n",
         )
-        _move_into_place(beside, out)
-    except OSError as error:
-        raise DataError(f"{out}: the shop cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def _write_text(path: Path, text: str) -> None:
-    with path.open("x", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _move_into_place(beside: Path, out: Path) -> None:
-    """Rename onto `out`; what was there is put back if that fails."""
-    if not out.exists():
-        beside.rename(out)
-        return
-    old = beside.with_suffix(".old")
-    out.rename(old)
-    try:
-        beside.rename(out)
-    except OSError:
-        old.rename(out)
-        raise
-    shutil.rmtree(old)

@@ -18,9 +18,7 @@ import datetime as dt
 import difflib
 import itertools
 import os
-import shutil
 import sqlite3
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -33,6 +31,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from consentier.errors import DataError
+from consentier.features.directories import written_beside
 from consentier.features.schemas import SCHEMAS, Column, ColumnType, TableSchema, arrow_schema
 from consentier.features.validation import (
     Chunk,
@@ -454,27 +453,12 @@ def write_tables(
     for name in tables:
         if not name.isidentifier():
             raise ValueError(f"{name!r} is no name for a table: use letters, digits and underscores")
-    out = Path(out).resolve()
-    _require_free(out, force)
-    beside = out.parent / f".{out.name}.{uuid.uuid4().hex}"
-    try:
-        beside.mkdir(parents=True)
-        for name, table in tables.items():
-            _write_table(table, beside / f"{name}.{format}", format)
-        _flush(beside)
-        _move_into_place(beside, out, force)
-        _flush(out.parent)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{out}: the tables cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def _require_free(out: Path, force: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise DataError(f"{out}: is a file: give a directory")
-    if out.is_dir() and any(out.iterdir()) and not force:
-        raise DataError(f"{out}: is not empty: give another directory, or use --force to replace it")
+    with written_beside(out, force=force) as beside:
+        try:
+            for name, table in tables.items():
+                _write_table(table, beside / f"{name}.{format}", format)
+        except pa.ArrowException as error:
+            raise DataError(f"{out}: the tables cannot be written: {error}") from error
 
 
 def _write_table(table: pa.Table, path: Path, format: TableFormat) -> None:
@@ -485,26 +469,3 @@ def _write_table(table: pa.Table, path: Path, format: TableFormat) -> None:
             pyarrow.csv.write_csv(table, file)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _move_into_place(beside: Path, out: Path, force: bool) -> None:
-    """Rename onto `out`; with `force`, the old directory is put back if that fails."""
-    if not (force and out.is_dir()):
-        beside.rename(out)  # POSIX: replaces an empty directory, refuses any other
-        return
-    old = beside.with_suffix(".old")
-    out.rename(old)
-    try:
-        beside.rename(out)
-    except OSError:
-        old.rename(out)
-        raise
-    shutil.rmtree(old)

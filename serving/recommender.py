@@ -380,7 +380,7 @@ class Recommender:
             policy_version=self.policy.version,
             bundle_digest=None if scorer is None else scorer.digest,
             fill_digest=self.popular.digest if filled and self.popular is not None else None,
-            sources=tuple(sorted(found.view.sources)),
+            sources=tuple(sorted(str(source) for source in found.view.sources)),
             input_digests=dict(found.digests),
             ledger_position=resolution.ledger_position,
             contact=None if resolution.contact is None else tuple(sorted(resolution.contact)),

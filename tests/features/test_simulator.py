@@ -479,7 +479,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytes
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(simulator, "_write_text", fail)
+    monkeypatch.setattr(simulator, "write_text", fail)
     with pytest.raises(DataError, match="No space left"):
         write_shop(shop(SMALL), tmp_path / "shop")
     assert list(tmp_path.iterdir()) == []

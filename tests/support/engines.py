@@ -38,9 +38,13 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="consentier-tests-")
 
 
-@functools.cache
 def bundles(hide: tuple[str, ...] = ()) -> Path:
     """Bundles of all tiers, each with weights of its own. `hide`: sources whose items do not come again."""
+    return _written(hide)
+
+
+@functools.cache
+def _written(hide: tuple[str, ...]) -> Path:
     folder = Path(_folder().name) / "-".join(("bundles", *hide))
     folder.mkdir()
     for seed, tier in enumerate(LINEAR):
@@ -117,7 +121,11 @@ def write_popular(path: Path, items: Sequence[str] = ITEMS) -> str:
     )
 
 
-@functools.cache
 def engine(hide: tuple[str, ...] = (), catalogue: Catalogue | None = None) -> Recommender:
     """A recommender over all bundles, with a fixed key for its digests."""
+    return _loaded(hide, catalogue)
+
+
+@functools.cache
+def _loaded(hide: tuple[str, ...], catalogue: Catalogue | None) -> Recommender:
     return Recommender.load(bundles(hide), catalogue=catalogue, audit_key=b"a key for tests only")

@@ -1,0 +1,82 @@
+"""Catalogues: from every source the same, and nothing is available that is sensitive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from consentier.errors import DataError
+from consentier.serving import Catalogue
+
+FACTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "sold-out": {"available": False},
+    "pills": {"sensitive": True},
+    "unsure": {"available": None, "sensitive": None},
+}
+EXPECTED = Catalogue(frozenset({"plain", "unsure"}), frozenset({"pills"}))
+
+
+def test_a_mapping_a_csv_and_a_parquet_file_say_the_same(tmp_path: Path) -> None:
+    rows = [
+        {"item_id": item, "available": facts.get("available"), "sensitive": facts.get("sensitive")}
+        for item, facts in FACTS.items()
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "items.parquet")
+    (tmp_path / "items.csv").write_text(
+        "item_id,price,available,sensitive\nplain,1,yes,\nsold-out,2,False,no\npills,3,1,TRUE\nunsure,4,,\n"
+    )
+    for source in (FACTS, tmp_path / "items.parquet", str(tmp_path / "items.csv"), EXPECTED):
+        assert Catalogue.of(source) == EXPECTED
+
+
+def test_item_ids_alone_are_all_available() -> None:
+    assert Catalogue.of(["a", "b"]) == Catalogue(frozenset({"a", "b"}))
+    assert Catalogue.of(iter({"a"})).sensitive == frozenset()
+
+
+def test_what_is_sensitive_is_never_available() -> None:
+    assert Catalogue(frozenset({"a", "b"}), frozenset({"b", "c"})).available == {"a"}
+
+
+def test_a_mapping_cannot_rename_its_items() -> None:
+    assert Catalogue.of({"a": {"item_id": "b"}}).available == {"a"}
+
+
+@pytest.mark.parametrize("wrong", [[1, 2], [None], b"items", [b"a"]])
+def test_items_that_are_no_texts_are_mistakes(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="item ids are strings"):
+        Catalogue.of(wrong)
+    with pytest.raises(TypeError, match="sensitive must be a collection"):
+        Catalogue(frozenset(), "pills")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "items.csv",
+            b"item_id,available\na,perhaps\n",
+            "row 1: available: 'perhaps' is neither true nor false",
+        ),
+        ("items.csv", b"sku,available\na,1\n", "row 1: item_id is missing"),
+        ("items.csv", b"item_id\na\n\xff\xfe\n", "cannot be read"),
+        ("items.parquet", b"PAR1 not at all", "cannot be read"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_named(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        Catalogue.of(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"items\.csv: there is no such file"):
+        Catalogue.of(tmp_path / "items.csv")

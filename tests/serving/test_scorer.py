@@ -1,0 +1,187 @@
+"""Scorers: the arithmetic by hand, and what may not be shown."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from engines import write_linear, write_popular
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consentier.consent import Side, Source, Tier
+from consentier.errors import BundleMalformed
+from consentier.models.bundle import open_bundle
+from consentier.serving import Catalogue, Event, PermittedView
+from consentier.serving.scorer import LinearScorer, PopularScorer, Query, ScoringSettings
+
+FRUIT = ("apple", "banana", "cherry", "date")
+ALL = frozenset(Source)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("scorers")
+
+
+def scorer(folder: Path, catalogue: Catalogue | None = None, **scoring: Any) -> LinearScorer:
+    """A fused model: apple says banana (1) and cherry (2), date says banana (4), north says date (8)."""
+    weights = np.zeros((4 + 6, 4), np.float32)
+    weights[0, 1], weights[0, 2], weights[3, 1], weights[4, 3] = 1, 2, 4, 8
+    path = folder / f"bundle {len(list(folder.iterdir()))}"
+    write_linear(path, Tier.FUSED, items=FRUIT, weights=sp.csr_matrix(weights), scoring=scoring)
+    return LinearScorer(open_bundle(path), catalogue)
+
+
+def asked(n: int = 4, **options: Any) -> Query:
+    return Query(n, Side.ONLINE, **options)
+
+
+def test_scores_are_the_weighted_sum_over_the_sources(folder: Path) -> None:
+    view = PermittedView(ALL, (Event("apple"),), (Event("date"),), (Event("apple"), Event("date")))
+    found = scorer(folder).answer(view, asked())
+    assert found is not None
+    # Session 3, online 1, CRM 2: apple weighs 3 + 2, date 1 + 2.
+    assert dict(zip(found.items, found.scores, strict=True)) == {"banana": 5 * 1 + 3 * 4, "cherry": 5 * 2}
+    assert found.items == ("banana", "cherry")
+
+
+def test_of_one_item_in_one_source_the_largest_weight_counts(folder: Path) -> None:
+    view = PermittedView(ALL, crm_history=(Event("apple", event_type="cart"), Event("apple"), Event("apple")))
+    found = scorer(folder, event_weights={"cart": 2.5}).answer(view, asked())
+    assert found is not None
+    assert found.scores == (2 * 2.5 * 2, 2 * 2.5 * 1)
+
+
+@pytest.mark.parametrize("kind", ["remove", "unfavourite", "cancelled", "returned"])
+def test_what_ends_an_interest_shows_none(folder: Path, kind: str) -> None:
+    ended = PermittedView(ALL, online_history=(Event("date"), Event("apple", event_type=kind)))
+    alone = PermittedView(ALL, online_history=(Event("date"),))
+    assert scorer(folder).answer(ended, asked()) == scorer(folder).answer(alone, asked())
+
+
+def test_older_events_of_a_session_weigh_less_and_others_do_not(folder: Path) -> None:
+    model = scorer(folder, session_decay=2.0)
+    found = model.answer(PermittedView(ALL, session=(Event("date"), Event("apple"))), asked())
+    assert found is not None
+    decayed = np.float32(3 * math.exp(-1 / 2.0))
+    assert dict(zip(found.items, found.scores, strict=True)) == {
+        "banana": 3 + 4 * float(decayed),
+        "cherry": 6,
+    }
+    found = model.answer(PermittedView(ALL, online_history=(Event("date"), Event("apple"))), asked())
+    assert found is not None
+    assert found.scores == (5, 2)
+
+
+def test_only_the_latest_events_of_each_source_are_read(folder: Path) -> None:
+    view = PermittedView(ALL, online_history=(Event("date"), Event("mango"), Event("apple")))
+    found = scorer(folder, max_history=2).answer(view, asked())
+    assert found is not None
+    assert (found.items, found.unknown_items) == (("cherry", "banana"), 1)
+
+
+def test_attributes_fade_as_the_history_grows(folder: Path) -> None:
+    north = {"region": "north", "shoe": "42"}
+    model = scorer(folder, attribute_weight=3.0, attribute_fade=1.0)
+    alone = model.answer(PermittedView(ALL, attributes=north), asked())
+    assert alone is not None
+    assert (alone.items, alone.scores) == (("date",), (3 * 8,))
+    known = model.answer(PermittedView(ALL, online_history=(Event("apple"),), attributes=north), asked())
+    assert known is not None
+    assert dict(zip(known.items, known.scores, strict=True))["date"] == 3 * 8 / 2
+    both = model.answer(PermittedView(ALL, attributes={**north, "age": 31}), asked())
+    assert both is not None
+    assert both.scores == (3 * 8 / 2,)  # together they count attribute_weight
+
+
+def test_nothing_known_is_no_answer_and_no_score_is_an_empty_one(folder: Path) -> None:
+    model = scorer(folder)
+    assert model.answer(PermittedView(ALL), asked()) is None
+    assert model.answer(PermittedView(ALL, session=(Event("mango"),)), asked()) is None
+    found = model.answer(PermittedView(ALL, session=(Event("banana"),)), asked())
+    assert found is not None
+    assert found.items == ()
+
+
+def test_a_source_without_weight_is_not_read(folder: Path) -> None:
+    model = scorer(folder, source_weights={"crm": 1.0})
+    assert model.answer(PermittedView(ALL, online_history=(Event("apple"),)), asked()) is None
+
+
+def test_sensitive_items_count_as_unknown_and_are_not_shown(folder: Path) -> None:
+    model = scorer(folder, Catalogue(frozenset(FRUIT), frozenset({"apple", "banana"})))
+    view = PermittedView(ALL, online_history=(Event("apple"), Event("date")))
+    found = model.answer(view, asked())
+    assert found is not None
+    assert (found.items, found.unknown_items) == ((), 1)
+    assert model.related(["apple"], asked()) is None
+
+
+def test_hidden_sources_do_not_come_again(folder: Path) -> None:
+    view = PermittedView(ALL, (Event("apple"),), (Event("banana"),), (Event("cherry"),))
+    assert scorer(folder, hide=["online", "crm"]).not_again(view) == {"banana", "cherry"}
+    found = scorer(folder, hide=["online"]).answer(view, asked())
+    assert found is not None
+    assert found.items == ("cherry",)
+
+
+def test_related_items_are_not_the_items_themselves(folder: Path) -> None:
+    found = scorer(folder).related(["apple", "banana", "apple", "mango"], asked())
+    assert found is not None
+    assert (found.items, found.scores) == (("cherry",), (2,))
+
+
+_MODELS: dict[Path, LinearScorer] = {}
+
+
+@given(order=st.permutations(["apple", "date", "apple", "mango"]), source=st.sampled_from(["online", "crm"]))
+def test_the_order_in_which_a_store_returns_a_history_does_not_matter(
+    folder: Path, order: list[str], source: str
+) -> None:
+    if folder not in _MODELS:
+        _MODELS[folder] = scorer(folder)
+    model = _MODELS[folder]
+    history = tuple(Event(item) for item in order)
+    view = PermittedView(ALL, **{f"{source}_history": history})  # type: ignore[arg-type]
+    straight = PermittedView(ALL, **{f"{source}_history": tuple(sorted(history, key=lambda e: e.item_id))})  # type: ignore[arg-type]
+    assert model.answer(view, asked()) == model.answer(straight, asked())
+
+
+def popular(folder: Path, catalogue: Catalogue | None = None) -> PopularScorer:
+    path = folder / f"bundle {len(list(folder.iterdir()))}"
+    write_popular(path, FRUIT)
+    return PopularScorer(open_bundle(path), catalogue)
+
+
+def test_each_side_has_a_popular_list_of_its_own(folder: Path) -> None:
+    model = popular(folder)
+    assert model.top(Query(9, Side.ONLINE)) == list(FRUIT)
+    assert model.top(Query(2, Side.CRM)) == ["date", "cherry"]
+
+
+def test_items_that_nobody_counted_come_last_by_id(folder: Path) -> None:
+    model = popular(folder, Catalogue(frozenset({"zucchini", "elder", "banana"})))
+    assert model.top(Query(9, Side.ONLINE)) == ["banana", "elder", "zucchini"]
+    barred = Query(
+        9, Side.ONLINE, exclude=frozenset({"elder"}), allow=frozenset({"elder", "zucchini", "date"})
+    )
+    assert model.top(barred, without=frozenset({"banana"})) == ["zucchini"]
+
+
+def test_counts_of_another_length_are_refused(folder: Path) -> None:
+    path = folder / "short"
+    write_popular(path, FRUIT)
+    bundle = open_bundle(path)
+    object.__setattr__(bundle, "arrays", {**bundle.arrays, "crm_counts": np.zeros(3, np.int64)})
+    with pytest.raises(BundleMalformed, match=r"crm_counts\.npy has shape"):
+        PopularScorer(bundle, None)
+
+
+def test_settings_read_back_as_they_were_written() -> None:
+    settings = ScoringSettings({"crm": 2.0}, {"cart": 3.0}, 1.5, ("crm",), 7, 0.5, 2.0)
+    assert ScoringSettings.from_json(settings.to_json()) == settings
