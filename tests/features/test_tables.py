@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -278,57 +276,6 @@ def test_password_is_never_shown() -> None:
     with pytest.raises(DataError, match="the database cannot be read") as caught:
         read_shop("postgresql://shop:s3cret@127.0.0.1:1/shop")
     assert "s3cret" not in str(caught.value)
-
-
-@pytest.fixture
-def postgresql() -> Iterator[str]:
-    """URL of a fresh schema of the server that CONSENTIER_TEST_POSTGRESQL names."""
-    server = os.environ.get("CONSENTIER_TEST_POSTGRESQL")
-    if not server:
-        pytest.skip("CONSENTIER_TEST_POSTGRESQL is not set")
-    psycopg = pytest.importorskip("psycopg")
-    schema = f"contract_{uuid.uuid4().hex}"
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f"CREATE SCHEMA {schema}")
-        yield f"{server}?options=-csearch_path%3D{schema}"
-        connection.execute(f"DROP SCHEMA {schema} CASCADE")
-
-
-@pytest.mark.service("postgresql")
-def test_postgresql_gives_the_same_tables(shop: Path, postgresql: str) -> None:
-    import psycopg
-
-    expected = as_tables(shop)
-    with psycopg.connect(postgresql) as connection:
-        connection.execute(
-            "CREATE TABLE events "
-            "(visitor_id text, session_id text, ts timestamptz, item_id text, event_type text)"
-        )
-        connection.execute(
-            "CREATE TABLE items "
-            "(item_id text, category text, price numeric, available bool, sensitive bool, brand text)"
-        )
-        times = {"valid_from", "valid_to", "recorded_at", "double_opt_in_at"}
-        columns = ", ".join(
-            f"{name} {'timestamptz' if name in times else 'text'}"
-            for name in SCHEMAS["consents"].column_names
-        )
-        connection.execute(f"CREATE TABLE consents ({columns})")
-        connection.execute("SET TIME ZONE 'Asia/Kolkata'")
-        for name, table in expected.items():
-            marks = ", ".join(["%s"] * table.num_columns)
-            with connection.cursor() as cursor:
-                cursor.executemany(
-                    f"INSERT INTO {name} VALUES ({marks})",
-                    [tuple(row.values()) for row in table.to_pylist()],
-                )
-    read = read_shop(postgresql)
-    for name, table in expected.items():
-        assert getattr(read, name).to_pylist() == table.to_pylist()
-    with psycopg.connect(postgresql) as connection:
-        connection.execute("UPDATE items SET price = 'NaN' WHERE item_id = 'i2'")
-    with pytest.raises(DataError, match=r"table items, column price, row \d: not finite"):
-        read_shop(postgresql)
 
 
 # --- writing -------------------------------------------------------------------------------------------

@@ -133,11 +133,10 @@ def canonical(name: str) -> str:
 
 
 def declared() -> list[Requirement]:
+    """All requirements but those of the spark extra, which the lock leaves out."""
     project = PROJECT["project"]
-    texts = [
-        *project["dependencies"],
-        *(text for each in project["optional-dependencies"].values() for text in each),
-    ]
+    extras = {name: texts for name, texts in project["optional-dependencies"].items() if name != "spark"}
+    texts = [*project["dependencies"], *(text for each in extras.values() for text in each)]
     return [each for each in map(Requirement, texts) if each.name != "consentier"]
 
 
