@@ -310,7 +310,8 @@ def gate_expression(
     rows
         Columns subject, ts (int64 microseconds), item_id and more.
     standings
-        Columns subject, person, since (int64 microseconds, null where not held) and reason.
+        Columns subject, person, held (bool), since (int64 microseconds; without meaning where not held) and
+        reason. No column has nulls: engines do not agree on what a missing integer becomes on its way in.
     sensitive
         Column item_id.
     until
@@ -324,14 +325,16 @@ def gate_expression(
     joined = joined.left_join(sensitive, "item_id").drop("item_id_right")
     verdict = ibis.cases(
         (joined.reason.isnull(), "no consent record"),
-        (joined.since.isnull(), joined.reason),
+        (~joined.held, joined.reason),
         (joined.ts >= until, "after the cut-off"),
         (joined.ts < joined.since, "no permission then"),
         (joined.is_sensitive.notnull(), "sensitive item"),
         (~joined.shows_interest, "no sign of interest"),
         else_=_PASSED,
     )
-    return joined.mutate(verdict=verdict).drop("since", "reason", "is_sensitive", "shows_interest", "subject")
+    return joined.mutate(verdict=verdict).drop(
+        "held", "since", "reason", "is_sensitive", "shows_interest", "subject"
+    )
 
 
 def _standing_table(standings: Mapping[str, tuple[str, Standing]]) -> pa.Table:
@@ -339,7 +342,8 @@ def _standing_table(standings: Mapping[str, tuple[str, Standing]]) -> pa.Table:
         {
             "subject": pa.array(list(standings), pa.string()),
             "person": pa.array([person for person, _ in standings.values()], pa.string()),
-            "since": pa.array([standing.since for _, standing in standings.values()], pa.int64()),
+            "held": pa.array([standing.since is not None for _, standing in standings.values()], pa.bool_()),
+            "since": pa.array([standing.since or 0 for _, standing in standings.values()], pa.int64()),
             "reason": pa.array([standing.reason for _, standing in standings.values()], pa.string()),
         }
     )

@@ -297,7 +297,7 @@ AFTER = rows(*(("events", event("v1", item, CUTOFF, session="x")) for item in "a
     Break(
         "it does not matter whether permission holds at the cut-off",
         gate.gate_expression,
-        "(joined.since.isnull(), joined.reason),",
+        "(~joined.held, joined.reason),",
         "",
         (Tier.ONLINE, REFUSED, []),
     ),

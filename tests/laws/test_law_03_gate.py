@@ -170,7 +170,7 @@ LOGIN = (Link("a", "a", at_tick(3)),)
     Break(
         "whoever is not permitted any more is learnt from until then",
         gate.gate_expression,
-        "(joined.since.isnull(), joined.reason),",
+        "(~joined.held, joined.reason),",
         "",
         one_visitor(("granted", 0), ("withdrawn", 4)),
     ),
