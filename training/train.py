@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import platform
+import shutil
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -83,7 +85,8 @@ def train(
     policy
         Its switches decide which rows may be used; the default policy otherwise.
     force
-        Replace bundles that are there already.
+        Replace bundles that are there already. The bundle of a tier that has no permitted rows any more is
+        removed.
     show_progress
         Say on standard error what is being done.
     until
@@ -98,56 +101,85 @@ def train(
 
     Notes
     -----
-    A bundle is written beside its place and renamed into it: a reader sees the old one or the new one.
+    All models are held in memory until the last one is fitted. Then each bundle is written beside its place
+    and renamed into it: a reader sees the old one or the new one.
     """
     policy = Policy.default() if policy is None else policy
     cutoff = config.training.cutoff or dt.datetime.now(dt.UTC)
-    out.mkdir(parents=True, exist_ok=True)
     occupied = [str(out / tier) for tier in tiers if (out / tier).exists()]
     if occupied and not force:
         raise FileExistsError(f"{', '.join(occupied)}: there is a bundle already; use --force to replace it")
     ledger = ledger_of(shop)
     gate = ConsentGate(shop, ledger, cutoff, policy, until)
-    digests, skipped, seconds, runs = {}, {}, {}, {}
-    funnels: list[Funnel] = []
+    fitted: dict[Tier, _Fit] = {}
+    skipped: dict[str, str] = {}
     for tier in tiers:
-        started = time.perf_counter()
         try:
-            fitted, parameters, funnel = _fit(tier, gate, config, show_progress)
+            fitted[tier] = _fit(tier, gate, config, show_progress)
         except TrainingError as error:
-            if len(tiers) == 1:
-                raise
             skipped[str(tier)] = str(error)
-            continue
-        funnels.extend(funnel)
-        seconds[str(tier)] = round(time.perf_counter() - started, 3)
-        digests[str(tier)] = _write(tier, fitted, parameters, cutoff, out, force)
-        runs[str(tier)] = _run_facts(config, ledger, funnel, seconds[str(tier)])
-        write_run(out / tier, runs[str(tier)])
-    if not digests:
+    for name in skipped:
+        if _retire(out / name):
+            skipped[name] += (
+                "; the earlier bundle, which rests on rows that may not be used any more, was removed"
+            )
+    if not fitted:
         raise TrainingError("; ".join(skipped.values()))
+    # Nothing is written before all is fitted: an interrupted run leaves the earlier bundles as they were.
+    out.mkdir(parents=True, exist_ok=True)
+    digests, runs = {}, {}
+    for tier, fit in fitted.items():
+        digests[str(tier)] = _write(tier, fit, cutoff, out, force)
+        runs[str(tier)] = _run_facts(config, ledger, fit)
+        write_run(out / tier, runs[str(tier)])
+    for name in skipped:
+        if _retire(out / name):
+            skipped[name] += (
+                "; the earlier bundle, which rests on rows that may not be used any more, was removed"
+            )
     run_ids = track_run(config, out, digests, runs, show_progress=show_progress)
-    rows = [dataclasses.asdict(funnel) for funnel in funnels]
+    rows = [dataclasses.asdict(funnel) for fit in fitted.values() for funnel in fit.funnel]
+    seconds = {str(tier): fit.seconds for tier, fit in fitted.items()}
     return TrainingResult(out, digests, skipped, rows, seconds, run_ids)
 
 
-def _fit(
-    tier: Tier, gate: ConsentGate, config: Config, show_progress: bool
-) -> tuple[FittedTier, Mapping[str, Any], tuple[Funnel, ...]]:
-    with progress(f"gate for the {tier} tier", None, enabled=show_progress):
-        if tier is Tier.POPULAR:
-            online, crm = gate.permitted(Tier.ONLINE), gate.permitted(Tier.CRM)
-            anonymous = gate.anonymous_rows()
-        else:
-            permitted = gate.permitted(tier)
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Fit:
+    """One tier's model, what it was fitted with, and what the gate kept out of it."""
+
+    model: FittedTier
+    parameters: Mapping[str, Any]
+    funnel: tuple[Funnel, ...]
+    seconds: float
+
+
+def _fit(tier: Tier, gate: ConsentGate, config: Config, show_progress: bool) -> _Fit:
+    started = time.perf_counter()
     if tier is Tier.POPULAR:
-        fitted = fit_popular(online, crm, anonymous, min_persons=config.training.min_persons)
-        funnel = tuple(
-            dataclasses.replace(each, tier=str(Tier.POPULAR)) for each in (*online.funnel, *crm.funnel)
-        )
-        return fitted, {"min_persons": config.training.min_persons}, funnel
+        model, parameters, funnel = _fit_popular(gate, config, show_progress)
+    else:
+        model, parameters, funnel = _fit_model(tier, gate, config, show_progress)
+    return _Fit(model, parameters, funnel, round(time.perf_counter() - started, 3))
+
+
+_Parts = tuple[FittedTier, Mapping[str, Any], tuple[Funnel, ...]]
+
+
+def _fit_popular(gate: ConsentGate, config: Config, show_progress: bool) -> _Parts:
+    with progress("gate for the popular tier", None, enabled=show_progress):
+        online, crm = gate.permitted(Tier.ONLINE), gate.permitted(Tier.CRM)
+        anonymous = gate.anonymous_rows()
+    min_persons = config.training.min_persons
+    model = fit_popular(online, crm, anonymous, min_persons=min_persons)
+    funnel = [dataclasses.replace(each, tier=str(Tier.POPULAR)) for each in (*online.funnel, *crm.funnel)]
+    return model, {"min_persons": min_persons}, tuple(funnel)
+
+
+def _fit_model(tier: Tier, gate: ConsentGate, config: Config, show_progress: bool) -> _Parts:
+    with progress(f"gate for the {tier} tier", None, enabled=show_progress):
+        permitted = gate.permitted(tier)
     tier_config: TierConfig = getattr(config, tier)
-    fitted = fit_tier(
+    model = fit_tier(
         tier,
         permitted,
         tier_config,
@@ -156,42 +188,45 @@ def _fit(
         show_progress=show_progress,
     )
     parameters = {**tier_config.model_dump(mode="json"), "min_persons": config.training.min_persons}
-    return fitted, parameters, permitted.funnel
+    return model, parameters, permitted.funnel
 
 
-def _write(
-    tier: Tier,
-    fitted: FittedTier,
-    parameters: Mapping[str, Any],
-    cutoff: dt.datetime,
-    out: Path,
-    force: bool,
-) -> str:
+def _retire(path: Path) -> bool:
+    """Take a bundle out of its slot, if there is one; whether there was."""
+    if not (path / "manifest.json").is_file():
+        return False
+    old = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    path.rename(old)
+    shutil.rmtree(old)
+    return True
+
+
+def _write(tier: Tier, fit: _Fit, cutoff: dt.datetime, out: Path, force: bool) -> str:
     sources, permission = TIERS[tier]
     return write_bundle(
         out / tier,
         tier=tier,
         sources=sources,
         permission=permission,
-        algorithm=parameters.get("algorithm", "popularity"),
-        parameters=parameters,
-        scoring=fitted.scoring,
-        item_count=fitted.item_count,
+        algorithm=fit.parameters.get("algorithm", "popularity"),
+        parameters=fit.parameters,
+        scoring=fit.model.scoring,
+        item_count=fit.model.item_count,
         cutoff=cutoff,
-        arrays=fitted.arrays,
+        arrays=fit.model.arrays,
         overwrite=force,
     )
 
 
-def _run_facts(config: Config, ledger: Ledger, funnel: Sequence[Funnel], seconds: float) -> dict[str, Any]:
+def _run_facts(config: Config, ledger: Ledger, fit: _Fit) -> dict[str, Any]:
     """What is true of the run but not of the model; stands beside the bundle, outside its digest."""
     return {
         "created_at": dt.datetime.now(dt.UTC).isoformat(),
         "config_hash": config_hash(config),
         "ledger_position": ledger.position,
         "ledger_conflicts": len(ledger.conflicts),
-        "funnel": [dataclasses.asdict(each) for each in funnel],
-        "seconds": seconds,
+        "funnel": [dataclasses.asdict(funnel) for funnel in fit.funnel],
+        "seconds": fit.seconds,
         "versions": {"python": platform.python_version(), **_versions()},
     }
 
