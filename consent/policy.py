@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import enum
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -12,7 +11,7 @@ from typing import Any
 
 from consentier.consent.permissions import Channel, Side, Source, Tier
 from consentier.consent.resolution import Resolution
-from consentier.errors import PolicyError
+from consentier.errors import PolicyError, suggestion
 
 __all__ = ["Policy", "Route", "State", "Switches", "sources_of"]
 
@@ -269,7 +268,7 @@ def _tiers(value: object, where: str) -> tuple[Tier, ...]:
     names = [tier.value for tier in Tier if tier is not Tier.NONE]
     for name in value:
         if name not in names:
-            raise PolicyError(f"{where}: there is no tier {name!r}{_suggestion(str(name), names)}")
+            raise PolicyError(f"{where}: there is no tier {name!r}{suggestion(str(name), names)}")
     return tuple(Tier(name) for name in value)
 
 
@@ -277,9 +276,4 @@ def _known_keys(document: Mapping[str, Any], known: Iterable[str], where: str) -
     allowed = list(known)
     for key in document:
         if key not in allowed:
-            raise PolicyError(f"{where}: unknown key {key!r}{_suggestion(key, allowed)}")
-
-
-def _suggestion(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+            raise PolicyError(f"{where}: unknown key {key!r}{suggestion(key, allowed)}")

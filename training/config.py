@@ -14,7 +14,6 @@ refused, with the name that was probably meant::
 from __future__ import annotations
 
 import datetime as dt
-import difflib
 import hashlib
 import json
 import tomllib
@@ -26,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic_core import PydanticCustomError
 
 from consentier.consent import Source
-from consentier.errors import ConfigError
+from consentier.errors import ConfigError, suggestion
 from consentier.features.schemas import EVENT_TYPES
 
 __all__ = [
@@ -201,7 +200,7 @@ class TierConfig(_Section):
                 raise PydanticCustomError(
                     "unknown_name",
                     "{name}{suggestion}",
-                    {"name": name, "suggestion": _suggestion(name, known)},
+                    {"name": name, "suggestion": suggestion(name, known)},
                 )
             if weight < 0:
                 raise ValueError(f"the weight of {name!r} is {weight}; weights are at least 0")
@@ -317,7 +316,7 @@ def _message(kind: str, location: Sequence[int | str], failure: Mapping[str, Any
     """One line about one failure, in the words of the file."""
     key = ".".join(str(part) for part in location)
     if kind == "extra_forbidden":
-        return f"unknown key {key}{_suggestion(str(location[-1]), _keys_at(location[:-1]))}"
+        return f"unknown key {key}{suggestion(str(location[-1]), _keys_at(location[:-1]))}"
     if kind == "unknown_name":
         return f"unknown key {key}.{failure['msg']}"
     reason = str(failure["msg"]).removeprefix("Value error, ").replace("Input should", "it should")
@@ -334,8 +333,3 @@ def _keys_at(location: Sequence[int | str]) -> list[str]:
 def _shown(value: object) -> str:
     text = value.isoformat() if isinstance(value, dt.date) else json.dumps(value, default=str)
     return text if len(text) <= 60 else f"{text[:60]}…"
-
-
-def _suggestion(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"

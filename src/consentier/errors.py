@@ -20,6 +20,9 @@ Every message says what was wrong, where, and what to do. Wrong *argument types*
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
+
 __all__ = [
     "BundleAltered",
     "BundleError",
@@ -32,6 +35,7 @@ __all__ = [
     "LedgerError",
     "PolicyError",
     "TrainingError",
+    "suggestion",
 ]
 
 
@@ -77,3 +81,9 @@ class BundleUnsupported(BundleError):  # noqa: N818
 
 class TrainingError(ConsentierError):
     """The permitted data do not suffice to train or evaluate."""
+
+
+def suggestion(name: str, known: Sequence[str]) -> str:
+    """The end of a message about an unknown name: the near one, or else all that are known."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
