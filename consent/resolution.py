@@ -29,7 +29,9 @@ class Resolution:
     reasons
         Short codes of why, in a fixed order.
     ledger_position
-        How many records the ledger held when it was asked; None without a ledger.
+        The position of the ledger's last entry when it was asked; None without a ledger.
+    lifetimes_version
+        Which rules said how old grants may grow; None without a ledger.
     """
 
     online: bool = False
@@ -42,6 +44,7 @@ class Resolution:
     denied_purposes: frozenset[str] = frozenset()
     reasons: tuple[str, ...] = ()
     ledger_position: int | None = None
+    lifetimes_version: str | None = None
 
     @property
     def permission(self) -> Permission:

@@ -7,6 +7,7 @@ The rules (the sixth law of the engine), each independent of the order in which 
 * a denial takes effect when it was made known, if that is earlier than the start it names, and governs from
   that start too; a grant that was recorded before its start (beyond the clock skew) is refused when its time
   comes;
+* a grant ends where it says, or when it has grown too old, whichever is earlier;
 * an objection outranks every grant until an explicit, evidenced lift that starts after it;
 * a `record_id` that comes again with other content counts as a denial wherever it claims anything.
 """
@@ -14,23 +15,28 @@ The rules (the sixth law of the engine), each independent of the order in which 
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
-from consentier.consent.records import ConsentRecord, SubjectKind, microseconds
+from consentier.consent.lifetimes import Lifetimes
+from consentier.consent.records import SubjectKind
+from consentier.consent.store import Version
 
 __all__ = [
+    "ALWAYS",
     "CLOCK_SKEW",
+    "NO_OBJECTION",
     "Claim",
+    "Claims",
     "Segment",
     "Subject",
     "Timeline",
     "claims_of",
     "combine",
-    "content_of",
     "covered",
     "either",
+    "held_together_since",
     "inverted",
     "minority",
     "objections",
@@ -47,18 +53,19 @@ _REFUSING = frozenset({"denied", "withdrawn", "objected", "conflicting"})
 Subject = tuple[SubjectKind, str]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """What one record says, in microseconds, after duplicates were merged and conflicts found."""
 
-    permission: str
     state: str
     start: int
     end: int | None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Segment:
+Claims = Mapping[str, Sequence[Claim]]
+"""All that one subject claims, by permission."""
+
+
+class Segment(NamedTuple):
     """From `start` until the next segment's start: held or not, and why."""
 
     start: int
@@ -66,8 +73,7 @@ class Segment:
     reason: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Timeline:
+class Timeline(NamedTuple):
     """A step function of time. The first segment starts at the beginning of time."""
 
     segments: tuple[Segment, ...]
@@ -86,68 +92,88 @@ class Timeline:
         return self.segments[position].start
 
     def _position(self, instant: int) -> int:
-        return bisect.bisect_right(self.segments, instant, key=lambda segment: segment.start) - 1
+        # Whatever the last segment that starts by then says, this is greater.
+        return bisect.bisect_right(self.segments, (instant, 2, "")) - 1
 
 
 _UNKNOWN = Timeline((Segment(_BEGINNING, held=False, reason="unknown"),))
-_NO_OBJECTION = Timeline((Segment(_BEGINNING, held=False, reason="none"),))
+_NEVER = Timeline((Segment(_BEGINNING, held=False, reason="none"),))
+ALWAYS = Timeline((Segment(_BEGINNING, held=True, reason="granted"),))
+NO_OBJECTION = _NEVER
+"""The timeline of who never objected: this very object, so that it can be told without looking at it."""
 
 
-def claims_of(versions_by_id: Iterable[Sequence[ConsentRecord]], subject: Subject) -> list[Claim]:
-    """Merge duplicates, turn conflicts into denials, and convert to microseconds.
+def claims_of(
+    versions: Iterable[Version],
+    subject: Subject,
+    known: int | None = None,
+    lifetimes: Lifetimes | None = None,
+) -> Claims:
+    """Merge duplicates, turn conflicts into denials, end grants that have grown old.
 
     Parameters
     ----------
-    versions_by_id
-        For each record id that concerns the subject, all that arrived under it (for other subjects too: one
-        id for two subjects is a conflict).
+    versions
+        All versions of the records that concern the subject and, of an id that stands for several contents,
+        those that concern others too: one id for two subjects is a conflict.
     subject
         Kind and id of the subject whose claims are wanted.
+    known
+        Use only what had been recorded by then (microseconds; None: all).
+    lifetimes
+        How long grants last at the most (None: as long as they say).
 
     The same record may arrive several times, at different `recorded_at`: the earliest counts. A record id
     that stands for two contents proves neither, so each content that it claims becomes a denial.
     """
-    claims: list[Claim] = []
-    for versions in versions_by_id:
-        recorded = min(microseconds(version.recorded_at) for version in versions)
-        contents = {content_of(version): version for version in versions}
+    by_id: dict[str, list[Version]] = {}
+    for version in versions:
+        if known is None or version.recorded <= known:
+            by_id.setdefault(version.record_id, []).append(version)
+    claims: dict[str, list[Claim]] = {}
+    for copies in by_id.values():
+        recorded = min(version.recorded for version in copies) if len(copies) > 1 else copies[0].recorded
+        contents = {version.content: version for version in copies}
         for version in contents.values():
             if (version.subject_kind, version.subject_id) == subject:
-                claims.extend(_claims_in(version, recorded, conflicting=len(contents) > 1))
+                own = claims.setdefault(version.permission, [])
+                own += _claims_in(version, recorded, lifetimes, conflicting=len(contents) > 1)
     return claims
 
 
-def content_of(record: ConsentRecord) -> tuple[object, ...]:
-    """All that a record states, without when the ledger learnt of it."""
-    return tuple(
-        getattr(record, field.name) for field in dataclasses.fields(record) if field.name != "recorded_at"
-    )
-
-
-def _claims_in(record: ConsentRecord, recorded: int, *, conflicting: bool) -> Iterator[Claim]:
-    start = microseconds(record.valid_from)
-    end = None if record.valid_to is None else microseconds(record.valid_to)
-    state = record.state
+def _claims_in(
+    version: Version, recorded: int, lifetimes: Lifetimes | None, *, conflicting: bool
+) -> list[Claim]:
+    state, start, end = version.state, version.start, version.end
     if conflicting:
         state, end = ("objected" if state == "objected" else "conflicting"), None
-    elif state == "lifted" and not (record.evidence and record.evidence.strip()):
+    elif state == "lifted" and not (version.evidence and version.evidence.strip()):
         state = "lifted without evidence"
     elif state in {"granted", "lifted"} and start > recorded + CLOCK_SKEW:
         state = "future-dated"
-    yield Claim(record.permission, state, start, end)
+    elif state == "granted" and lifetimes is not None:
+        end = lifetimes.end_of(
+            version.permission,
+            collected_by=version.collected_by,
+            jurisdiction=version.jurisdiction,
+            valid_from=start,
+            valid_to=end,
+        )
+    claims = [Claim(state, start, end)]
     if state in _REFUSING and recorded < start:
         # Heeded at once; and a grant given meanwhile does not outlive the start that the refusal names.
-        yield Claim(record.permission, state, recorded, end)
+        claims.append(Claim(state, recorded, end))
+    return claims
 
 
-def timeline_of(claims: Iterable[Claim], permission: str) -> Timeline:
+def timeline_of(claims: Claims, permission: str) -> Timeline:
     """Build the timeline of one permission of one subject. Cost: n log n in the subject's records."""
-    own = [claim for claim in claims if claim.permission == permission]
+    own = claims.get(permission)
     if not own:
         return _UNKNOWN
     stated = _stated(own)
     objected = objections(own)
-    if len(objected.segments) == 1:
+    if objected is NO_OBJECTION:
         return stated
     return combine((stated, inverted(objected, "objected")), "granted")
 
@@ -179,14 +205,13 @@ def _mildness(state: str) -> tuple[bool, bool, str]:
     return state not in _REFUSING, state == "lifted", state
 
 
-def objections(claims: Iterable[Claim]) -> Timeline:
-    """The timeline that is held while an objection stands."""
-    own = list(claims)
+def objections(own: Sequence[Claim]) -> Timeline:
+    """The timeline that is held while an objection stands. Only claims on one permission are expected."""
     raised = {claim.start for claim in own if claim.state == "objected"}
-    lifted = {claim.start for claim in own if claim.state == "lifted"} - raised
     if not raised:
-        return _NO_OBJECTION
-    segments = list(_NO_OBJECTION.segments)
+        return NO_OBJECTION
+    lifted = {claim.start for claim in own if claim.state == "lifted"} - raised
+    segments = list(NO_OBJECTION.segments)
     for start in sorted(raised | lifted):
         standing = start in raised
         if standing != segments[-1].held:
@@ -194,11 +219,13 @@ def objections(claims: Iterable[Claim]) -> Timeline:
     return Timeline(tuple(segments))
 
 
-def refusals(claims: Iterable[Claim], permission: str) -> Timeline:
+def refusals(claims: Claims, permission: str) -> Timeline:
     """The timeline that is held while the subject's own word on a permission is no.
 
     Silence and expiry are no refusals: they grant nothing either, but they do not speak about others.
     """
+    if permission not in claims:
+        return _NEVER
     timeline = timeline_of(claims, permission)
     return Timeline(
         tuple(
@@ -208,11 +235,13 @@ def refusals(claims: Iterable[Claim], permission: str) -> Timeline:
     )
 
 
-def minority(claims: Iterable[Claim]) -> Timeline:
+def minority(claims: Claims) -> Timeline:
     """The timeline that is held while the subject is a minor without parental consent.
 
     Any record on the matter that is neither a consent in force nor a lift leaves the subject a minor.
     """
+    if "parental" not in claims:
+        return _NEVER
     timeline = timeline_of(claims, "parental")
     return Timeline(
         tuple(
@@ -226,7 +255,7 @@ def minority(claims: Iterable[Claim]) -> Timeline:
     )
 
 
-def covered(claims: Iterable[Claim], purpose: str, *, required: bool) -> Timeline:
+def covered(claims: Claims, purpose: str, *, required: bool) -> Timeline:
     """The timeline that is held while a separated purpose stands in the way of nothing.
 
     Where the notice separates the purpose (`required`) only a grant will do. Where it does not, silence will
@@ -258,6 +287,17 @@ def inverted(timeline: Timeline, reason: str) -> Timeline:
             for segment in timeline.segments
         )
     )
+
+
+def held_together_since(timelines: Iterable[Timeline], instant: int) -> int | None:
+    """Since when all have been held without interruption (the latest since); None if one is not held."""
+    latest = _BEGINNING
+    for timeline in timelines:
+        since = timeline.held_since(instant)
+        if since is None:
+            return None
+        latest = max(latest, since)
+    return latest
 
 
 def combine(timelines: Sequence[Timeline], reason: str) -> Timeline:

@@ -44,7 +44,16 @@ from consentier.features.validation import (
 if TYPE_CHECKING:
     import sqlalchemy
 
-__all__ = ["OnBadRows", "ShopTables", "read_shop", "write_tables"]
+__all__ = [
+    "Chunks",
+    "OnBadRows",
+    "ShopTables",
+    "Source",
+    "open_directory",
+    "read_shop",
+    "reader_of",
+    "write_tables",
+]
 
 TableFormat = Literal["parquet", "csv"]
 
@@ -106,7 +115,7 @@ def read_shop(source: str | Path, *, on_bad_rows: OnBadRows = "error") -> ShopTa
         raise TypeError(f"source must be a path or a database URL, got {type(source).__name__}")
     if on_bad_rows not in get_args(OnBadRows):
         raise ValueError(f"on_bad_rows is {on_bad_rows!r}; it must be one of {get_args(OnBadRows)}")
-    opened = _database if isinstance(source, str) and "://" in source else _directory
+    opened = _database if isinstance(source, str) and "://" in source else open_directory
     with opened(str(source)) as shop:
         _require_tables(shop)
         tables: dict[str, pa.Table] = {}
@@ -123,18 +132,19 @@ def read_shop(source: str | Path, *, on_bad_rows: OnBadRows = "error") -> ShopTa
     return ShopTables(**tables, report=ValidationReport.merged(reports))
 
 
-_Chunks = Callable[[TableSchema], Iterator[Chunk]]
+Chunks = Callable[[TableSchema], Iterator[Chunk]]
+"""How to read one table: its schema in, its rows out, some at a time."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Source:
+class Source:
     """The tables of a source, and the names of whatever else it holds."""
 
-    tables: Mapping[str, _Chunks]
+    tables: Mapping[str, Chunks]
     others: Sequence[str]
 
 
-def _require_tables(source: _Source) -> None:
+def _require_tables(source: Source) -> None:
     if "consents" not in source.tables:
         raise DataError(
             "table consents: missing table: no consents, no training. Supply consents.parquet, consents.csv "
@@ -158,11 +168,18 @@ def _columns_to_read(schema: TableSchema, names: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _directory(source: str) -> Iterator[_Source]:
+def open_directory(source: str) -> Iterator[Source]:
+    """The tables of the contract that a directory holds, as Parquet or CSV.
+
+    Raises
+    ------
+    DataError
+        If there is no such directory, or a table stands in it twice.
+    """
     folder = Path(source)
     if not folder.is_dir():
         raise DataError(f"{source}: no such directory: give the directory that holds the shop's tables")
-    tables: dict[str, _Chunks] = {}
+    tables: dict[str, Chunks] = {}
     for name in SCHEMAS:
         candidates = [
             path
@@ -177,12 +194,13 @@ def _directory(source: str) -> Iterator[_Source]:
             both = " and ".join(path.name for path in candidates)
             raise DataError(f"table {name}: {both} stand beside each other: keep one of them")
         if candidates:
-            tables[name] = _reader_of(candidates[0])
+            tables[name] = reader_of(candidates[0])
     others = sorted({path.stem for path in folder.iterdir()} - tables.keys())
-    yield _Source(tables, others)
+    yield Source(tables, others)
 
 
-def _reader_of(path: Path) -> _Chunks:
+def reader_of(path: Path) -> Chunks:
+    """How to read one table's file, or directory of Parquet files, in chunks."""
     if path.is_dir():
         return lambda schema: _parquet_parts(path, schema)
     if path.suffix == ".csv":
@@ -290,7 +308,7 @@ def _csv_batches(
 
 
 @contextlib.contextmanager
-def _database(url: str) -> Iterator[_Source]:
+def _database(url: str) -> Iterator[Source]:
     import sqlalchemy
 
     try:
@@ -305,12 +323,12 @@ def _database(url: str) -> Iterator[_Source]:
         with engine.connect() as connection, _snapshot(connection):
             inspector = sqlalchemy.inspect(connection)
             there = [*inspector.get_table_names(), *inspector.get_view_names()]
-            tables: dict[str, _Chunks] = {}
+            tables: dict[str, Chunks] = {}
             for name in SCHEMAS:
                 if name in there:
                     columns = [column["name"] for column in inspector.get_columns(name)]
                     tables[name] = _table_reader(connection, columns)
-            yield _Source(tables, sorted(set(there) - tables.keys()))
+            yield Source(tables, sorted(set(there) - tables.keys()))
     except sqlalchemy.exc.SQLAlchemyError as error:
         cause = getattr(error, "orig", None) or error
         raise DataError(f"{shown}: the database cannot be read: {cause}") from error
@@ -346,7 +364,7 @@ def _snapshot(connection: sqlalchemy.Connection) -> Iterator[None]:
         connection.rollback()
 
 
-def _table_reader(connection: sqlalchemy.Connection, names: Sequence[str]) -> _Chunks:
+def _table_reader(connection: sqlalchemy.Connection, names: Sequence[str]) -> Chunks:
     import sqlalchemy
 
     def chunks(schema: TableSchema) -> Iterator[Chunk]:

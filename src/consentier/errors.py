@@ -7,6 +7,8 @@
     ├── ConfigError          a configuration file or option is wrong
     ├── PolicyError          a routing policy is wrong or grants more than the law of the engine allows
     ├── LedgerError          the consent ledger cannot be read, or a record is malformed
+    ├── SignalError          a consent signal cannot be read
+    ├── AuditError           an audit line, or a key that it needs, cannot be used
     ├── BundleError          a model bundle cannot be used
     │   ├── BundleMissing        there is none at that path
     │   ├── BundleMalformed      manifest or arrays are not what the format says
@@ -24,6 +26,7 @@ import difflib
 from collections.abc import Sequence
 
 __all__ = [
+    "AuditError",
     "BundleAltered",
     "BundleError",
     "BundleMalformed",
@@ -34,6 +37,7 @@ __all__ = [
     "DataError",
     "LedgerError",
     "PolicyError",
+    "SignalError",
     "TrainingError",
     "suggestion",
 ]
@@ -57,6 +61,14 @@ class PolicyError(ConsentierError):
 
 class LedgerError(ConsentierError):
     """The consent ledger cannot be read, or a consent record is malformed."""
+
+
+class SignalError(ConsentierError):
+    """A consent signal cannot be read. What cannot be read is recorded as a denial."""
+
+
+class AuditError(ConsentierError):
+    """An audit line, or a key that it needs, cannot be used."""
 
 
 class BundleError(ConsentierError):

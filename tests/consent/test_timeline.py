@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consentier.consent import ConsentRecord, microseconds
+from consentier.consent.memory_store import MemoryStore
 from consentier.consent.timeline import (
     CLOCK_SKEW,
-    Claim,
+    Claims,
     Segment,
     Timeline,
     claims_of,
@@ -42,12 +43,11 @@ def held_at(timeline: Timeline) -> list[bool]:
     return [timeline.at(instant).held for instant in range(-1, LAST + 2)]
 
 
-def claims(*records: ConsentRecord) -> list[Claim]:
-    """The claims that visitor `a` makes in these records, each id taken for itself."""
-    by_id: dict[str, list[ConsentRecord]] = {}
-    for record in records:
-        by_id.setdefault(record.record_id, []).append(record)
-    return claims_of(by_id.values(), ("visitor", "a"))
+def claims(*records: ConsentRecord, subject: str = "a") -> Claims:
+    """The claims that a visitor makes in these records."""
+    store = MemoryStore()
+    store.append(records, ())
+    return claims_of(store.about(subject, None).visitor, ("visitor", subject))
 
 
 def reasons(timeline: Timeline) -> list[tuple[int | None, bool, str]]:
@@ -89,7 +89,7 @@ def test_the_last_of_the_missing_gives_the_reason(timeline: Timeline) -> None:
 
 
 def test_no_records_mean_unknown() -> None:
-    assert reasons(timeline_of([], "online")) == [(None, False, "unknown")]
+    assert reasons(timeline_of({}, "online")) == [(None, False, "unknown")]
 
 
 def test_a_grant_holds_until_it_expires() -> None:
@@ -141,7 +141,7 @@ def test_an_objection_stands_until_a_later_evidenced_lift() -> None:
         (said("r2", "lifted", 2, evidence="letter"), True),
         (said("r2", "lifted", 1, evidence="letter"), True),
     ):
-        assert objections(claims(raised, lift)).at(microseconds(at_tick(5))).held is standing
+        assert objections(claims(raised, lift)["online"]).at(microseconds(at_tick(5))).held is standing
 
 
 def test_a_lift_grants_nothing() -> None:
@@ -188,5 +188,4 @@ def test_a_purpose_that_is_not_separated_needs_no_grant(
 def test_one_record_id_for_two_subjects_is_a_refusal_for_both() -> None:
     versions = [said("r1", "granted", 1), said("r1", "granted", 1, subject="b")]
     for subject in ("a", "b"):
-        found = claims_of([versions], ("visitor", subject))
-        assert [claim.state for claim in found] == ["conflicting"]
+        assert [claim.state for claim in claims(*versions, subject=subject)["online"]] == ["conflicting"]

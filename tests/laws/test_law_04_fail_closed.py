@@ -86,8 +86,8 @@ def one_record(**wrong: Any) -> Case:
     Break(
         "a grant that has ended still counts",
         timeline._claims_in,
-        "end = None if record.valid_to is None else microseconds(record.valid_to)",
-        "end = None",
+        "version.start, version.end",
+        "version.start, None",
         one_record(until=4),
     ),
     Break(
@@ -107,8 +107,9 @@ def one_record(**wrong: Any) -> Case:
     Break(
         "a visitor speaks for the customer",
         Ledger.resolve,
-        '("customer", customer_id), known)',
-        '("visitor", customer_id), known)',
+        "self._facts(visitor_id, customer_id, known)",
+        "(lambda facts, device: facts._replace(customer=device.visitor))("
+        "self._facts(visitor_id, customer_id, known), self._facts(customer_id, None, known))",
     ),
     Break(
         "a refused channel of contact counts",

@@ -177,9 +177,9 @@ SHARED_DEVICE = Case(CONSENTS, (Link("a", "a", at_tick(1)), Link("a", "b", at_ti
     Break(
         "when one user of a shared device withdraws, it becomes the other's",
         Ledger._linked_customer,
-        "<= horizon",
-        "<= horizon and _customer_timeline(self._claims(('customer', link.customer_id), known))"
-        ".at(instant).held",
+        "_sole_login(links, instant, known)",
+        "_sole_login([link for link in links if _customer_timeline("
+        "self._claims(('customer', link.customer_id), known)).at(instant).held], instant, known)",
         (
             SHARED_DEVICE,
             dataclasses.replace(
@@ -194,9 +194,8 @@ SHARED_DEVICE = Case(CONSENTS, (Link("a", "a", at_tick(1)), Link("a", "b", at_ti
     Break(
         "the refusal that came first hides the one dated ahead",
         timeline._claims_in,
-        "yield Claim(record.permission, state, start, end)\n    if",
-        "if not (conflicting and recorded < start):\n"
-        "        yield Claim(record.permission, state, start, end)\n    if",
+        "claims = [Claim(state, start, end)]",
+        "claims = [] if conflicting and recorded < start else [Claim(state, start, end)]",
         (
             Case((said("old", "granted", 3), said("ahead", "granted", 6, learnt=1)), (), at_tick(LAST_TICK)),
             Case(

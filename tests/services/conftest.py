@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import pwd
 import shutil
@@ -40,35 +41,62 @@ def _server_user() -> str | None:
     pytest.fail("PostgreSQL refuses to run as root, and there is no user postgres or nobody", pytrace=False)
 
 
-@contextlib.contextmanager
-def _cluster() -> Iterator[str]:
+@dataclasses.dataclass(frozen=True)
+class Cluster:
     """A PostgreSQL server of our own: a temporary directory, a socket in it, no network port."""
+
+    folder: Path
+    programs: Path
+    user: str | None
+
+    @property
+    def url(self) -> str:
+        """The URL of its database, for the user who may do everything."""
+        return self.url_for("consentier")
+
+    def url_for(self, role: str) -> str:
+        """The URL of its database for a role; nobody is asked for a password."""
+        return f"postgresql://{role}@/postgres?host={self.folder}"
+
+    def create(self) -> None:
+        """Make the directory of its data."""
+        how = ("--username=consentier", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync")
+        self._run("initdb", *how)
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        options = f"-c listen_addresses='' -c unix_socket_directories={self.folder} -c fsync=off"
+        # The log goes to a file: a server that held our pipe would keep `_run` waiting.
+        self._run("pg_ctl", "--wait", "--log", str(self.folder / "log"), "--options", options, "start")
+
+    def stop(self) -> None:
+        """Stop it as a crash would: clients are cut off, and the next start recovers from the log."""
+        self._run("pg_ctl", "--wait", "--mode=immediate", "stop")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [self.programs / program, "--pgdata", str(self.folder / "data"), *arguments],
+            user=self.user, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        if done.returncode:
+            log = self.folder / "log"
+            pytest.fail(f"{program} failed: {done.stdout}{log.read_text() if log.exists() else ''}")
+
+
+@contextlib.contextmanager
+def _running() -> Iterator[Cluster]:
     programs, user = _server_programs(), _server_user()
     # Not pytest's own directory: the server's user may not enter that.
     with tempfile.TemporaryDirectory(prefix="consentier-pg-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
         if user is not None:
-            shutil.chown(folder, user)
-
-        def run(program: str, *arguments: str) -> None:
-            done = subprocess.run(
-                [programs / program, *arguments],
-                user=user, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            )  # fmt: skip
-            if done.returncode:
-                log = folder / "log"
-                pytest.fail(f"{program} failed: {done.stdout}{log.read_text() if log.exists() else ''}")
-
-        data = str(folder / "data")
-        how = ("--username=consentier", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync")
-        run("initdb", "--pgdata", data, *how)
-        options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
-        # The log goes to a file: a server that held our pipe would keep `run` waiting.
-        run("pg_ctl", "--pgdata", data, "--wait", "--log", str(folder / "log"), "--options", options, "start")
+            shutil.chown(name, user)
+        cluster = Cluster(Path(name), programs, user)
+        cluster.create()
+        cluster.start()
         try:
-            yield f"postgresql://consentier@/postgres?host={folder}"
+            yield cluster
         finally:
-            run("pg_ctl", "--pgdata", data, "--wait", "--mode=immediate", "stop")
+            cluster.stop()
 
 
 @pytest.fixture(scope="session")
@@ -78,5 +106,12 @@ def postgresql() -> Iterator[str]:
     if url:
         yield url
         return
-    with _cluster() as own:
+    with _running() as cluster:
+        yield cluster.url
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A PostgreSQL server that a test may stop and start, and give roles."""
+    with _running() as own:
         yield own
