@@ -1,37 +1,54 @@
 """The consent gate of training: from a shop's tables, exactly the rows that a tier may be trained on.
 
 A row passes if the permission held at every instant from the row to the training cut-off (the third law of
-the engine). The ledger says since when each subject has held it without interruption; the gate joins that to
-the rows. What comes out is all that features, training, tuning and evaluation ever see of a table.
+the engine). `consent_intervals` works out in which half-open interval up to the cut-off each subject has held
+it without interruption; the gate joins the rows with these intervals. Both are expressions for a table
+engine, and only rows that pass, and counts of the others, leave it. What comes out is all that features,
+training, tuning and evaluation ever see of a table.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import ibis
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from consentier.consent import (
-    ConsentRecord,
-    Ledger,
-    Link,
-    Policy,
-    Source,
-    Standing,
-    Tier,
-    microseconds,
-)
+from consentier.consent import ConsentRecord, Ledger, Link, Policy, Source, Tier, microseconds
+from consentier.consent.records import SubjectKind
+from consentier.features.consent_intervals import BEGINNING, ConsentTables, lawful_links, standings
 from consentier.features.tables import ShopTables
 
-__all__ = ["ConsentGate", "Funnel", "PermittedRows", "ledger_of"]
+__all__ = [
+    "ConsentGate",
+    "Funnel",
+    "PermittedRows",
+    "anonymous_standings",
+    "gate_expression",
+    "joint_standings",
+    "ledger_of",
+    "own_standings",
+]
 
 _INTEREST = ("view", "click", "cart", "favourite", "order")
 """Event types that show interest. Taking something out of a cart or off a list does not."""
+
+_BOUGHT = ("ordered", "usage")
+"""Of customers: orders that stand, and products in use."""
+
+_KIND_OF: Mapping[Source, SubjectKind] = {Source.ONLINE: "visitor", Source.CRM: "customer"}
+
+_PASSED = "passed"
+
+_SORTED_AT_ONCE = 1_000_000
+"""Rows. Sorting takes more memory than what is sorted; each part takes another look at all rows."""
 
 _ROWS = pa.schema(
     [
@@ -43,6 +60,9 @@ _ROWS = pa.schema(
         ("source", pa.string()),
     ]
 )
+
+_CANONICAL = ("person", "ts", "item_id", "event_type", "source", "session_id")
+"""One order for one set of rows, whatever order they came in: by UTF-8 bytes, ascending, nulls last."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,11 +90,176 @@ class PermittedRows:
         Columns person and one per attribute; None where the tier reads none.
     funnel
         What the gate kept out, by source and reason.
+    subjects
+        Columns kind (``visitor`` or ``customer``) and subject_id: whose rows and attributes these are, each
+        once. For the index of who is in which bundle, and nothing else. Nobody is behind anonymous rows.
     """
 
     rows: pa.Table
     attributes: pa.Table | None
     funnel: tuple[Funnel, ...]
+    subjects: pa.Table
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Attributes:
+    """Attributes that a tier may be trained on, and of which customers."""
+
+    table: pa.Table
+    customer_ids: pa.ChunkedArray
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ConsentGate:
+    """Cuts out of a shop's tables what each tier may be trained on.
+
+    Parameters
+    ----------
+    shop
+        The shop's tables.
+    ledger
+        Its consents and links: a ledger, or its entries as tables. It is asked about everybody once, when the
+        gate is made: later entries are not seen.
+    cutoff
+        The cut-off: the instant up to which the permissions must have held. Rows at or after it stay out.
+    policy
+        Its switches say which purposes the shop's notice separates.
+    until
+        Rows at or after this instant stay out; the cut-off by default. Evaluation trains on rows until the
+        start of its test period, of those who permit it to the end of that period.
+    engine
+        The Ibis backend that does the work; by default a DuckDB in this process. What comes out is the same.
+
+    Notes
+    -----
+    n log n in the ledger's entries and in the rows that pass, linear in all others. Memory: the entries, a
+    few hundred bytes per subject, and the rows that pass.
+    """
+
+    shop: ShopTables
+    ledger: Ledger | ConsentTables
+    cutoff: dt.datetime
+    policy: Policy
+    until: dt.datetime | None = None
+    engine: ibis.BaseBackend | None = None
+    _subjects: pa.Table = dataclasses.field(init=False, repr=False, compare=False)
+    _links: pa.Table = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        with self._running() as engine:
+            subjects, links = self._ask(engine)
+        object.__setattr__(self, "_subjects", subjects)
+        object.__setattr__(self, "_links", links)
+
+    def permitted(self, tier: Tier) -> PermittedRows:
+        """The rows and attributes that one of the four tiers may be trained on."""
+        with self._running() as engine:
+            if tier in (Tier.SESSION, Tier.ONLINE):
+                return self._online(engine, tier)
+            if tier is Tier.CRM:
+                return self._crm(engine)
+            if tier is Tier.FUSED:
+                return self._fused(engine)
+        raise ValueError(f"the {tier} tier is not trained on rows of persons")
+
+    def anonymous_rows(self) -> PermittedRows:
+        """Rows of visitors who were never asked, for counts without any key; none under the strict policy."""
+        with self._running() as engine:
+            asked = own_standings(ibis.memtable(self._subjects), "visitor")
+            events = self._events()
+            strangers = anonymous_standings(events, asked)
+            if not self.policy.switches.anonymous_statistics:
+                strangers = strangers.limit(0)
+            judged = self._judged(events, strangers, _INTEREST)
+            rows = _released(engine, Tier.POPULAR, {Source.ONLINE: judged})
+        return dataclasses.replace(rows, subjects=rows.subjects.slice(0, 0))
+
+    def _online(self, engine: ibis.BaseBackend, tier: Tier) -> PermittedRows:
+        visitors = own_standings(ibis.memtable(self._subjects), "visitor")
+        return _released(engine, tier, {Source.ONLINE: self._judged(self._events(), visitors, _INTEREST)})
+
+    def _crm(self, engine: ibis.BaseBackend) -> PermittedRows:
+        customers = own_standings(ibis.memtable(self._subjects), "customer")
+        judged = self._judged(self._purchases(), customers, _BOUGHT)
+        return _released(engine, Tier.CRM, {Source.CRM: judged}, self._attributes(engine, customers))
+
+    def _fused(self, engine: ibis.BaseBackend) -> PermittedRows:
+        subjects, links = ibis.memtable(self._subjects), ibis.memtable(self._links)
+        alone_too = self.policy.switches.include_single_source_in_fused
+        visitors = joint_standings(subjects, links, "visitor", alone_too=alone_too)
+        customers = joint_standings(subjects, links, "customer", alone_too=alone_too)
+        judged = {
+            Source.ONLINE: self._judged(self._events(), visitors, _INTEREST),
+            Source.CRM: self._judged(self._purchases(), customers, _BOUGHT),
+        }
+        return _released(engine, Tier.FUSED, judged, self._attributes(engine, customers))
+
+    def _ask(self, engine: ibis.BaseBackend) -> tuple[pa.Table, pa.Table]:
+        """How all subjects stand at the cut-off, and which links hold."""
+        consents = self.ledger if isinstance(self.ledger, ConsentTables) else ConsentTables.of(self.ledger)
+        at = microseconds(self.cutoff)
+        found = standings(
+            ibis.memtable(consents.records),
+            ibis.memtable(consents.lifetimes),
+            at=at,
+            model_purpose=self.policy.switches.model_purpose,
+            fusion_purpose=self.policy.switches.fusion_purpose,
+        )
+        subjects = engine.to_pyarrow(found)
+        links = lawful_links(ibis.memtable(subjects), ibis.memtable(consents.links), at=at)
+        return subjects, engine.to_pyarrow(links)
+
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[ibis.BaseBackend]:
+        if self.engine is not None:
+            yield self.engine
+            return
+        own = ibis.duckdb.connect()
+        try:
+            yield own
+        finally:
+            own.disconnect()
+
+    def _events(self) -> ibis.Table:
+        columns = ("visitor_id", "session_id", "item_id", "ts", "event_type")
+        return ibis.memtable(_in_microseconds(self.shop.events.select(columns))).rename(subject="visitor_id")
+
+    def _purchases(self) -> ibis.Table:
+        """Orders and product usage, under one set of columns with the events."""
+        orders, usage = (
+            ibis.memtable(_in_microseconds(table.select(["customer_id", "item_id", "ts", *more])))
+            for table, more in ((self.shop.orders, ["status"]), (self.shop.product_usage, []))
+        )
+        return ibis.union(
+            *(
+                table.select(
+                    "item_id", "ts", subject="customer_id", session_id=ibis.null("string"), event_type=what
+                )
+                for table, what in ((orders, orders.status), (usage, ibis.literal("usage")))
+            )
+        )
+
+    def _judged(self, rows: ibis.Table, standings: ibis.Table, interest: Iterable[str]) -> ibis.Table:
+        until = microseconds(self.until or self.cutoff)
+        shows_interest = rows.event_type.isin(tuple(interest))
+        return gate_expression(rows, standings, ibis.memtable(self._sensitive()), until, shows_interest)
+
+    def _sensitive(self) -> pa.Table:
+        """Items of a special category: without explicit consent to it they enter nothing."""
+        items = self.shop.items
+        if "sensitive" not in items.column_names:
+            return pa.table({"item_id": pa.array([], pa.string())})
+        return items.filter(pc.fill_null(items["sensitive"], False)).select(["item_id"])
+
+    def _attributes(self, engine: ibis.BaseBackend, standings: ibis.Table) -> _Attributes:
+        """Attributes of the customers whose CRM permission holds at the cut-off."""
+        customers = self.shop.customers
+        held = engine.to_pyarrow(standings.filter(standings.held).select("subject", "person"))
+        position = pc.index_in(customers["customer_id"], value_set=held["subject"])
+        kept = customers.filter(pc.is_valid(position))
+        persons = held["person"].take(pc.drop_null(position))
+        table = kept.drop_columns(["customer_id"]).add_column(0, "person", persons).sort_by("person")
+        return _Attributes(table, kept["customer_id"])
 
 
 def ledger_of(shop: ShopTables) -> Ledger:
@@ -90,210 +275,73 @@ def _rows(table: pa.Table) -> Iterable[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class ConsentGate:
-    """Cuts out of a shop's tables what each tier may be trained on.
+# ---- The expressions ---------------------------------------------------------------------------------------
+
+
+def own_standings(subjects: ibis.Table, kind: str) -> ibis.Table:
+    """How all visitors, or all customers, stand with their own source.
 
     Parameters
     ----------
-    shop
-        The shop's tables.
-    ledger
-        Its consents and links.
-    cutoff
-        The cut-off: the instant up to which the permissions must have held. Rows at or after it stay out.
-    policy
-        Its switches say which purposes the shop's notice separates.
-    until
-        Rows at or after this instant stay out; the cut-off by default. Evaluation trains on rows until the
-        start of its test period, of those who permit it to the end of that period.
+    subjects
+        What `consent_intervals.standings` says.
+    kind
+        ``visitor`` or ``customer``.
 
-    Notes
-    -----
-    One standing per subject from the ledger, then a hash join in DuckDB: linear in rows and records.
+    Returns
+    -------
+    ibis.Table
+        Columns subject, person (its pseudonym), held, since (without meaning where not held) and reason.
     """
-
-    shop: ShopTables
-    ledger: Ledger
-    cutoff: dt.datetime
-    policy: Policy
-    until: dt.datetime | None = None
-
-    def permitted(self, tier: Tier) -> PermittedRows:
-        """The rows and attributes that one of the four tiers may be trained on."""
-        if tier in (Tier.SESSION, Tier.ONLINE):
-            rows, funnel = self._online(tier, self._standings(Source.ONLINE, "visitor"))
-            return PermittedRows(_canonical(rows), None, (funnel,))
-        if tier is Tier.CRM:
-            standings = self._standings(Source.CRM, "customer")
-            rows, funnel = self._crm(tier, standings)
-            return PermittedRows(_canonical(rows), self._attributes(standings), (funnel,))
-        if tier is Tier.FUSED:
-            return self._fused()
-        raise ValueError(f"the {tier} tier is not trained on rows of persons")
-
-    def anonymous_rows(self) -> PermittedRows:
-        """Rows of visitors who were never asked, for counts without any key; none under the strict policy."""
-        standings = {}
-        if self.policy.switches.anonymous_statistics:
-            asked = set(self.ledger.subjects(Source.ONLINE))
-            everybody = pc.unique(self.shop.events["visitor_id"]).to_pylist()
-            standings = {
-                visitor: ("anonymous", Standing(0, "granted"))
-                for visitor in everybody
-                if visitor not in asked
-            }
-        rows, funnel = self._online(Tier.POPULAR, standings)
-        return PermittedRows(_canonical(rows), None, (funnel,))
-
-    def _fused(self) -> PermittedRows:
-        switches = self.policy.switches
-        links = self.ledger.lawful_links(
-            at=self.cutoff,
-            model_purpose=switches.model_purpose,
-            fusion_purpose=switches.fusion_purpose,
-        )
-        visitors = self._standings(Source.ONLINE, "visitor")
-        customers = self._standings(Source.CRM, "customer")
-        since: dict[str, int] = {}
-        for link in links.values():
-            since[link.customer_id] = min(link.since, since.get(link.customer_id, link.since))
-        joined_visitors = {
-            visitor: (
-                _person("customer", links[visitor].customer_id),
-                Standing(links[visitor].since, "granted"),
-            )
-            if visitor in links
-            else self._alone(standing)
-            for visitor, standing in visitors.items()
-        }
-        joined_customers = {
-            customer: (_person("customer", customer), Standing(since[customer], "granted"))
-            if customer in since
-            else self._alone(standing)
-            for customer, standing in customers.items()
-        }
-        online, online_funnel = self._online(Tier.FUSED, joined_visitors)
-        crm, crm_funnel = self._crm(Tier.FUSED, joined_customers)
-        return PermittedRows(
-            _canonical(pa.concat_tables([online, crm])),
-            self._attributes(joined_customers),
-            (online_funnel, crm_funnel),
-        )
-
-    def _alone(self, entry: tuple[str, Standing]) -> tuple[str, Standing]:
-        """A subject without a lawful link: out, or in but unjoined, as the policy says."""
-        person, standing = entry
-        if standing.since is None or self.policy.switches.include_single_source_in_fused:
-            return entry
-        return person, Standing(None, "unlinked")
-
-    def _standings(self, source: Source, kind: str) -> dict[str, tuple[str, Standing]]:
-        """Pseudonym and standing of every subject that the ledger knows."""
-        return {
-            subject: (
-                _person(kind, subject),
-                self.ledger.standing(
-                    source, subject, at=self.cutoff, model_purpose=self.policy.switches.model_purpose
-                ),
-            )
-            for subject in self.ledger.subjects(source)
-        }
-
-    def _online(self, tier: Tier, standings: Mapping[str, tuple[str, Standing]]) -> tuple[pa.Table, Funnel]:
-        events = self.shop.events.select(["visitor_id", "session_id", "item_id", "ts", "event_type"])
-        events = events.rename_columns(["subject", "session_id", "item_id", "ts", "event_type"])
-        return self._pass(
-            tier, Source.ONLINE, events, standings, lambda rows: rows.event_type.isin(_INTEREST)
-        )
-
-    def _crm(self, tier: Tier, standings: Mapping[str, tuple[str, Standing]]) -> tuple[pa.Table, Funnel]:
-        orders = self.shop.orders.select(["customer_id", "item_id", "ts", "status"])
-        usage = self.shop.product_usage.select(["customer_id", "item_id", "ts"])
-        rows = pa.concat_tables(
-            [
-                orders.rename_columns(["subject", "item_id", "ts", "event_type"]),
-                usage.rename_columns(["subject", "item_id", "ts"]).append_column(
-                    "event_type", pa.array(["usage"] * usage.num_rows, pa.string())
-                ),
-            ]
-        )
-        rows = rows.append_column("session_id", pa.nulls(rows.num_rows, pa.string()))
-        return self._pass(
-            tier, Source.CRM, rows, standings, lambda table: table.event_type.isin(("ordered", "usage"))
-        )
-
-    def _pass(
-        self,
-        tier: Tier,
-        source: Source,
-        rows: pa.Table,
-        standings: Mapping[str, tuple[str, Standing]],
-        shows_interest: Callable[[ibis.Table], ibis.expr.types.BooleanValue],
-    ) -> tuple[pa.Table, Funnel]:
-        """Join rows with standings; split them into those that pass and counts of the reasons."""
-        rows = rows.set_column(
-            rows.schema.get_field_index("ts"),
-            "ts",
-            rows["ts"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()),
-        )
-        connection = ibis.duckdb.connect()
-        try:
-            table = ibis.memtable(rows)
-            judged = connection.to_pyarrow(
-                gate_expression(
-                    table,
-                    ibis.memtable(_standing_table(standings)),
-                    ibis.memtable(self._sensitive()),
-                    microseconds(self.until or self.cutoff),
-                    shows_interest(table),
-                )
-            )
-        finally:
-            connection.disconnect()
-        verdicts = {
-            entry["values"]: entry["counts"] for entry in pc.value_counts(judged["verdict"]).to_pylist()
-        }
-        passed = judged.filter(pc.equal(judged["verdict"], _PASSED))
-        excluded = {verdict: count for verdict, count in sorted(verdicts.items()) if verdict != _PASSED}
-        funnel = Funnel(str(tier), str(source), rows.num_rows, passed.num_rows, excluded)
-        event_type = passed["event_type"]
-        if source is Source.CRM:
-            event_type = pc.if_else(pc.equal(event_type, "ordered"), "order", event_type)
-        return pa.table(
-            {
-                "person": passed["person"],
-                "session_id": passed["session_id"],
-                "item_id": passed["item_id"],
-                "ts": passed["ts"],
-                "event_type": event_type,
-                "source": pa.array([str(source)] * passed.num_rows, pa.string()),
-            },
-            schema=_ROWS,
-        ), funnel
-
-    def _sensitive(self) -> pa.Table:
-        """Items of a special category: without explicit consent to it they enter nothing."""
-        items = self.shop.items
-        if "sensitive" not in items.column_names:
-            return pa.table({"item_id": pa.array([], pa.string())})
-        return items.filter(pc.fill_null(items["sensitive"], False)).select(["item_id"])
-
-    def _attributes(self, standings: Mapping[str, tuple[str, Standing]]) -> pa.Table:
-        """Attributes of the customers whose CRM permission holds at the cut-off."""
-        customers = self.shop.customers
-        held = {
-            customer: person
-            for customer, (person, standing) in standings.items()
-            if standing.since is not None
-        }
-        ids = customers["customer_id"]
-        kept = customers.filter(pc.is_in(ids, value_set=pa.array(sorted(held), pa.string())))
-        persons = pa.array([held[customer] for customer in kept["customer_id"].to_pylist()], pa.string())
-        return kept.drop_columns(["customer_id"]).add_column(0, "person", persons).sort_by("person")
+    return subjects.filter(subjects.subject_kind == kind).select(
+        "held", "since", "reason", subject="subject_id", person=_person(kind, subjects.subject_id)
+    )
 
 
-_PASSED = "passed"
+def joint_standings(subjects: ibis.Table, links: ibis.Table, kind: str, *, alone_too: bool) -> ibis.Table:
+    """How all visitors, or all customers, stand where sources are joined.
+
+    Parameters
+    ----------
+    subjects, links
+        What `consent_intervals.standings` and `lawful_links` say.
+    kind
+        ``visitor`` or ``customer``.
+    alone_too
+        Whether subjects without a lawful link take part, unjoined.
+
+    Returns
+    -------
+    ibis.Table
+        The columns of `own_standings`. A linked visitor goes by the customer's pseudonym, and a customer has
+        been joined since the first of the linked devices was.
+    """
+    side = links[f"{kind}_id"]
+    joined = links.group_by(subject=side).aggregate(
+        customer_id=links.customer_id.max(), joined_since=links.since.min()
+    )
+    both = own_standings(subjects, kind).left_join(joined, "subject")
+    linked = both.customer_id.notnull()
+    alone = both.held & alone_too
+    return both.select(
+        "subject",
+        person=linked.ifelse(_person("customer", both.customer_id), both.person),
+        held=linked | alone,
+        since=linked.ifelse(both.joined_since, both.since),
+        reason=ibis.cases((linked, "granted"), (both.held & ~alone, "unlinked"), else_=both.reason),
+    )
+
+
+def anonymous_standings(rows: ibis.Table, asked: ibis.Table) -> ibis.Table:
+    """All subjects of some rows who were never asked, under one pseudonym."""
+    strangers = rows.select("subject").distinct().anti_join(asked, "subject")
+    return strangers.select(
+        "subject",
+        person=ibis.literal("anonymous"),
+        held=ibis.literal(True),
+        since=ibis.literal(BEGINNING, "int64"),
+        reason=ibis.literal("granted"),
+    )
 
 
 def gate_expression(
@@ -303,15 +351,14 @@ def gate_expression(
     until: int,
     shows_interest: ibis.expr.types.BooleanValue,
 ) -> ibis.Table:
-    """The gate itself, as one Ibis expression: each row with its person and its verdict.
+    """The gate itself: each row with its subject, its person and its verdict.
 
     Parameters
     ----------
     rows
         Columns subject, ts (int64 microseconds), item_id and more.
     standings
-        Columns subject, person, held (bool), since (int64 microseconds; without meaning where not held) and
-        reason. No column has nulls: engines do not agree on what a missing integer becomes on its way in.
+        Columns subject, person, held, since and reason, as `own_standings` says them.
     sensitive
         Column item_id.
     until
@@ -321,7 +368,7 @@ def gate_expression(
     """
     marked = rows.mutate(shows_interest=shows_interest)
     joined = marked.left_join(standings, "subject").drop("subject_right")
-    sensitive = sensitive.mutate(is_sensitive=True)
+    sensitive = sensitive.distinct().mutate(is_sensitive=True)
     joined = joined.left_join(sensitive, "item_id").drop("item_id_right")
     verdict = ibis.cases(
         (joined.reason.isnull(), "no consent record"),
@@ -332,29 +379,85 @@ def gate_expression(
         (~joined.shows_interest, "no sign of interest"),
         else_=_PASSED,
     )
-    return joined.mutate(verdict=verdict).drop(
-        "held", "since", "reason", "is_sensitive", "shows_interest", "subject"
+    return joined.mutate(verdict=verdict).drop("held", "since", "reason", "is_sensitive", "shows_interest")
+
+
+def _person(kind: str, subject: ibis.expr.types.StringValue) -> ibis.expr.types.StringValue:
+    return ibis.literal(f"{kind}:").concat(subject)
+
+
+def _released(
+    engine: ibis.BaseBackend,
+    tier: Tier,
+    judged: Mapping[Source, ibis.Table],
+    attributes: _Attributes | None = None,
+) -> PermittedRows:
+    """Run the expressions: count the verdicts, and fetch the rows that pass."""
+    passed = ibis.union(
+        *(
+            rows.filter(rows.verdict == _PASSED).select(
+                "person",
+                "session_id",
+                "item_id",
+                "ts",
+                event_type=rows.event_type.cases(("ordered", "order"), else_=rows.event_type),
+                source=ibis.literal(str(source)),
+            )
+            for source, rows in judged.items()
+        )
+    )
+    counts = {source: engine.to_pyarrow(_counted(rows)) for source, rows in judged.items()}
+    kept = {source: counted.filter(pc.field("verdict") == _PASSED) for source, counted in counts.items()}
+    parts = [
+        passed.filter(passed.person.between(first, last))
+        for first, last in _spans(pa.concat_tables(kept.values()))
+    ]
+    in_order = [engine.to_pyarrow(part.order_by(*_CANONICAL)).cast(_ROWS) for part in parts]
+    return PermittedRows(
+        rows=pa.concat_tables([_ROWS.empty_table(), *in_order]),
+        attributes=None if attributes is None else attributes.table,
+        funnel=tuple(_funnel(tier, source, counted) for source, counted in counts.items()),
+        subjects=_subjects_behind(kept, attributes),
     )
 
 
-def _standing_table(standings: Mapping[str, tuple[str, Standing]]) -> pa.Table:
-    return pa.table(
-        {
-            "subject": pa.array(list(standings), pa.string()),
-            "person": pa.array([person for person, _ in standings.values()], pa.string()),
-            "held": pa.array([standing.since is not None for _, standing in standings.values()], pa.bool_()),
-            "since": pa.array([standing.since or 0 for _, standing in standings.values()], pa.int64()),
-            "reason": pa.array([standing.reason for _, standing in standings.values()], pa.string()),
-        }
+def _counted(judged: ibis.Table) -> ibis.Table:
+    """How many rows got which verdict; of those that pass, how many each subject has."""
+    subject = (judged.verdict == _PASSED).ifelse(judged.subject, "")
+    return judged.group_by("verdict", subject=subject).aggregate(
+        person=judged.person.max(), rows=judged.count()
     )
 
 
-def _person(kind: str, subject: str) -> str:
-    return f"{kind}:{subject}"
+def _funnel(tier: Tier, source: Source, counted: pa.Table) -> Funnel:
+    totals = counted.group_by("verdict").aggregate([("rows", "sum")])
+    verdicts = dict(zip(totals["verdict"].to_pylist(), totals["rows_sum"].to_pylist(), strict=True))
+    excluded = {verdict: verdicts[verdict] for verdict in sorted(verdicts) if verdict != _PASSED}
+    return Funnel(str(tier), str(source), sum(verdicts.values()), verdicts.get(_PASSED, 0), excluded)
 
 
-def _canonical(rows: pa.Table) -> pa.Table:
-    """One order for one set of rows, whatever order they came in."""
-    return rows.sort_by(
-        [(name, "ascending") for name in ("person", "ts", "item_id", "event_type", "source", "session_id")]
-    )
+def _spans(kept: pa.Table) -> list[tuple[str, str]]:
+    """First and last person of each part: parts have few rows, unless one person has more."""
+    counted = kept.group_by("person").aggregate([("rows", "sum")]).sort_by("person")
+    persons = counted["person"].to_pylist()
+    part = (np.cumsum(counted["rows_sum"].to_numpy()) - 1) // _SORTED_AT_ONCE
+    starts = [0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), len(persons)]
+    return [(persons[start], persons[end - 1]) for start, end in itertools.pairwise(starts) if start < end]
+
+
+def _subjects_behind(kept: Mapping[Source, pa.Table], attributes: _Attributes | None) -> pa.Table:
+    """Whose rows these are, and whose attributes."""
+    ids = [(_KIND_OF[source], counted["subject"]) for source, counted in kept.items()]
+    if attributes is not None:
+        ids.append((_KIND_OF[Source.CRM], attributes.customer_ids))
+    named = [
+        pa.table({"kind": pa.repeat(pa.scalar(kind), len(column)), "subject_id": column})
+        for kind, column in ids
+    ]
+    distinct = pa.concat_tables(named).group_by(["kind", "subject_id"]).aggregate([])
+    return distinct.sort_by([("kind", "ascending"), ("subject_id", "ascending")])
+
+
+def _in_microseconds(rows: pa.Table) -> pa.Table:
+    instants = rows["ts"].cast(pa.timestamp("us", "UTC")).cast(pa.int64())
+    return rows.set_column(rows.schema.get_field_index("ts"), "ts", instants)

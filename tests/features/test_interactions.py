@@ -19,11 +19,16 @@ Row = tuple[str, str | None, str, str, str]
 NAMES = ("person", "session_id", "item_id", "event_type", "source")
 
 
+NOBODY = pa.table({"kind": pa.array([], pa.string()), "subject_id": pa.array([], pa.string())})
+
+
 def permitted(rows: list[Row], attributes: pa.Table | None = None) -> PermittedRows:
     columns: dict[str, Any] = {
         name: pa.array([row[position] for row in rows], pa.string()) for position, name in enumerate(NAMES)
     }
-    return PermittedRows(pa.table({**columns, "ts": pa.array([0] * len(rows), pa.int64())}), attributes, ())
+    return PermittedRows(
+        pa.table({**columns, "ts": pa.array([0] * len(rows), pa.int64())}), attributes, (), NOBODY
+    )
 
 
 def test_of_one_source_the_largest_weight_counts_and_sources_are_summed() -> None:

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from shops import Row, consent, day, event, link, order, shop, usage
 
 from consentier.consent import Permission, Tier
-from consentier.features import gate
+from consentier.features import consent_intervals, gate
 from consentier.features.gate import ConsentGate, ledger_of
 from consentier.features.simulator import SimulationConfig, simulate
 from consentier.features.tables import ShopTables
@@ -179,7 +179,10 @@ MAY_NOT_READ: dict[Tier, st.SearchStrategy[Noise]] = {
     Tier.FUSED: NOBODY_MAY_READ
     | events_of(ids("v", (*ALONE, "again")))
     | purchases_of(ids("c", (*ALONE, "again")))
-    | facts_about(ids("c", (*ALONE, "again"))),
+    | facts_about(ids("c", (*ALONE, "again")))
+    | st.builds(link, st.just("vagain"), st.sampled_from(ids("c", PERMITTED)), _before_again).map(
+        lambda row: ("identities", row)
+    ),
     Tier.POPULAR: NOBODY_MAY_READ | facts_about(ids("c", PERMITTED)) | _links,
 }
 Case = tuple[Tier, list[Noise], list[Noise]]
@@ -296,9 +299,9 @@ AFTER = rows(*(("events", event("v1", item, CUTOFF, session="x")) for item in "a
 @breaks(
     Break(
         "it does not matter whether permission holds at the cut-off",
-        gate.gate_expression,
-        "(~joined.held, joined.reason),",
-        "",
+        consent_intervals.standings,
+        "held=(by_subject.since < FOREVER).fill_null(False)",
+        "held=True, since=0",
         (Tier.ONLINE, REFUSED, []),
     ),
     Break(
@@ -325,8 +328,8 @@ AFTER = rows(*(("events", event("v1", item, CUTOFF, session="x")) for item in "a
     Break(
         "attributes of all customers are learnt from",
         ConsentGate._attributes,
-        "if standing.since is not None",
-        "if True",
+        "standings.filter(standings.held)",
+        "standings",
         (
             Tier.CRM,
             rows(
@@ -340,30 +343,30 @@ AFTER = rows(*(("events", event("v1", item, CUTOFF, session="x")) for item in "a
     ),
     Break(
         "unlinked visitors and customers take part in the joint model",
-        ConsentGate._alone,
-        "or self.policy.switches.include_single_source_in_fused",
-        "or True",
+        gate.joint_standings,
+        "both.held & alone_too",
+        "both.held",
         (Tier.FUSED, rows(("events", event("v5", "z", 20)), ("events", event("v5", "a", 21))), []),
     ),
     Break(
         "visitors who were never asked are counted",
         ConsentGate.anonymous_rows,
-        "if self.policy.switches.anonymous_statistics:",
-        "if True:",
+        "if not self.policy.switches.anonymous_statistics:",
+        "if False:",
         (Tier.POPULAR, rows(("events", event("vunknown", "z", 20))), []),
     ),
     Break(
-        "a link is made although one side did not permit",
-        ConsentGate._fused,
-        "if visitor in links",
-        "if visitor in links or visitor.startswith('v5') and links.setdefault(visitor, links['v1'])",
-        (Tier.FUSED, rows(("events", event("v5", "z", 20))), []),
+        "a link holds although one side did not permit when it was made",
+        consent_intervals.lawful_links,
+        "pairs.linkable <= pairs.linked_at, ",
+        "",
+        (Tier.FUSED, rows(("identities", link("vagain", "c7", 55))), []),
     ),
     Break(
         "orders feed the online model",
         ConsentGate.permitted,
-        'self._online(tier, self._standings(Source.ONLINE, "visitor"))',
-        'self._crm(tier, self._standings(Source.CRM, "customer"))',
+        "self._online(engine, tier)",
+        "self._crm(engine)",
         (Tier.ONLINE, rows(("orders", order("c1", "z", 20)), ("orders", order("c1", "a", 20))), []),
     ),
 )
