@@ -34,7 +34,7 @@ class Basis:
         Keyed digests of what was read, by source. Empty where no permission was given: at the first level an
         answer carries nothing by which a person or a session could be recognised.
     ledger_position
-        How many records the ledger held; None without a ledger.
+        The ledger's position; None without a ledger.
     contact
         Channels in which the person may be contacted; None where no ledger says.
     unknown_items
@@ -43,6 +43,8 @@ class Basis:
         Items of the answer that are not scored by the tier but fill up the list.
     at
         The instant that the request named, ISO 8601; None where it named none.
+    lifetimes_version
+        Which rules said how old a grant may grow; None without a ledger.
     """
 
     reason: str
@@ -59,6 +61,7 @@ class Basis:
     unknown_items: int
     filled: int
     at: str | None
+    lifetimes_version: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -7,13 +7,10 @@ the recommender's own gate, request by request, as in a shop's service: nothing 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime as dt
-import os
-import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +20,9 @@ from numpy.typing import NDArray
 from consentier.consent import Channel, Ledger, Side, Source, Tier, microseconds
 from consentier.models.attribute_encoding import AttributeValue
 from consentier.progress import progress
-from consentier.serving.answer import Answer
+from consentier.serving.batch_file import BatchFacts, written_batch
 from consentier.serving.catalogue import Catalogue
+from consentier.serving.reach import AskedOnce, Reach, reach
 from consentier.serving.recommender import Recommender
 from consentier.serving.request import Event, Request
 from consentier.serving.view import Profiles
@@ -38,8 +36,6 @@ __all__ = ["BatchSummary", "catalogue_of", "profiles_of", "score_customers"]
 
 _NO_INTEREST = ("remove", "unfavourite")
 """Event types that end an interest; all others show one."""
-
-_ROWS_PER_GROUP = 100_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -113,33 +109,36 @@ def score_customers(
 
     Notes
     -----
-    Columns: customer_id or visitor_id, rank (from 1), item_id, score, tier, at, bundle_digest (of the bundle
-    that the row's item comes from), policy_version. Ordered by person and rank; the same inputs give the same
-    rows. Costs one request per person; memory is that of `profiles_of` and one row group.
+    The columns are those of `serving.batch_file`. Ordered by person and rank; the same inputs give the same
+    file. Before it is sent, permissions may end: `serving.deliver` checks every row again. Costs one request
+    per person, and one round of questions to the ledger; memory is that of `profiles_of` and one row group.
     """
     if not isinstance(channel, Channel):
         raise TypeError(f"channel must be a consentier.Channel, not {channel!r}")
     Request(channel=channel, at=at, n=n)  # refuses a wrong instant or number before anything is done
-    engine = dataclasses.replace(recommender, ledger=ledger, profiles=profiles_of(shop, at))
-    kind = "customer_id" if channel.side is Side.CRM else "visitor_id"
+    asked = AskedOnce(ledger)
+    engine = dataclasses.replace(recommender, ledger=asked, profiles=profiles_of(shop, at))
+    facts = BatchFacts(channel, engine.policy.version, at.astimezone(dt.UTC))
     persons = _persons(shop, ledger, channel.side)
-    owners = _owners(shop, ledger, engine, channel.side, at)
     by_tier: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
     with (
-        _writer(out, kind) as write,
+        written_batch(out, facts) as write,
         progress(f"scoring for {channel}", len(persons), enabled=show_progress) as advance,
     ):
         for person in persons:
-            reason = _unreachable(ledger, person, channel, at)
-            if reason is None:
-                answer = engine.recommend(_request(ledger, person, owners.get(person), channel, at, n))
+            asked.next_person()
+            reached = reach(asked, engine.policy, person, channel, at)
+            reason = reached.barrier
+            if not reason:
+                answer = engine.recommend(_request(reached, channel, at, n))
                 if answer.items:
-                    write(person, answer, at)
+                    devices = len(reached.devices) if answer.tier is Tier.FUSED else None
+                    write(person, answer, at, devices)
                     by_tier[str(answer.tier)] += 1
                 else:
                     reason = answer.basis.reason
-            if reason is not None:
+            if reason:
                 skipped[reason] += 1
             advance()
         rows = write.rows
@@ -317,119 +316,5 @@ def _persons(shop: ShopTables, ledger: Ledger, side: Side) -> list[str]:
     return sorted(found)
 
 
-def _owners(
-    shop: ShopTables, ledger: Ledger, engine: Recommender, side: Side, at: dt.datetime
-) -> dict[str, str]:
-    """The customer of each lawfully linked visitor.
-
-    Needed only where a policy lets answers on the online side rest on a link without a login: no batch can
-    vouch for who will sit before the screen.
-    """
-    if side is Side.CRM or engine.policy.switches.shared_device_login:
-        return {}
-    customers = sorted(set(shop.identities["customer_id"].to_pylist()))
-    separate = engine.policy.switches.fusion_purpose
-    return {
-        visitor: customer
-        for customer in customers
-        for visitor in ledger.linked_visitors(customer, at=at, fusion_purpose=separate)
-    }
-
-
-def _unreachable(ledger: Ledger, person: str, channel: Channel, at: dt.datetime) -> str | None:
-    """Why a person gets no row, whatever there would be to recommend."""
-    if channel.side is Side.CRM:
-        contact = ledger.resolve(customer_id=person, at=at).contact
-        return None if contact and channel in contact else f"no contact permission for {channel}"
-    resolution = ledger.resolve(visitor_id=person, at=at)
-    return None if resolution.permission.level > 1 else "no online permission"
-
-
-def _request(
-    ledger: Ledger, person: str, owner: str | None, channel: Channel, at: dt.datetime, n: int
-) -> Request:
-    if channel.side is Side.ONLINE:
-        return Request(visitor_id=person, customer_id=owner, channel=channel, at=at, n=n)
-    # Any one of the linked devices shows that the link is lawful; the recommender reads all of them.
-    visitor = next(iter(ledger.linked_visitors(person, at=at)), None)
-    return Request(customer_id=person, visitor_id=visitor, channel=channel, at=at, n=n)
-
-
-class _RowWriter:
-    """Collects answers and writes them, one row group at a time."""
-
-    def __init__(self, file: Any, schema: Any) -> None:
-        self._file, self._schema = file, schema
-        self._columns: list[list[Any]] = [[] for _ in schema.names]
-        self.rows = 0
-
-    def __call__(self, person: str, answer: Answer, at: dt.datetime) -> None:
-        count = len(answer.items)
-        self._extend(
-            [person] * count,
-            range(1, count + 1),
-            answer.items,
-            answer.scores,
-            [str(answer.tier)] * count,
-            [at] * count,
-            _digests(answer),
-            [answer.basis.policy_version] * count,
-        )
-        self.rows += count
-        if len(self._columns[0]) >= _ROWS_PER_GROUP:
-            self.flush()
-
-    def _extend(self, *values: Iterable[Any]) -> None:
-        for column, added in zip(self._columns, values, strict=True):
-            column.extend(added)
-
-    def flush(self) -> None:
-        """Write what has been collected."""
-        import pyarrow as pa
-
-        if self._columns[0]:
-            arrays = [
-                pa.array(column, field.type)
-                for column, field in zip(self._columns, self._schema, strict=True)
-            ]
-            self._file.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
-            self._columns = [[] for _ in self._columns]
-
-
-def _digests(answer: Answer) -> list[str | None]:
-    """The bundle behind each item: the tier's, and the popular list's for those that fill up."""
-    scored = 0 if answer.tier is Tier.POPULAR else len(answer.items) - answer.basis.filled
-    return [answer.basis.bundle_digest] * scored + [answer.basis.fill_digest] * (len(answer.items) - scored)
-
-
-@contextlib.contextmanager
-def _writer(out: Path, kind: str) -> Iterator[_RowWriter]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = pa.schema(
-        [
-            (kind, pa.string()),
-            ("rank", pa.int32()),
-            ("item_id", pa.string()),
-            ("score", pa.float64()),
-            ("tier", pa.string()),
-            ("at", pa.timestamp("us", "UTC")),
-            ("bundle_digest", pa.string()),
-            ("policy_version", pa.string()),
-        ]
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f".{out.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with beside.open("xb") as stream:
-            with pq.ParquetWriter(stream, schema) as file:
-                writer = _RowWriter(file, schema)
-                yield writer
-                writer.flush()
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(out)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+def _request(person: Reach, channel: Channel, at: dt.datetime, n: int) -> Request:
+    return Request(visitor_id=person.visitor_id, customer_id=person.customer_id, channel=channel, at=at, n=n)

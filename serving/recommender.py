@@ -2,7 +2,8 @@
 
 The path of a request: resolve the permission (ledger, intersected with what the request says) → route by the
 policy → for each tier of the route, cut out the permitted view → score → fill up from the popular list.
-Whatever fails on the way lowers the tier, never raises it, and stands in the answer's reasons.
+A bundle past its withdrawal deadline does not answer. Whatever fails on the way lowers the tier, never raises
+it, and stands in the answer's reasons.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ import hmac
 import json
 import logging
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 from consentier.consent import (
     Policy,
@@ -30,15 +30,16 @@ from consentier.consent import (
     microseconds,
     sources_of,
 )
-from consentier.errors import BundleError, BundleMissing
-from consentier.models.bundle import open_bundle
 from consentier.serving.answer import Answer, Basis
 from consentier.serving.catalogue import Catalogue
+from consentier.serving.loading import open_bundles
+from consentier.serving.protocols import AuditSink, ConsentLedger, InputKeys
 from consentier.serving.request import Event, Request
+from consentier.serving.revocation import Deadlines, Revocations
 from consentier.serving.scorer import LinearScorer, PopularScorer, Query, Scored
 from consentier.serving.view import PermittedView, Profiles, view_of
 
-__all__ = ["ConsentLedger", "Recommender"]
+__all__ = ["AuditSink", "ConsentLedger", "InputKeys", "Recommender", "utc_now"]
 
 _log = logging.getLogger("consentier.serving")
 
@@ -49,30 +50,9 @@ _NO_ITEMS = Scored((), ())
 _ONLINE_STATES = frozenset({State.ONLINE, State.BOTH_LINKED, State.BOTH_UNLINKED})
 
 
-class ConsentLedger(Protocol):
-    """What the recommender asks of a ledger."""
-
-    def resolve(
-        self,
-        *,
-        visitor_id: str | None = None,
-        customer_id: str | None = None,
-        at: dt.datetime,
-        known_at: dt.datetime | None = None,
-    ) -> Resolution:
-        """Resolve visitor and customer at an instant."""
-        ...
-
-    def linked_visitors(
-        self,
-        customer_id: str,
-        *,
-        at: dt.datetime,
-        known_at: dt.datetime | None = None,
-        fusion_purpose: bool = False,
-    ) -> Sequence[str]:
-        """The visitors whose data may be joined to a customer's at an instant."""
-        ...
+def utc_now() -> dt.datetime:
+    """The time by this machine's clock, in UTC."""
+    return dt.datetime.now(dt.UTC)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,6 +64,25 @@ class _Found:
     scored: Scored = _NO_ITEMS
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
     not_again: frozenset[str] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Asked:
+    """One request, and all that is decided about it before a tier is asked."""
+
+    request: Request
+    instant: dt.datetime
+    resolution: Resolution
+    route: Route
+    query: Query
+    passed_over: list[str]
+    deadlines: Deadlines
+    moment: dt.datetime
+    """Now, by the clock: a request for an instant in the past revives no bundle."""
+
+    def stopped(self, digest: str) -> str:
+        """Why a bundle may not answer; empty if it may."""
+        return self.deadlines.problem_of(digest, self.moment)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +107,14 @@ class Recommender:
         Why a tier has no model, by tier.
     audit_key
         Key of the input digests. By default drawn anew for each recommender.
+    keyring
+        Keys of the input digests, in place of `audit_key`; each digest then says under which key it was made.
+    revocations
+        The withdrawal deadlines of the bundles, looked up before each answer (2 µs); None: there are none.
+    audit
+        Gets each request with its answer.
+    clock
+        Says what time it is.
 
     Raises
     ------
@@ -122,6 +129,10 @@ class Recommender:
     profiles: Profiles | None = None
     problems: Mapping[Tier, str] = dataclasses.field(default_factory=dict)
     audit_key: bytes = dataclasses.field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+    keyring: InputKeys | None = dataclasses.field(default=None, repr=False)
+    revocations: Revocations | None = None
+    audit: AuditSink | None = None
+    clock: Callable[[], dt.datetime] = utc_now
 
     def __post_init__(self) -> None:
         if not isinstance(self.audit_key, bytes):
@@ -139,11 +150,14 @@ class Recommender:
         profiles: Profiles | None = None,
         catalogue: Catalogue | Mapping[str, Mapping[str, Any]] | Iterable[str] | str | Path | None = None,
         audit_key: bytes | None = None,
+        keyring: InputKeys | None = None,
+        audit: AuditSink | None = None,
+        clock: Callable[[], dt.datetime] = utc_now,
     ) -> Recommender:
         """Open the bundles of a directory: ``session``, ``online``, ``crm``, ``fused`` and ``popular``.
 
-        A bundle that is missing, altered or in the wrong slot lowers the answers that would have used it; the
-        reason stands in `problems`, in the log, and in those answers.
+        A bundle that is missing, altered, in the wrong slot or past its withdrawal deadline lowers the
+        answers that would have used it; the reason stands in `problems`, in the log, and in those answers.
 
         Parameters
         ----------
@@ -157,59 +171,52 @@ class Recommender:
             Stores of histories; histories in a request take precedence.
         catalogue
             What may be shown now: see `Catalogue.of`. Without one, all items of the bundles.
-        audit_key
-            Key of the input digests, to compare them across processes.
+        audit_key, keyring
+            Key of the input digests, or a keyring of them, to compare digests across processes.
+        audit
+            Where each answer is accounted for.
+        clock
+            Says what time it is, for withdrawal deadlines and for requests that name no instant.
 
         Raises
         ------
         BundleMissing
-            If the directory holds no bundle at all.
+            If the directory holds no bundle that can be used.
         DataError, PolicyError
             If catalogue or policy cannot be read.
+        TypeError, ValueError
+            If there are two kinds of keys, or `audit_key` is not what it should be.
 
         Notes
         -----
         Costs one pass over the bundles' bytes, to verify their digests.
         """
+        if audit_key is not None and keyring is not None:
+            raise ValueError("give audit_key or keyring, not both: a digest is made under one key")
         root = Path(bundles)
-        if not root.is_dir():
-            raise BundleMissing(f"{root}: there is no such directory; 'consentier train' writes one")
+        revocations = Revocations.open(root)
         known = None if catalogue is None else Catalogue.of(catalogue)
-        scorers: dict[Tier, LinearScorer] = {}
-        problems: dict[Tier, str] = {}
-        popular = None
-        for tier in (Tier.SESSION, Tier.ONLINE, Tier.CRM, Tier.FUSED, Tier.POPULAR):
-            try:
-                bundle = open_bundle(root / tier)
-                if bundle.manifest.tier != tier:
-                    raise BundleError(f"the bundle in the {tier} slot declares tier {bundle.manifest.tier}")
-                if tier is Tier.POPULAR:
-                    popular = PopularScorer(bundle, known)
-                else:
-                    scorers[tier] = LinearScorer(bundle, known)
-            except Exception as error:  # noqa: BLE001 - a bundle's fault, whatever it is, lowers the tier
-                known_fault = isinstance(error, BundleError | OSError)
-                problems[tier] = str(error) if known_fault else f"{type(error).__name__}: {error}"
-                _log.warning("the %s tier has no model: %s", tier, problems[tier])
-        if not scorers and popular is None:
-            details = "; ".join(f"{tier}: {problem}" for tier, problem in problems.items())
-            raise BundleMissing(f"{root}: no bundle can be used: {details}")
+        opened = open_bundles(root, known, revocations.current(), clock())
         if not isinstance(policy, Policy):
             policy = Policy.default() if policy is None else Policy.load(policy)
         return cls(
-            scorers=MappingProxyType(scorers),
-            popular=popular,
+            scorers=opened.scorers,
+            popular=opened.popular,
             policy=policy,
             ledger=ledger,
             profiles=profiles,
-            problems=MappingProxyType(problems),
+            problems=opened.problems,
             audit_key=secrets.token_bytes(32) if audit_key is None else audit_key,
+            keyring=keyring,
+            revocations=revocations,
+            audit=audit,
+            clock=clock,
         )
 
     def recommend(self, request: Request) -> Answer:
         """Answer a request from the best tier that its permission allows.
 
-        Faults of bundles, stores and ledger never escape: they lower the tier.
+        Faults of bundles, stores, ledger and audit never escape: they lower the tier, or are logged.
 
         Raises
         ------
@@ -218,23 +225,13 @@ class Recommender:
         """
         if not isinstance(request, Request):
             raise TypeError(f"recommend takes a consentier.Request, not {type(request).__name__}")
-        instant = request.at if request.at is not None else dt.datetime.now(dt.UTC)
+        now = self.clock()
+        instant = now if request.at is None else request.at
         resolution, reasons = self._resolve(request, instant)
         route = self.policy.route(resolution, request.channel, vouched=request.linked)
-        query = _query(request, route.side)
-        passed_over = list(reasons)
-        for tier in route.tiers:
-            if tier is Tier.POPULAR:
-                found, problem = _Found(tier), ""  # the list itself is what fills up
-            else:
-                found, problem = self._try(tier, request, instant, route, query)
-            if not problem:
-                answer = self._answer(found, request, resolution, route, query, passed_over)
-                if answer is not None:
-                    return answer
-            else:
-                passed_over.append(f"{tier}: {problem}")
-        return self._nothing(request, resolution, route, passed_over)
+        asked = self._asked(request, now, resolution, route, _query(request, route.side))
+        asked.passed_over.extend(reasons)
+        return self._accounted(request, self._routed(asked))
 
     def similar(self, item_id: str, *, n: int = 10, exclude: Iterable[str] = ()) -> Answer:
         """Items like one item. Reads no person."""
@@ -250,20 +247,59 @@ class Recommender:
         )
         wanted = frozenset(event.item_id for event in request.session if isinstance(event, Event))
         query = dataclasses.replace(_query(request, Side.ONLINE), exclude=frozenset(request.exclude) | wanted)
-        resolution, reasons = Resolution(), list[str]()
-        found, problem = self._related(wanted, query)
+        asked = self._asked(request, self.clock(), Resolution(), route, query)
+        found, problem = self._related(wanted, asked)
         if problem:
-            reasons.append(f"{Tier.SESSION}: {problem}")
-        answer = self._answer(found, request, resolution, route, query, reasons)
-        return self._nothing(request, resolution, route, reasons) if answer is None else answer
+            asked.passed_over.append(f"{Tier.SESSION}: {problem}")
+        return self._accounted(request, self._answer(found, asked) or self._nothing(asked))
 
-    def _related(self, items: frozenset[str], query: Query) -> tuple[_Found, str]:
+    def _asked(
+        self, request: Request, now: dt.datetime, resolution: Resolution, route: Route, query: Query
+    ) -> _Asked:
+        return _Asked(
+            request=request,
+            instant=now if request.at is None else request.at,
+            resolution=resolution,
+            route=route,
+            query=query,
+            passed_over=[],
+            deadlines=Deadlines() if self.revocations is None else self.revocations.current(),
+            moment=now if request.at is None else max(now, request.at),
+        )
+
+    def _routed(self, asked: _Asked) -> Answer:
+        """The answer of the first tier of the route that has one."""
+        for tier in asked.route.tiers:
+            if tier is Tier.POPULAR:
+                found, problem = _Found(tier), ""  # the list itself is what fills up
+            else:
+                found, problem = self._try(tier, asked)
+            if not problem:
+                answer = self._answer(found, asked)
+                if answer is not None:
+                    return answer
+            else:
+                asked.passed_over.append(f"{tier}: {problem}")
+        return self._nothing(asked)
+
+    def _accounted(self, request: Request, answer: Answer) -> Answer:
+        """The answer, after the audit has been told of it."""
+        if self.audit is not None:
+            try:
+                self.audit.write(request, answer)
+            except Exception as error:  # noqa: BLE001 - a sink's fault, whatever it is, fails no request
+                _log.error("the audit sink failed: %s", type(error).__name__)
+        return answer
+
+    def _related(self, items: frozenset[str], asked: _Asked) -> tuple[_Found, str]:
         """What goes with some items; nothing, and why, if the model cannot tell."""
         scorer = self.scorers.get(Tier.SESSION)
         if scorer is None:
             return _Found(Tier.POPULAR), self.problems.get(Tier.SESSION, "there is no model")
         try:
-            scored = scorer.related(items, query)
+            if problem := asked.stopped(scorer.digest):
+                return _Found(Tier.POPULAR), problem
+            scored = scorer.related(items, asked.query)
         except Exception as error:  # noqa: BLE001 - a model's fault lowers the tier and is reported
             return _Found(Tier.POPULAR), _fault(Tier.SESSION, error)
         if scored is None or not scored.items:
@@ -291,23 +327,24 @@ class Recommender:
             return resolution, ()
         return resolution.intersected(permission), ()
 
-    def _try(
-        self, tier: Tier, request: Request, instant: dt.datetime, route: Route, query: Query
-    ) -> tuple[_Found, str]:
+    def _try(self, tier: Tier, asked: _Asked) -> tuple[_Found, str]:
         """One tier's attempt: what it found, or why it found nothing."""
+        request, route = asked.request, asked.route
         scorer = self.scorers.get(tier)
         if scorer is None:
             return _Found(tier), self.problems.get(tier, "there is no model")
         try:
+            if problem := asked.stopped(scorer.digest):
+                return _Found(tier), problem
             sources = sources_of(tier, route.side)
-            view = view_of(request, sources, self.profiles, self._devices(tier, request, instant))
-            scored = scorer.answer(view, query)
+            view = view_of(request, sources, self.profiles, self._devices(tier, request, asked.instant))
+            scored = scorer.answer(view, asked.query)
             if scored is None:
                 return _Found(tier), "the permitted history holds nothing that the model knows"
             if not scored.items:
                 return _Found(tier), "nothing that may be shown has a score"
             # All that a store's data can still upset is done here, where a fault lowers the tier.
-            digests = self._digests(view, route.state)
+            digests = self.input_digests(view, route.state)
             return _Found(tier, view, scored, digests, scorer.not_again(view)), ""
         except Exception as error:  # noqa: BLE001 - a store's or model's fault lowers the tier and is reported
             return _Found(tier), _fault(tier, error)
@@ -322,59 +359,42 @@ class Recommender:
             request.customer_id, at=instant, fusion_purpose=self.policy.switches.fusion_purpose
         )
 
-    def _answer(
-        self,
-        found: _Found,
-        request: Request,
-        resolution: Resolution,
-        route: Route,
-        query: Query,
-        passed_over: list[str],
-    ) -> Answer | None:
+    def _answer(self, found: _Found, asked: _Asked) -> Answer | None:
         """A tier's items, filled up from the popular list where the policy names it; None without any."""
         items, scores = found.scored.items, found.scored.scores
         filling: Sequence[str] = ()
-        if len(items) < query.n and Tier.POPULAR in route.tiers:
-            filling, problem = self._fill(found, query)
+        if len(items) < asked.query.n and Tier.POPULAR in asked.route.tiers:
+            filling, problem = self._fill(found, asked)
             if problem:
-                passed_over.append(f"{Tier.POPULAR}: {problem}")
+                asked.passed_over.append(f"{Tier.POPULAR}: {problem}")
         if not items and not filling:
             return None
-        basis = self._basis(found, request, resolution, route, passed_over, filled=len(filling))
+        basis = self._basis(found, asked, filled=len(filling))
         return Answer((*items, *filling), (*scores, *(0.0,) * len(filling)), found.tier, basis)
 
-    def _fill(self, found: _Found, query: Query) -> tuple[Sequence[str], str]:
+    def _fill(self, found: _Found, asked: _Asked) -> tuple[Sequence[str], str]:
         """The rest of a list from the popular one; and what is wrong with that one, if so."""
         if self.popular is None:
             return (), self.problems.get(Tier.POPULAR, "there is no list")
         items = found.scored.items
-        missing = dataclasses.replace(query, n=query.n - len(items))
+        missing = dataclasses.replace(asked.query, n=asked.query.n - len(items))
         try:
+            if problem := asked.stopped(self.popular.digest):
+                return (), problem
             filling = self.popular.top(missing, without=frozenset(items) | found.not_again)
         except Exception as error:  # noqa: BLE001 - a model's fault shortens the list and is reported
             return (), _fault(Tier.POPULAR, error)
         return filling, "" if items or filling else "there is nothing to show"
 
-    def _nothing(
-        self, request: Request, resolution: Resolution, route: Route, passed_over: Sequence[str]
-    ) -> Answer:
-        basis = self._basis(_Found(Tier.NONE), request, resolution, route, passed_over)
-        return Answer((), (), Tier.NONE, basis)
+    def _nothing(self, asked: _Asked) -> Answer:
+        return Answer((), (), Tier.NONE, self._basis(_Found(Tier.NONE), asked))
 
-    def _basis(
-        self,
-        found: _Found,
-        request: Request,
-        resolution: Resolution,
-        route: Route,
-        passed_over: Sequence[str],
-        *,
-        filled: int = 0,
-    ) -> Basis:
+    def _basis(self, found: _Found, asked: _Asked, *, filled: int = 0) -> Basis:
+        request, resolution, route = asked.request, asked.resolution, asked.route
         scorer = self.scorers.get(found.tier)
         return Basis(
             reason=f"{'; '.join(route.reasons)}: {_WHAT[found.tier]}",
-            reasons=(*resolution.reasons, *route.reasons, *passed_over),
+            reasons=(*resolution.reasons, *route.reasons, *asked.passed_over),
             state=route.state,
             side=route.side,
             policy_version=self.policy.version,
@@ -383,13 +403,14 @@ class Recommender:
             sources=tuple(sorted(str(source) for source in found.view.sources)),
             input_digests=dict(found.digests),
             ledger_position=resolution.ledger_position,
+            lifetimes_version=resolution.lifetimes_version,
             contact=None if resolution.contact is None else tuple(sorted(resolution.contact)),
             unknown_items=found.scored.unknown_items,
             filled=filled,
             at=None if request.at is None else request.at.isoformat(),
         )
 
-    def _digests(self, view: PermittedView, state: State) -> dict[str, str]:
+    def input_digests(self, view: PermittedView, state: State) -> dict[str, str]:
         """Keyed digests of what was read. Without online permission a session leaves none."""
         inputs: dict[str, Any] = {}
         if Source.SESSION in view.sources and state in _ONLINE_STATES:
@@ -403,6 +424,8 @@ class Recommender:
 
     def _digest(self, name: str, value: object) -> str:
         text = json.dumps([name, value], sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+        if self.keyring is not None:
+            return self.keyring.digest(f"input:{name}", text)
         return hmac.new(self.audit_key, text.encode("ascii"), hashlib.sha256).hexdigest()
 
 

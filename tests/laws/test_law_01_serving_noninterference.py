@@ -533,14 +533,14 @@ def test_an_answer_without_permission_holds_no_trace_of_the_person(
 @breaks(
     Break(
         "the session leaves its digest",
-        Recommender._digests,
+        Recommender.input_digests,
         "and state in _ONLINE_STATES",
         "",
         between(),
     ),
     Break(
         "a CRM customer's anonymous visit leaves its digest",
-        Recommender._digests,
+        Recommender.input_digests,
         "state in _ONLINE_STATES",
         "state is not State.NONE",
         between(crm=True),

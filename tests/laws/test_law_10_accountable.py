@@ -209,7 +209,7 @@ def differing(**change: Any) -> tuple[Inputs, Inputs, Channel, Permission]:
     ),
     Break(
         "attributes are not in the digest",
-        Recommender._digests,
+        Recommender.input_digests,
         "dict(view.attributes)",
         "sorted(view.attributes)",
         differing(attributes={"age": 1.5}),

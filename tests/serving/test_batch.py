@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from consentier.features.tables import ShopTables
 from consentier.features.validation import ValidationReport
 from consentier.serving import PermittedView, Recommender
 from consentier.serving.batch import catalogue_of, profiles_of, score_customers
+from consentier.serving.batch_file import BatchFacts, opened_batch
 from consentier.serving.scorer import Query, Scored
 
 AT = dt.datetime(2026, 6, 1, tzinfo=dt.UTC)
@@ -216,7 +218,7 @@ def test_columns_order_and_determinism(tmp_path: Path) -> None:
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
     schema = pq.read_schema(tmp_path / "a.parquet")
     assert schema.names == [
-        "customer_id", "rank", "item_id", "score", "tier", "at", "bundle_digest", "policy_version",
+        "customer_id", "rank", "item_id", "score", "tier", "at", "bundle_digest", "policy_version", "devices",
     ]  # fmt: skip
     assert [(row["customer_id"], row["rank"]) for row in rows] == sorted(
         (row["customer_id"], row["rank"]) for row in rows
@@ -235,7 +237,7 @@ def test_filled_items_name_the_popular_bundle(tmp_path: Path) -> None:
 
 def test_many_row_groups_hold_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, whole = scored(FULL, tmp_path / "a.parquet", Channel.EMAIL)
-    monkeypatch.setattr("consentier.serving.batch._ROWS_PER_GROUP", 1)
+    monkeypatch.setattr("consentier.serving.batch_file._ROWS_PER_GROUP", 1)
     _, pieces = scored(FULL, tmp_path / "b.parquet", Channel.EMAIL)
     assert pieces == whole
     assert pq.ParquetFile(tmp_path / "b.parquet").num_row_groups > 1
@@ -246,6 +248,42 @@ def test_nobody_to_score_gives_an_empty_file_with_all_columns(tmp_path: Path) ->
     assert rows == []
     assert (summary.rows, summary.customers, summary.by_tier, summary.skipped) == (0, 0, {}, {})
     assert pq.read_schema(tmp_path / "out.parquet").names[0] == "customer_id"
+
+
+class CountingLedger(Ledger):
+    """Counts the questions about each person."""
+
+    def __init__(self, tables: ShopTables) -> None:
+        self.asked: Counter[str] = Counter()
+        super().__init__(
+            (ConsentRecord(**row) for row in tables.consents.to_pylist()),
+            (Link(**row) for row in tables.identities.to_pylist()),
+        )
+
+    def resolve(self, **question: Any) -> Resolution:
+        self.asked[question["customer_id"] or question["visitor_id"]] += 1
+        return super().resolve(**question)
+
+    def linked_visitors(self, customer_id: str, **question: Any) -> list[str]:
+        self.asked[f"devices of {customer_id}"] += 1
+        return super().linked_visitors(customer_id, **question)
+
+
+@pytest.mark.parametrize("channel", [Channel.EMAIL, Channel.SHOP])
+def test_the_ledger_is_asked_once_about_each_person(tmp_path: Path, channel: Channel) -> None:
+    ledger = CountingLedger(FULL)
+    _, rows = scored(FULL, tmp_path / "out.parquet", channel, ledger=ledger)
+    assert rows
+    assert set(ledger.asked.values()) == {1}
+
+
+def test_the_file_says_what_it_was_scored_for(tmp_path: Path) -> None:
+    later = AT.astimezone(dt.timezone(dt.timedelta(hours=2)))
+    _, rows = scored(FULL, tmp_path / "out.parquet", Channel.EMAIL, at=later)
+    with opened_batch(tmp_path / "out.parquet") as batch:
+        assert batch.facts == BatchFacts(Channel.EMAIL, Policy.default().version, AT)
+        assert batch.rows == len(rows)
+    assert {(row["tier"], row["devices"]) for row in rows} == {("fused", 2), ("popular", None)}
 
 
 class FailingLedger(Ledger):

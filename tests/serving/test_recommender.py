@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consentier.consent import Channel, ConsentRecord, Ledger, Link, Permission, Policy, Tier
+from consentier.consent.keyring import Keyring
 from consentier.serving import Answer, Catalogue, Event, Profiles, Recommender, Request
 
 AT = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
@@ -195,3 +196,79 @@ def test_a_policy_may_come_from_a_file(tmp_path: Any) -> None:
     answer = asked.recommend(Request(session=ITEMS[:2], permission=BOTH, linked=True))
     assert (answer.tier, answer.basis.policy_version) == (Tier.SESSION, "mine")
     assert asked.recommend(Request(permission=BOTH, channel=Channel.EMAIL)).tier is Tier.NONE
+
+
+# --- audit, keys and clock ----------------------------------------------------------------------------------
+
+
+class Sink:
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Request, Answer]] = []
+
+    def write(self, request: Request, answer: Answer) -> None:
+        self.told.append((request, answer))
+
+
+class FullSink:
+    """Cannot write anything."""
+
+    def write(self, request: Request, answer: Answer) -> None:
+        raise OSError(f"no space left for {request.customer_id}")
+
+
+def test_each_answer_is_accounted_for_with_its_request() -> None:
+    sink = Sink()
+    asked = dataclasses.replace(engine(), audit=sink)
+    request = Request(session=ITEMS[:2], permission=BOTH)
+    nothing = dataclasses.replace(asked, scorers={}, popular=None)
+    answers = [
+        asked.recommend(request),
+        asked.similar(ITEMS[0]),
+        asked.basket(ITEMS[:2]),
+        nothing.recommend(request),
+    ]
+    assert [answer for _, answer in sink.told] == answers
+    whole = request.session
+    assert [told.session for told, _ in sink.told] == [whole, (Event(ITEMS[0]),), whole, whole]
+    assert answers[-1].tier is Tier.NONE
+
+
+def test_a_sink_that_fails_fails_no_request_and_quotes_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    asked = dataclasses.replace(engine(), audit=FullSink())
+    request = Request(session=ITEMS[:2], customer_id="c-marker")
+    assert asked.recommend(request) == engine().recommend(request)
+    assert asked.similar(ITEMS[0]) == engine().similar(ITEMS[0])
+    assert caplog.messages == ["the audit sink failed: OSError"] * 2
+
+
+def test_with_a_keyring_digests_name_their_key_and_can_be_made_again_from_the_inputs() -> None:
+    keyring = Keyring.ephemeral()
+    asked = Recommender.load(bundles(), keyring=keyring)
+    request = Request(crm_history=ITEMS[:1], attributes={"age": 40}, permission=BOTH, channel=Channel.EMAIL)
+    digests = asked.recommend(request).basis.input_digests
+    text = '["crm",[["item-00",null,null,null]]]'
+    assert digests["crm"] == keyring.digest("input:crm", text)
+    assert digests["crm"].startswith(f"{keyring.current_id}:")
+    assert digests["attributes"] == keyring.digest("input:attributes", '["attributes",{"age":40}]')
+    keyring.rotate(AT)
+    again = asked.recommend(request).basis.input_digests
+    assert again["crm"] != digests["crm"]
+    assert digests["crm"] in keyring.digests("input:crm", text)
+
+
+def test_one_kind_of_key_at_a_time() -> None:
+    with pytest.raises(ValueError, match="audit_key or keyring, not both"):
+        Recommender.load(bundles(), audit_key=b"key", keyring=Keyring.ephemeral())
+
+
+def test_a_request_without_an_instant_is_asked_now_by_the_clock() -> None:
+    now = [AT]
+    ends = AT + dt.timedelta(days=1)
+    ledger = Ledger([ConsentRecord("1", "v", "visitor", "online", "granted", AT, AT, valid_to=ends)])
+    asked = Recommender.load(bundles(), ledger=ledger, clock=lambda: now[0])
+    request = Request(visitor_id="v", online_history=ITEMS[:2])
+    assert asked.recommend(request).tier is Tier.ONLINE
+    now[0] = ends
+    assert asked.recommend(request).tier is Tier.POPULAR

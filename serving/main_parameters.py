@@ -1,0 +1,146 @@
+"""The main parameters of a model in plain words, out of its manifest (DSA 27, where it applies).
+
+Every setting of the manifest stands in the text: those with a plain meaning as a sentence, the rest by name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from consentier.consent import Side, Source, Tier, sources_of
+from consentier.models.bundle import Manifest
+
+__all__ = ["LEARNT_FROM", "SOURCE_WORDS", "main_parameters"]
+
+SOURCE_WORDS: Mapping[Source, str] = {
+    Source.SESSION: "the running session",
+    Source.ONLINE: "the online history",
+    Source.CRM: "CRM data (orders, product usage, master data)",
+}
+"""What each source is, in words."""
+
+LEARNT_FROM: Mapping[Tier, frozenset[Source]] = {
+    Tier.SESSION: frozenset({Source.ONLINE}),
+    Tier.ONLINE: frozenset({Source.ONLINE}),
+    Tier.CRM: frozenset({Source.CRM}),
+    Tier.FUSED: frozenset({Source.ONLINE, Source.CRM}),
+    Tier.POPULAR: frozenset({Source.ONLINE, Source.CRM}),
+}
+"""Under whose permission the rows stand that a tier's model is fitted on."""
+
+_METHODS: Mapping[str, str] = {
+    "local_ridge": "each item's score is a weighted sum over the items of the history; the weights were "
+    "fitted to which items occur together (ridge regression, one item at a time)",
+    "popularity": "items are ordered by the number of persons behind them, separately for the online and the "
+    "CRM side; no person is read",
+}
+
+
+def main_parameters(manifest: Manifest) -> list[str]:
+    """What decides which items a model puts first, one sentence each.
+
+    Parameters
+    ----------
+    manifest
+        The manifest of a bundle.
+    """
+    tier = Tier(manifest.tier)
+    sentences = [f"Method: {_method(manifest.algorithm)}. Equal scores are ordered by item id."]
+    read = sources_of(tier, Side.ONLINE)
+    if read:
+        sentences.append(
+            f"It reads {_listed([SOURCE_WORDS[source] for source in Source if source in read])}."
+        )
+    scoring = dict(manifest.scoring)
+    for name, say in _SENTENCES.items():
+        if name in scoring:
+            sentences += say(scoring, read)
+    said = {*_SENTENCES, *_WITH_OTHERS, "algorithm"}
+    rest = {
+        **{name: value for name, value in manifest.parameters.items() if name not in said},
+        **{name: value for name, value in scoring.items() if name not in said},
+    }
+    sentences += [f"{name}: {_value(rest[name])}." for name in sorted(rest)]
+    return sentences
+
+
+def _method(algorithm: str) -> str:
+    default = (
+        f"each item's score is a weighted sum over the items of the history; the weights are {algorithm} "
+        "similarities of items that occur together"
+    )
+    return _METHODS.get(algorithm, default)
+
+
+_Sentences = Iterator[str]
+_Scoring = Mapping[str, Any]
+
+
+def _sources(scoring: _Scoring, read: frozenset[Source]) -> _Sentences:
+    weights = [f"{source} {_value(scoring['source_weights'].get(source, 0.0))}" for source in sorted(read)]
+    yield f"Weight of an event by where it comes from: {', '.join(weights) or 'none is read'}."
+
+
+def _events(scoring: _Scoring, read: frozenset[Source]) -> _Sentences:  # noqa: ARG001
+    weights = [f"{name} {_value(weight)}" for name, weight in sorted(scoring["event_weights"].items())]
+    yield f"Weight of an event by its type: {', '.join([*weights, 'any other 1'])}."
+
+
+def _decay(scoring: _Scoring, read: frozenset[Source]) -> _Sentences:
+    if Source.SESSION in read:
+        half = scoring["session_decay"] * math.log(2)
+        yield f"The last event of the session counts most; one {half:.2g} events before it, half as much."
+
+
+def _history(scoring: _Scoring, read: frozenset[Source]) -> _Sentences:  # noqa: ARG001
+    yield f"Of each source, the latest {scoring['max_history']} events count."
+
+
+def _hide(scoring: _Scoring, read: frozenset[Source]) -> _Sentences:  # noqa: ARG001
+    hidden = _listed([SOURCE_WORDS[Source(source)] for source in scoring["hide"]])
+    yield (
+        f"Items that stand in {hidden} are not recommended again."
+        if hidden
+        else "Items of the history may be recommended again."
+    )
+
+
+def _attributes(scoring: _Scoring, read: frozenset[Source]) -> _Sentences:
+    names = [str(column["name"]) for column in scoring.get("attributes", [])]
+    if Source.CRM in read and names and scoring["attribute_weight"]:
+        yield (
+            f"Master data count too ({', '.join(names)}): together as much as "
+            f"{_value(scoring['attribute_weight'])} events without any history, and half of that at "
+            f"{_value(scoring['attribute_fade'])} items of history."
+        )
+    else:
+        yield "Master data do not count."
+
+
+_SENTENCES: Mapping[str, Callable[[_Scoring, frozenset[Source]], _Sentences]] = {
+    "source_weights": _sources,
+    "event_weights": _events,
+    "session_decay": _decay,
+    "max_history": _history,
+    "hide": _hide,
+    "attribute_weight": _attributes,
+}
+
+_WITH_OTHERS = frozenset({"attribute_fade", "attributes"})
+"""Settings that the sentence on another one says too."""
+
+
+def _listed(words: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
+def _value(value: object) -> str:
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_value(each)}" for name, each in sorted(value.items())) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(_value(each) for each in value) or "none"
+    return str(value)

@@ -1,0 +1,55 @@
+"""What the recommender asks of a ledger, a keyring and an audit, whoever provides them."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from typing import Protocol
+
+from consentier.consent import Resolution
+from consentier.serving.answer import Answer
+from consentier.serving.request import Request
+
+__all__ = ["AuditSink", "ConsentLedger", "InputKeys"]
+
+
+class ConsentLedger(Protocol):
+    """What the recommender asks of a ledger."""
+
+    def resolve(
+        self,
+        *,
+        visitor_id: str | None = None,
+        customer_id: str | None = None,
+        at: dt.datetime,
+        known_at: dt.datetime | None = None,
+    ) -> Resolution:
+        """Resolve visitor and customer at an instant."""
+        ...
+
+    def linked_visitors(
+        self,
+        customer_id: str,
+        *,
+        at: dt.datetime,
+        known_at: dt.datetime | None = None,
+        fusion_purpose: bool = False,
+    ) -> Sequence[str]:
+        """The visitors whose data may be joined to a customer's at an instant."""
+        ...
+
+
+class AuditSink(Protocol):
+    """Where each answer is accounted for."""
+
+    def write(self, request: Request, answer: Answer) -> object:
+        """Take down one answer. Whatever this raises is logged, and fails no request."""
+        ...
+
+
+class InputKeys(Protocol):
+    """A keyring, as far as naming inputs needs one."""
+
+    def digest(self, domain: str, value: str) -> str:
+        """Name a value, in one domain of uses, by a keyed digest that says under which key: ``KEYID:hex``."""
+        ...
