@@ -5,6 +5,7 @@
 PYTHON ?= python3
 PYTEST_ARGS ?= -n 2 --dist loadscope
 DEMO_OUT ?= demo-output
+FUZZ_SECONDS ?= 60
 
 LOCK := requirements/lock.txt
 LOWER_BOUNDS := requirements/lower-bounds.txt
@@ -24,8 +25,8 @@ SAY := @printf '\n==> %s\n'
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types contracts tests test-services test-lower-bounds dev wheel benchmark-import \
-	lock clean
+.PHONY: help demo test lint types contracts tests test-services fuzz test-lower-bounds dev wheel \
+	benchmark-import lock clean
 
 help:  ## Show this list
 	@printf 'Targets (PYTHON=%s):\n' '$(PYTHON)'
@@ -59,11 +60,21 @@ tests: $(TEST)/.wheel  ## The tests that need no service (pytest)
 	$(SAY) 'Testing the installed wheel'
 	CONSENTIER_TESTED=wheel $(TEST)/bin/pytest $(PYTEST_ARGS)
 
-test-services: $(TEST)/.wheel  ## The tests against real services: PostgreSQL
+test-services: $(TEST)/.wheel .venv-spark/.wheel  ## The tests against real services: PostgreSQL, Spark
 	$(SAY) 'Testing against real services'
 	@echo 'PostgreSQL: its server programs (Debian, Ubuntu: apt-get install postgresql), started for the tests in a'
 	@echo 'temporary directory; or CONSENTIER_TEST_POSTGRESQL=postgresql://... of an empty database for tests.'
-	CONSENTIER_TESTED=wheel $(TEST)/bin/pytest -m service
+	CONSENTIER_TESTED=wheel $(TEST)/bin/pytest -m service --ignore tests/services/test_spark_gate.py
+	@echo 'Spark: in local mode, in an environment of its own; needs Java 17 (Debian: openjdk-17-jre-headless).'
+	CONSENTIER_TESTED=wheel .venv-spark/bin/pytest -m service tests/services/test_spark_gate.py
+
+fuzz: .venv-fuzz/.wheel  ## Coverage-guided fuzzing of every parser of signals (FUZZ_SECONDS each, by default 60)
+	$(SAY) 'Fuzzing every parser for $(FUZZ_SECONDS) seconds'
+	@for target in $$(.venv-fuzz/bin/python fuzz/fuzz_signals.py --list); do \
+		echo "$$target"; \
+		.venv-fuzz/bin/python fuzz/fuzz_signals.py $$target -max_total_time=$(FUZZ_SECONDS) \
+			>.build/fuzz-$$target.log 2>&1 || { tail -40 .build/fuzz-$$target.log; exit 1; }; \
+	done
 
 test-lower-bounds: .venv-lower-bounds/.wheel  ## The tests with the oldest versions allowed (Python 3.11)
 	$(SAY) 'Testing the installed wheel with the oldest versions that pyproject.toml allows'
@@ -93,8 +104,8 @@ lock:  ## Resolve requirements/*.txt anew
 		-c requirements/constraints.in pyproject.toml --resolution lowest-direct -o $(LOWER_BOUNDS)
 
 clean:  ## Remove environments, build results and caches
-	rm -rf .venv .venv-test .venv-demo .venv-build .venv-lock .venv-lower-bounds .build build *.egg-info \
-		.mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-test .venv-spark .venv-fuzz .venv-demo .venv-build .venv-lock .venv-lower-bounds .build build \
+		*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # --- environments -----------------------------------------------------------------------------------------
 
@@ -114,6 +125,19 @@ endef
 	$(SAY) 'Installing what training needs into $(@D) (some minutes the first time)'
 	$(new_environment)
 	$(@D)/$(PIP) install -c $(LOCK) "$$(ls .build/dist/*.whl)[train]"
+	@touch $@
+
+.venv-spark/.requirements: $(LOCK)
+	$(SAY) 'Installing Spark into $(@D) (some minutes the first time)'
+	$(new_environment)
+	$(@D)/$(PIP) install -c $(LOCK) 'pyspark>=4.0,<4.1' 'ibis-framework[duckdb,pyspark]' pyarrow numpy scipy \
+		pytest hypothesis
+	@touch $@
+
+.venv-fuzz/.requirements: $(LOCK)
+	$(SAY) 'Installing the fuzzer into $(@D)'
+	$(new_environment)
+	$(@D)/$(PIP) install -c $(LOCK) 'atheris==3.0.0' numpy
 	@touch $@
 
 .venv-lower-bounds/.requirements: $(LOWER_BOUNDS)
@@ -137,7 +161,8 @@ endef
 	.venv-build/bin/python scripts/build_distributions.py $(@D)
 	@touch $@
 
-.venv-test/.wheel .venv-demo/.wheel .venv-lower-bounds/.wheel: %/.wheel: %/.requirements .build/dist/.built
+.venv-test/.wheel .venv-demo/.wheel .venv-spark/.wheel .venv-fuzz/.wheel .venv-lower-bounds/.wheel: \
+		%/.wheel: %/.requirements .build/dist/.built
 	$(SAY) 'Installing the wheel into $(@D)'
 	$(@D)/$(PIP) $(INSTALL_WHEEL)
 	@touch $@

@@ -29,8 +29,10 @@ __all__ = [
     "ROW_UNIT",
     "GramStatistics",
     "GramTruncated",
+    "add",
     "gram_statistics",
     "row_weights",
+    "select_inputs",
     "subtract",
 ]
 
@@ -268,23 +270,7 @@ def subtract(
     -----
     O(entries of the statistics + sum of squared lengths of the rows).
     """
-    if statistics.truncated:
-        raise ValueError(
-            "these statistics were truncated to max_gram_entries, so rows cannot be subtracted: compute them "
-            "again without the rows"
-        )
-    if user_items.shape[1] != statistics.gram.shape[0]:
-        raise ValueError(
-            f"user_items has {user_items.shape[1]} columns, but the statistics have "
-            f"{statistics.gram.shape[0]} inputs"
-        )
-    removed = gram_statistics(
-        user_items,
-        row_exponent=statistics.row_exponent,
-        persons=persons,
-        min_persons=1 if statistics.persons is None else 2,
-        threads=1,
-    )
+    removed = _counted_alike(statistics, user_items, persons)
     gram = statistics.gram
     positions = _positions_in(gram.indptr, gram.indices, removed.gram.indptr, removed.gram.indices)
     if (positions < 0).any():
@@ -305,6 +291,115 @@ def subtract(
         counts=counts,
         persons=None if entry_persons is None else entry_persons[kept],
     )
+
+
+def add(
+    statistics: GramStatistics,
+    user_items: sparse.csr_matrix,
+    *,
+    persons: NDArray[np.integer] | None = None,
+) -> GramStatistics:
+    """Count further rows: the result equals, bit for bit, the statistics of all rows together.
+
+    Parameters
+    ----------
+    statistics
+        The statistics; they are not changed.
+    user_items
+        All rows of persons who are not counted yet.
+    persons
+        As for `gram_statistics`.
+
+    Returns
+    -------
+    GramStatistics
+
+    Raises
+    ------
+    ValueError
+        The statistics were truncated, or have another number of inputs.
+    OverflowError
+        The sums would not fit int64.
+
+    Notes
+    -----
+    O(entries of the statistics + sum of squared lengths of the rows).
+    """
+    counted = _counted_alike(statistics, user_items, persons)
+    diagonal = statistics.gram.diagonal().astype(np.float64) + counted.gram.diagonal()
+    if diagonal.size and diagonal.max() > _LARGEST_SUM:
+        raise OverflowError(
+            "with the further rows the sums would not fit: lower the weights, or train on a shorter period"
+        )
+    entry_persons = None
+    if statistics.persons is not None and counted.persons is not None:
+        # Behind every entry stands a person, so that both sums have the same entries.
+        entry_persons = (
+            _like(statistics.gram, statistics.persons) + _like(counted.gram, counted.persons)
+        ).data
+    return replace(
+        statistics,
+        gram=statistics.gram + counted.gram,
+        counts=statistics.counts + counted.counts,
+        persons=entry_persons,
+    )
+
+
+def select_inputs(statistics: GramStatistics, kept: NDArray[np.bool_]) -> GramStatistics:
+    """Leave inputs out that nobody has; the others keep their order.
+
+    Parameters
+    ----------
+    statistics
+        The statistics; they are not changed.
+    kept
+        Shape (n_inputs,): the inputs to keep.
+
+    Raises
+    ------
+    ValueError
+        Somebody has one of the inputs that are to be left out: the lengths of histories would change.
+    """
+    if statistics.counts[~kept].any():
+        raise ValueError("only inputs that nobody has can be left out of statistics")
+    if kept.all():
+        return statistics
+    numbers = np.cumsum(kept) - 1
+    gram = statistics.gram
+    starts = np.append(gram.indptr[:-1][kept], gram.indptr[-1])
+    return replace(
+        statistics,
+        gram=_csr(gram.data, numbers[gram.indices].astype(np.int32), starts, int(kept.sum())),
+        counts=statistics.counts[kept],
+    )
+
+
+def _counted_alike(
+    statistics: GramStatistics, user_items: sparse.csr_matrix, persons: NDArray[np.integer] | None
+) -> GramStatistics:
+    """Count rows as those of some statistics were counted."""
+    if statistics.truncated:
+        raise ValueError(
+            "these statistics were truncated to max_gram_entries, so rows can be neither subtracted nor "
+            "added: compute them again"
+        )
+    if user_items.shape[1] != statistics.gram.shape[0]:
+        raise ValueError(
+            f"user_items has {user_items.shape[1]} columns, but the statistics have "
+            f"{statistics.gram.shape[0]} inputs"
+        )
+    return gram_statistics(
+        user_items,
+        row_exponent=statistics.row_exponent,
+        persons=persons,
+        min_persons=1 if statistics.persons is None else 2,
+        threads=1,
+    )
+
+
+def _like(gram: sparse.csr_matrix, values: NDArray[np.int64]) -> sparse.csr_matrix:
+    """Other values of the same entries."""
+    return sparse.csr_matrix((values, gram.indices, gram.indptr), shape=gram.shape)
 
 
 _NOT_COUNTED = (

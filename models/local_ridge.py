@@ -69,7 +69,13 @@ class LocalRidge(ItemModel):
     def _fit(
         self, user_items: sparse.csr_matrix, persons: NDArray[np.integer] | None, advance: Advance
     ) -> sparse.csr_matrix:
-        statistics = gram_statistics(
+        return self.solve(self.count(user_items, persons=persons), advance=advance)
+
+    def count(
+        self, user_items: sparse.csr_matrix, *, persons: NDArray[np.integer] | None = None
+    ) -> GramStatistics:
+        """Count what `solve` computes the item weights from. Arguments as for `fit`."""
+        return gram_statistics(
             user_items,
             row_exponent=self.row_exponent,
             persons=persons,
@@ -77,7 +83,6 @@ class LocalRidge(ItemModel):
             max_gram_entries=self.max_gram_entries,
             threads=self.threads,
         )
-        return self.solve(statistics, advance=advance)
 
     def solve(
         self,
@@ -246,31 +251,48 @@ def solve_local_ridge(
 
 
 def touched_targets(
-    statistics: GramStatistics, changed_inputs: NDArray[np.integer], *, targets: int, neighbours: int
+    before: GramStatistics,
+    after: GramStatistics,
+    changed_inputs: NDArray[np.integer],
+    *,
+    targets: int,
+    neighbours: int,
+    item_exponent: float = 0.0,
 ) -> NDArray[np.int64]:
-    """Find the targets whose weights may differ after rows with these inputs were added or subtracted.
+    """Find the targets whose weights may differ after whole rows were subtracted or added.
 
     Parameters
     ----------
-    statistics
-        The statistics that contain the rows: those before a subtraction, or after an addition.
+    before, after
+        The statistics with and without the rows, of the same inputs.
     changed_inputs
         Every input of the rows.
-    targets, neighbours
+    targets, neighbours, item_exponent
         As for `solve_local_ridge`.
 
     Returns
     -------
     ndarray of int64
-        Ascending: the inputs themselves and all targets that co-occur with one of them. An input's popularity
-        scales its co-occurrences, so it bears on every target that may choose it. All targets, where
-        `neighbours` covers all inputs.
+        Ascending: the changed inputs themselves, and every target among whose strongest inputs one of them is
+        or was. The system of any other target holds only entries between unchanged inputs. All targets, where
+        `neighbours` covers all inputs that anybody has.
+
+    Notes
+    -----
+    O(entries in the rows of the targets that co-occur with a changed input), without solving anything.
     """
-    if neighbours >= statistics.gram.shape[0] - 1:
+    if neighbours >= np.count_nonzero(after.counts) - 1:
         return np.arange(targets, dtype=np.int64)
-    rows = statistics.gram[np.unique(changed_inputs)]
-    touched = np.union1d(rows.indices, changed_inputs).astype(np.int64)
-    return touched[touched < targets]
+    changed = np.zeros(before.gram.shape[0], dtype=np.bool_)
+    changed[changed_inputs] = True
+    candidates = np.unique(
+        np.concatenate([np.flatnonzero(changed), before.gram[changed].indices, after.gram[changed].indices])
+    ).astype(np.int64)
+    candidates = candidates[candidates < targets]
+    touched = changed[candidates]
+    for statistics in (before, after):
+        touched |= _choosing(_system(statistics, item_exponent), candidates, neighbours, changed)
+    return candidates[touched]
 
 
 def dense_ease(
@@ -455,6 +477,21 @@ def _strongest_inputs(
                 ties -= 1
         found, values = found[kept], values[kept]
     return found, values * system.scale[target]
+
+
+@compiled
+def _choosing(
+    system: _System, targets: NDArray[np.int64], neighbours: int, inputs: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Mark the targets among whose strongest inputs is one of the marked inputs."""
+    choosing = np.zeros(targets.size, dtype=np.bool_)
+    for t in range(targets.size):
+        chosen, _ = _strongest_inputs(system, targets[t], neighbours)
+        for p in range(chosen.size):
+            if inputs[chosen[p]]:
+                choosing[t] = True
+                break
+    return choosing
 
 
 @compiled

@@ -47,6 +47,11 @@ _TYPES: dict[Any, str] = {int: "integer", float: "number"}
 def page() -> str:
     """The whole page as Markdown."""
     commands = [_command(info) for info in app.registered_commands]
+    for group in app.registered_groups:
+        if group.typer_instance is None:
+            raise RuntimeError("a group of commands has no commands")
+        name = str(group.typer_instance.info.name)
+        commands += [_command(info, f"{name} ") for info in group.typer_instance.registered_commands]
     callback = app.registered_callback
     if callback is None or callback.callback is None:
         raise RuntimeError("consentier.cli.app has no callback: the options of all commands are gone")
@@ -56,12 +61,12 @@ def page() -> str:
     return f"{text.rstrip()}\n"
 
 
-def _command(info: CommandInfo) -> list[str]:
+def _command(info: CommandInfo, group: str = "") -> list[str]:
     callback = info.callback
     if callback is None:
         raise RuntimeError(f"the command {info.name!r} has no function")
     function = inspect.unwrap(callback)
-    name = info.name or function.__name__
+    name = group + (info.name or function.__name__)
     arguments, options = _rows(function, ArgumentInfo), _rows(function, OptionInfo)
     usage = " ".join([f"consentier {name}", *(names.strip("`") for names, *_ in arguments), "[OPTIONS]"])
     lines = [f"## {name}", "", inspect.getdoc(function) or "", "", "```text", usage, "```", ""]

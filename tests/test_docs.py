@@ -42,9 +42,9 @@ class Step:
 
 
 def session() -> list[Step]:
-    (block,) = re.findall(r"```console\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    blocks = re.findall(r"```console\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
     steps: list[Step] = []
-    for line in block.splitlines():
+    for line in "".join(blocks).splitlines():
         if line.startswith("$ "):
             steps.append(Step(line.removeprefix("$ "), ()))
         else:
@@ -80,7 +80,10 @@ def test_the_session_of_the_readme_runs_and_so_do_the_python_examples(tmp_path: 
     with contextlib.chdir(tmp_path):
         for step in session():
             type_in(step)
-        for page in (README, ROOT / "docs" / "consent.md"):
+        for page in (
+            README,
+            *(ROOT / "docs" / f"{name}.md" for name in ("consent", "ledger", "accountability")),
+        ):
             run_examples(page)
     assert (tmp_path / "evaluation.json").is_file()
 
@@ -112,9 +115,20 @@ def test_every_command_and_option_has_a_help_text() -> None:
     assert not [row for row in rows if row.endswith("|  |")]
 
 
-@pytest.mark.parametrize("command", [info.name or info.callback.__name__ for info in app.registered_commands])
+def commands() -> list[str]:
+    """All commands, those of groups with the group's name before them."""
+    names = [info.name or info.callback.__name__ for info in app.registered_commands]
+    for group in app.registered_groups:
+        within = group.typer_instance.registered_commands
+        prefix = group.typer_instance.info.name
+        names += [f"{prefix} {info.name or info.callback.__name__}" for info in within]
+    return names
+
+
+@pytest.mark.parametrize("command", commands())
 def test_the_page_of_commands_names_all_that_help_names(command: str) -> None:
-    help_text = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "300", "TERM": "dumb"}).stdout
+    arguments = [*command.split(), "--help"]
+    help_text = CliRunner().invoke(app, arguments, env={"COLUMNS": "300", "TERM": "dumb"}).stdout
     section = (ROOT / "docs" / "cli.md").read_text("utf-8").split(f"\n## {command}\n")[1].split("\n## ")[0]
 
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", help_text)) - {"--help"}

@@ -3,28 +3,58 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.types as pt
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from consentier.consent import Side, Tier
 from consentier.errors import TrainingError
 from consentier.features.attributes import fit_attributes
-from consentier.features.gate import PermittedRows
-from consentier.features.interactions import interactions, person_counts
-from consentier.models.attribute_encoding import AttributeEncoder
-from consentier.models.base import ItemModel
+from consentier.features.gate import ConsentGate, PermittedRows
+from consentier.features.interactions import Interactions, interactions, person_counts
+from consentier.models.attribute_encoding import AttributeEncoder, category_text
+from consentier.models.gram import GramStatistics
 from consentier.models.item_index import ItemIndex
 from consentier.models.item_knn import ItemKNN
 from consentier.models.local_ridge import LocalRidge
+from consentier.models.statistics import Statistics, ValueCounts, write_statistics
+from consentier.progress import progress
 from consentier.serving.scorer import ScoringSettings
 from consentier.training.config import TierConfig
+from consentier.training.fingerprints import fingerprints, new_key, text_hashes
+from consentier.training.restricted import Restricted
 
-__all__ = ["FittedTier", "fit_popular", "fit_tier"]
+__all__ = [
+    "ANONYMOUS",
+    "PERSONS",
+    "FittedTier",
+    "attribute_counts",
+    "distinct_persons",
+    "estimator",
+    "fit_facts",
+    "fit_popular",
+    "fit_tier",
+    "keep_statistics",
+    "linked_devices",
+    "popular_arrays",
+    "solves_counts",
+    "tier_arrays",
+    "tier_interactions",
+    "with_repeats",
+]
+
+PERSONS = "persons"
+"""Name of a model's counts of distinct persons in its statistics; the popular list has one per side."""
+
+ANONYMOUS = "anonymous"
+"""Name of the popular list's counts of sessions of visitors who were never asked."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,11 +69,15 @@ class FittedTier:
         The bundle's arrays.
     scoring
         The bundle's scoring settings, as plain values.
+    statistics
+        What the arrays were computed from, for `keep_statistics`; None where that was not asked for. It never
+        goes into a bundle.
     """
 
     item_count: int
     arrays: dict[str, NDArray[Any]]
     scoring: dict[str, Any]
+    statistics: Statistics | None = None
 
 
 def fit_tier(
@@ -54,6 +88,7 @@ def fit_tier(
     min_persons: int,
     threads: int | None,
     show_progress: bool = False,
+    keep: bool = False,
 ) -> FittedTier:
     """Fit one of the four linear models.
 
@@ -71,6 +106,8 @@ def fit_tier(
         Threads of the solver; the result does not depend on it. None: all cores.
     show_progress
         Report progress on standard error.
+    keep
+        Give the statistics too, so that persons can be subtracted later.
 
     Raises
     ------
@@ -81,25 +118,263 @@ def fit_tier(
     -----
     See `models.gram` and `models.local_ridge` for the costs.
     """
-    permitted = _without_rare_items(permitted, min_persons)
-    if not permitted.rows.num_rows:
+    published = _without_rare_items(permitted, min_persons)
+    if not published.rows.num_rows:
         reasons = "; ".join(
             f"{funnel.source}: {funnel.rows_in} rows came in, kept out: {dict(funnel.excluded) or 'none'}"
             for funnel in permitted.funnel
         )
         raise TrainingError(f"the {tier} tier has no permitted rows to train on ({reasons})")
-    encoder = _encoder(permitted, config, min_persons)
-    data = interactions(
+    encoder = _encoder(published, config, min_persons)
+    data = tier_interactions(tier, published, config, encoder)
+    items = len(data.item_ids)
+    model = estimator(config, items, min_persons, threads)
+    gram = None
+    if solves_counts(model):
+        with progress(f"Fitting {type(model).__name__}", items, enabled=show_progress) as advance:
+            gram = model.count(data.matrix, persons=data.persons)
+            weights = model.solve(gram, advance=advance)
+    else:
+        weights = model.fit(data.matrix, show_progress, persons=data.persons).weights
+    index = ItemIndex.from_ids(data.item_ids)
+    arrays = tier_arrays(index, with_repeats(model, weights, config.repeat_weight))
+    statistics = _tier_statistics(permitted, config, gram) if keep else None
+    return FittedTier(len(index), arrays, _scoring(config, encoder), statistics)
+
+
+def fit_popular(
+    online: PermittedRows,
+    crm: PermittedRows,
+    anonymous: PermittedRows,
+    *,
+    min_persons: int,
+    keep: bool = False,
+) -> FittedTier:
+    """Count the distinct permitted persons behind each item, per side.
+
+    Parameters
+    ----------
+    online, crm
+        What the gate let through for these tiers.
+    anonymous
+        Rows of visitors who were never asked; each session counts on the online side.
+    min_persons
+        Smaller counts are not published.
+    keep
+        Give the statistics too, so that persons can be subtracted later.
+
+    Raises
+    ------
+    TrainingError
+        If no item has enough persons behind it.
+    """
+    counted = {
+        str(Side.ONLINE): person_counts(online),
+        str(Side.CRM): person_counts(crm),
+        ANONYMOUS: person_counts(anonymous, by_session=True),
+    }
+    items = ItemIndex.from_ids(set().union(*counted.values()))
+    names = items.ids(np.arange(len(items)))
+    counts = {
+        name: np.array([of_name.get(item, 0) for item in names], dtype=np.int64)
+        for name, of_name in counted.items()
+    }
+    index, arrays = popular_arrays(items, counts, min_persons)
+    statistics = None
+    if keep:
+        rows = pa.concat_tables([online.rows, crm.rows])
+        everybody = dataclasses.replace(online, rows=rows, attributes=None)
+        statistics = Statistics(items, counts, None, {}, fingerprints(everybody, new_key()))
+    return FittedTier(len(index), arrays, {}, statistics)
+
+
+def popular_arrays(
+    items: ItemIndex, counts: Mapping[str, NDArray[np.int64]], min_persons: int
+) -> tuple[ItemIndex, dict[str, NDArray[Any]]]:
+    """The popular list's items and arrays, from all counts.
+
+    Raises
+    ------
+    TrainingError
+        If no item has enough persons behind it.
+    """
+    sides = {
+        Side.ONLINE: counts[str(Side.ONLINE)] + counts[ANONYMOUS],
+        Side.CRM: counts[str(Side.CRM)],
+    }
+    published = {side: np.where(of_side >= min_persons, of_side, 0) for side, of_side in sides.items()}
+    listed = np.flatnonzero(np.logical_or.reduce(list(published.values())))
+    if not listed.size:
+        raise TrainingError("no item has enough permitted persons behind it for the popular list")
+    index = ItemIndex.from_ids(items.ids(listed))
+    return index, {
+        **index.arrays(),
+        **{f"{side}_counts": of_side[listed] for side, of_side in published.items()},
+    }
+
+
+def keep_statistics(
+    restricted: Restricted, tier: Tier, fitted: FittedTier, *, bundle_digest: str, gate: ConsentGate
+) -> None:
+    """Keep what a bundle was computed from, once the bundle stands.
+
+    Parameters
+    ----------
+    restricted
+        The trainer's restricted directory.
+    tier, fitted
+        The model, fitted with `keep`.
+    bundle_digest
+        The digest of its bundle: with any other the statistics are not used.
+    gate
+        What the rows passed.
+
+    Raises
+    ------
+    StatisticsError
+        They cannot be written.
+    ValueError
+        The model was fitted without `keep`.
+    """
+    statistics = fitted.statistics
+    if statistics is None:
+        raise ValueError("there are no statistics: fit with keep=True")
+    if tier is Tier.FUSED:
+        devices = pa.array([f"visitor:{visitor}" for visitor in linked_devices(gate)], pa.string())
+        hashes = np.sort(text_hashes(devices, statistics.fingerprints.key))
+        statistics = dataclasses.replace(statistics, devices=hashes)
+    restricted.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_statistics(
+        restricted.statistics(tier), statistics, bundle_digest=bundle_digest, facts=fit_facts(gate)
+    )
+
+
+def linked_devices(gate: ConsentGate) -> dict[str, str]:
+    """The devices whose rows the gate joins to those of a customer, each with the customer."""
+    links = gate._links
+    return dict(zip(links["visitor_id"].to_pylist(), links["customer_id"].to_pylist(), strict=True))
+
+
+def fit_facts(gate: ConsentGate) -> dict[str, Any]:
+    """What a later run must know of the gate, so that the same rows pass again."""
+    return {
+        "cutoff": gate.cutoff.isoformat(),
+        "until": None if gate.until is None else gate.until.isoformat(),
+        "switches": dataclasses.asdict(gate.policy.switches),
+    }
+
+
+def tier_interactions(
+    tier: Tier, permitted: PermittedRows, config: TierConfig, encoder: AttributeEncoder
+) -> Interactions:
+    """The matrix that a tier's model is fitted on."""
+    return interactions(
         permitted,
         by_session=tier is Tier.SESSION,
         source_weights={"online": 1.0} if tier is Tier.SESSION else config.source_weights,
         event_weights=config.event_weights,
         encoder=encoder,
     )
-    model = _estimator(config, len(data.item_ids), min_persons, threads)
-    model.fit(data.matrix, show_progress, persons=data.persons)
-    weights = _weights(model, config.repeat_weight)
-    index = ItemIndex.from_ids(data.item_ids)
+
+
+def estimator(
+    config: TierConfig, item_count: int, min_persons: int, threads: int | None
+) -> LocalRidge | ItemKNN:
+    """The model that a configuration asks for, not fitted."""
+    if config.algorithm == "local_ridge":
+        return LocalRidge(
+            neighbours=config.neighbours,
+            regularisation=config.regularisation,
+            row_exponent=config.row_exponent,
+            item_exponent=config.item_exponent,
+            repeat_weight=config.repeat_weight,
+            item_count=item_count,
+            min_persons=min_persons,
+            threads=threads,
+        )
+    return ItemKNN(
+        similarity=config.algorithm,
+        neighbours=config.neighbours,
+        item_count=item_count,
+        min_persons=min_persons,
+        threads=threads,
+    )
+
+
+def solves_counts(model: LocalRidge | ItemKNN) -> bool:
+    """Whether a model is a function of co-occurrence counts, from which persons can be subtracted."""
+    return isinstance(model, LocalRidge) or model.similarity == "cosine"
+
+
+def with_repeats(model: LocalRidge | ItemKNN, weights: sp.csr_matrix, repeat_weight: float) -> sp.csr_matrix:
+    """A model's item weights, inputs × items, with each item's weight for itself."""
+    if isinstance(model, ItemKNN) and repeat_weight:
+        repeats = np.full(weights.shape[1], repeat_weight, np.float32)
+        weights = sp.csr_matrix(weights + sp.diags_array(repeats, shape=weights.shape))
+    weights.sort_indices()
+    return weights
+
+
+def tier_arrays(index: ItemIndex, weights: sp.csr_matrix) -> dict[str, NDArray[Any]]:
+    """The arrays of a linear model's bundle."""
+    return {
+        **index.arrays(),
+        "indptr": weights.indptr.astype(np.int64),
+        "indices": weights.indices.astype(np.int32),
+        "data": weights.data.astype(np.float32),
+    }
+
+
+def distinct_persons(rows: pa.Table) -> tuple[ItemIndex, NDArray[np.int64]]:
+    """The items of some rows, and how many distinct persons have each. O(rows)."""
+    index = ItemIndex.from_ids(pc.unique(rows["item_id"]).to_pylist())
+    items, persons = (
+        pc.index_in(rows[name], value_set=values).to_numpy(zero_copy_only=False).astype(np.int64)
+        for name, values in (
+            ("item_id", pa.array(index.ids(np.arange(len(index))), pa.string())),
+            ("person", pc.unique(rows["person"])),
+        )
+    )
+    shape = (int(persons.max(initial=-1)) + 1, len(index))
+    pairs = sp.csr_matrix((np.ones(items.size, np.bool_), (persons, items)), shape=shape)
+    pairs.sum_duplicates()
+    return index, np.bincount(pairs.indices, minlength=len(index)).astype(np.int64)
+
+
+def attribute_counts(attributes: pa.Table) -> dict[str, ValueCounts]:
+    """How many persons have each value of each attribute that a model can use."""
+    counts: dict[str, ValueCounts] = {}
+    for name in attributes.column_names:
+        values = attributes[name].drop_null()
+        if name == "person":
+            continue
+        if pt.is_floating(values.type) or pt.is_integer(values.type):
+            numbers = values.to_numpy(zero_copy_only=False).astype(np.float64)
+            distinct, times = np.unique(numbers[np.isfinite(numbers)], return_counts=True)
+            counts[name] = dict(zip(distinct.tolist(), times.tolist(), strict=True))
+        elif (
+            pt.is_string(values.type)
+            or pt.is_large_string(values.type)
+            or pt.is_boolean(values.type)
+            or pt.is_dictionary(values.type)
+        ):
+            counts[name] = dict(sorted(_texts_of(values.to_pylist()).items()))
+    return counts
+
+
+def _texts_of(values: Iterable[Any]) -> Counter[str]:
+    return Counter(text for value in values if (text := category_text(value)) is not None)
+
+
+def _tier_statistics(permitted: PermittedRows, config: TierConfig, gram: GramStatistics | None) -> Statistics:
+    if not config.attribute_weight:
+        permitted = dataclasses.replace(permitted, attributes=None)
+    items, persons = distinct_persons(permitted.rows)
+    attributes = {} if permitted.attributes is None else attribute_counts(permitted.attributes)
+    return Statistics(items, {PERSONS: persons}, gram, attributes, fingerprints(permitted, new_key()))
+
+
+def _scoring(config: TierConfig, encoder: AttributeEncoder) -> dict[str, Any]:
     settings = ScoringSettings(
         source_weights=dict(config.source_weights),
         event_weights=dict(config.event_weights),
@@ -109,38 +384,7 @@ def fit_tier(
         attribute_weight=config.attribute_weight,
         attribute_fade=config.attribute_fade,
     )
-    arrays = {
-        **index.arrays(),
-        "indptr": weights.indptr.astype(np.int64),
-        "indices": weights.indices.astype(np.int32),
-        "data": weights.data.astype(np.float32),
-    }
-    return FittedTier(len(index), arrays, {**settings.to_json(), "attributes": encoder.to_json()})
-
-
-def fit_popular(
-    online: PermittedRows, crm: PermittedRows, anonymous: PermittedRows, *, min_persons: int
-) -> FittedTier:
-    """Count the distinct permitted persons behind each item, per side."""
-    counts = {Side.ONLINE: person_counts(online), Side.CRM: person_counts(crm)}
-    for item, count in person_counts(anonymous, by_session=True).items():
-        counts[Side.ONLINE][item] = counts[Side.ONLINE].get(item, 0) + count
-    published = {
-        side: {item: count for item, count in of_side.items() if count >= min_persons}
-        for side, of_side in counts.items()
-    }
-    index = ItemIndex.from_ids(set().union(*published.values()))
-    if not len(index):
-        raise TrainingError("no item has enough permitted persons behind it for the popular list")
-    items = index.ids(np.arange(len(index)))
-    arrays = {
-        **index.arrays(),
-        **{
-            f"{side}_counts": np.array([of_side.get(item, 0) for item in items], dtype=np.int64)
-            for side, of_side in published.items()
-        },
-    }
-    return FittedTier(len(index), arrays, {})
+    return {**settings.to_json(), "attributes": encoder.to_json()}
 
 
 def _without_rare_items(permitted: PermittedRows, min_persons: int) -> PermittedRows:
@@ -164,34 +408,3 @@ def _encoder(permitted: PermittedRows, config: TierConfig, min_persons: int) -> 
         first_input=item_count,
         min_persons=max(min_persons, config.attribute_min_persons),
     )
-
-
-def _estimator(config: TierConfig, item_count: int, min_persons: int, threads: int | None) -> ItemModel:
-    if config.algorithm == "local_ridge":
-        return LocalRidge(
-            neighbours=config.neighbours,
-            regularisation=config.regularisation,
-            row_exponent=config.row_exponent,
-            item_exponent=config.item_exponent,
-            repeat_weight=config.repeat_weight,
-            item_count=item_count,
-            min_persons=min_persons,
-            threads=threads,
-        )
-    return ItemKNN(
-        similarity=config.algorithm,
-        neighbours=config.neighbours,
-        item_count=item_count,
-        min_persons=min_persons,
-        threads=threads,
-    )
-
-
-def _weights(model: ItemModel, repeat_weight: float) -> sp.csr_matrix:
-    """A fitted model's item weights, inputs × items, with each item's weight for itself."""
-    weights = model.weights
-    if isinstance(model, ItemKNN) and repeat_weight:
-        repeats = np.full(weights.shape[1], repeat_weight, np.float32)
-        weights = sp.csr_matrix(weights + sp.diags_array(repeats, shape=weights.shape))
-    weights.sort_indices()
-    return weights

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import platform
 import shutil
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from consentier.consent import Ledger, Policy, Tier
 from consentier.errors import TrainingError
-from consentier.features.gate import ConsentGate, Funnel, ledger_of
+from consentier.features.gate import ConsentGate, Funnel, PermittedRows, ledger_of
 from consentier.features.tables import ShopTables
 from consentier.models.bundle import TIERS, write_bundle, write_run
 from consentier.progress import progress
-from consentier.training.config import Config, TierConfig, config_hash
-from consentier.training.fit import FittedTier, fit_popular, fit_tier
+from consentier.training.config import Config, TierConfig
+from consentier.training.fit import FittedTier, fit_popular, fit_tier, keep_statistics
+from consentier.training.restricted import Restricted
+from consentier.training.run_facts import rows_digest, run_facts
 from consentier.training.track import track_run
 
 __all__ = ["TRAINED_TIERS", "TrainingResult", "train"]
 
 TRAINED_TIERS = (Tier.SESSION, Tier.ONLINE, Tier.CRM, Tier.FUSED, Tier.POPULAR)
 """All that a full run trains, in this order."""
-
-_PACKAGES = ("consentier", "numpy", "scipy", "numba", "scikit-learn", "implicit", "duckdb", "ibis-framework")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,6 +69,8 @@ def train(
     force: bool = False,
     show_progress: bool = True,
     until: dt.datetime | None = None,
+    ledger: Ledger | None = None,
+    restricted: Restricted | None = None,
 ) -> TrainingResult:
     """Train tiers and write one bundle each.
 
@@ -91,6 +93,11 @@ def train(
         Say on standard error what is being done.
     until
         Rows at or after this instant stay out; by default the cut-off itself. Evaluation uses it.
+    ledger
+        Consents and links; by default those of the shop's tables.
+    restricted
+        Where to keep whom each bundle holds, and the statistics from which a person can be subtracted again.
+        None keeps neither: forgetting then fits anew, and a withdrawal takes each bundle to hold everybody.
 
     Raises
     ------
@@ -109,13 +116,13 @@ def train(
     occupied = [str(out / tier) for tier in tiers if (out / tier).exists()]
     if occupied and not force:
         raise FileExistsError(f"{', '.join(occupied)}: there is a bundle already; use --force to replace it")
-    ledger = ledger_of(shop)
+    ledger = ledger_of(shop) if ledger is None else ledger
     gate = ConsentGate(shop, ledger, cutoff, policy, until)
     fitted: dict[Tier, _Fit] = {}
     skipped: dict[str, str] = {}
     for tier in tiers:
         try:
-            fitted[tier] = _fit(tier, gate, config, show_progress)
+            fitted[tier] = _fit(tier, gate, config, show_progress, keep=restricted is not None)
         except TrainingError as error:
             skipped[str(tier)] = str(error)
     for name in skipped:
@@ -130,13 +137,10 @@ def train(
     digests, runs = {}, {}
     for tier, fit in fitted.items():
         digests[str(tier)] = _write(tier, fit, cutoff, out, force)
-        runs[str(tier)] = _run_facts(config, ledger, fit)
+        runs[str(tier)] = run_facts(config, ledger, fit.funnel, fit.rows_digest, fit.seconds)
         write_run(out / tier, runs[str(tier)])
-    for name in skipped:
-        if _retire(out / name):
-            skipped[name] += (
-                "; the earlier bundle, which rests on rows that may not be used any more, was removed"
-            )
+        if restricted is not None:
+            _keep(restricted, tier, fit, digests[str(tier)], gate, ledger)
     run_ids = track_run(config, out, digests, runs, show_progress=show_progress)
     rows = [dataclasses.asdict(funnel) for fit in fitted.values() for funnel in fit.funnel]
     seconds = {str(tier): fit.seconds for tier, fit in fitted.items()}
@@ -145,37 +149,44 @@ def train(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Fit:
-    """One tier's model, what it was fitted with, and what the gate kept out of it."""
+    """One tier's model, what it was fitted with and on whom, and what the gate kept out of it."""
 
     model: FittedTier
     parameters: Mapping[str, Any]
     funnel: tuple[Funnel, ...]
+    subjects: pa.Table
+    rows_digest: str
     seconds: float
 
 
-def _fit(tier: Tier, gate: ConsentGate, config: Config, show_progress: bool) -> _Fit:
+def _fit(tier: Tier, gate: ConsentGate, config: Config, show_progress: bool, *, keep: bool) -> _Fit:
     started = time.perf_counter()
-    if tier is Tier.POPULAR:
-        model, parameters, funnel = _fit_popular(gate, config, show_progress)
-    else:
-        model, parameters, funnel = _fit_model(tier, gate, config, show_progress)
-    return _Fit(model, parameters, funnel, round(time.perf_counter() - started, 3))
+    fit_one = _fit_popular if tier is Tier.POPULAR else _fit_model
+    model, parameters, permitted = fit_one(tier, gate, config, show_progress, keep)
+    return _Fit(
+        model,
+        parameters,
+        tuple(dataclasses.replace(funnel, tier=str(tier)) for part in permitted for funnel in part.funnel),
+        pa.concat_tables([part.subjects for part in permitted]),
+        rows_digest(permitted),
+        round(time.perf_counter() - started, 3),
+    )
 
 
-_Parts = tuple[FittedTier, Mapping[str, Any], tuple[Funnel, ...]]
+_Parts = tuple[FittedTier, Mapping[str, Any], tuple[PermittedRows, ...]]
 
 
-def _fit_popular(gate: ConsentGate, config: Config, show_progress: bool) -> _Parts:
-    with progress("gate for the popular tier", None, enabled=show_progress):
+def _fit_popular(tier: Tier, gate: ConsentGate, config: Config, show_progress: bool, keep: bool) -> _Parts:
+    with progress(f"gate for the {tier} tier", None, enabled=show_progress):
         online, crm = gate.permitted(Tier.ONLINE), gate.permitted(Tier.CRM)
         anonymous = gate.anonymous_rows()
     min_persons = config.training.min_persons
-    model = fit_popular(online, crm, anonymous, min_persons=min_persons)
-    funnel = [dataclasses.replace(each, tier=str(Tier.POPULAR)) for each in (*online.funnel, *crm.funnel)]
-    return model, {"min_persons": min_persons}, tuple(funnel)
+    model = fit_popular(online, crm, anonymous, min_persons=min_persons, keep=keep)
+    # The popular list reads no attributes, and whoever was never asked is not in the ledger.
+    return model, {"min_persons": min_persons}, (online, dataclasses.replace(crm, attributes=None))
 
 
-def _fit_model(tier: Tier, gate: ConsentGate, config: Config, show_progress: bool) -> _Parts:
+def _fit_model(tier: Tier, gate: ConsentGate, config: Config, show_progress: bool, keep: bool) -> _Parts:
     with progress(f"gate for the {tier} tier", None, enabled=show_progress):
         permitted = gate.permitted(tier)
     tier_config: TierConfig = getattr(config, tier)
@@ -186,9 +197,10 @@ def _fit_model(tier: Tier, gate: ConsentGate, config: Config, show_progress: boo
         min_persons=config.training.min_persons,
         threads=config.training.threads,
         show_progress=show_progress,
+        keep=keep,
     )
     parameters = {**tier_config.model_dump(mode="json"), "min_persons": config.training.min_persons}
-    return model, parameters, permitted.funnel
+    return model, parameters, (permitted,)
 
 
 def _retire(path: Path) -> bool:
@@ -218,24 +230,12 @@ def _write(tier: Tier, fit: _Fit, cutoff: dt.datetime, out: Path, force: bool) -
     )
 
 
-def _run_facts(config: Config, ledger: Ledger, fit: _Fit) -> dict[str, Any]:
-    """What is true of the run but not of the model; stands beside the bundle, outside its digest."""
-    return {
-        "created_at": dt.datetime.now(dt.UTC).isoformat(),
-        "config_hash": config_hash(config),
-        "ledger_position": ledger.position,
-        "ledger_conflicts": len(ledger.conflicts),
-        "funnel": [dataclasses.asdict(funnel) for funnel in fit.funnel],
-        "seconds": fit.seconds,
-        "versions": {"python": platform.python_version(), **_versions()},
-    }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+def _keep(
+    restricted: Restricted, tier: Tier, fit: _Fit, digest: str, gate: ConsentGate, ledger: Ledger
+) -> None:
+    """Keep, on the training side, whom a bundle holds and what its weights were computed from."""
+    kinds, ids = (fit.subjects[name].to_pylist() for name in ("kind", "subject_id"))
+    subjects = zip(kinds, ids, strict=True)
+    position = ledger.position
+    restricted.lineage().record(digest, str(tier), subjects, cutoff=gate.cutoff, ledger_position=position)
+    keep_statistics(restricted, tier, fit.model, bundle_digest=digest, gate=gate)

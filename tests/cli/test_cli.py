@@ -353,7 +353,7 @@ def test_the_ledger_answers_for_the_customer_and_a_request_cannot_widen_it(works
         "recommend",
         "--bundles",
         workshop.bundles,
-        "--ledger",
+        "--data",
         workshop.shop,
         "--at",
         workshop.cutoff.isoformat(),

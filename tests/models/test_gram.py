@@ -15,8 +15,10 @@ from consentier.models.gram import (
     GRAM_UNIT,
     GramStatistics,
     GramTruncated,
+    add,
     gram_statistics,
     row_weights,
+    select_inputs,
     subtract,
 )
 
@@ -221,3 +223,37 @@ def test_arguments_are_checked() -> None:
 def test_no_rows_and_no_inputs() -> None:
     assert gram_statistics(sparse.csr_matrix((0, 3)), row_exponent=0.5).gram.nnz == 0
     assert gram_statistics(sparse.csr_matrix((2, 0)), row_exponent=0.5).gram.shape == (0, 0)
+
+
+@untimed
+@given(histories(), histories(max_rows=4), exponents, st.sampled_from([1, 2]))
+def test_adding_rows_equals_counting_all(
+    some: sparse.csr_matrix, others: sparse.csr_matrix, exponent: float, min_persons: int
+) -> None:
+    keep: dict[str, Any] = {"row_exponent": exponent, "min_persons": min_persons, "threads": 1}
+    together = gram_statistics(sparse.csr_matrix(sparse.vstack([some, others])), **keep)
+
+    added = add(gram_statistics(some, **keep), others)
+
+    assert_same_bytes(added, together)
+    assert_same_bytes(subtract(added, others), gram_statistics(some, **keep))
+
+
+@untimed
+@given(histories(inputs=9), st.sampled_from([1, 2]))
+def test_inputs_that_nobody_has_can_be_left_out(user_items: sparse.csr_matrix, min_persons: int) -> None:
+    keep: dict[str, Any] = {"row_exponent": 0.25, "min_persons": min_persons, "threads": 1}
+    everything = gram_statistics(user_items, **keep)
+    had = everything.counts > 0
+
+    assert_same_bytes(select_inputs(everything, had), gram_statistics(user_items[:, had], **keep))
+    if had.any():
+        with pytest.raises(ValueError, match="nobody has"):
+            select_inputs(everything, ~had)
+
+
+def test_sums_beyond_int64_are_refused_when_rows_are_added() -> None:
+    heavy = sparse.csr_matrix(np.full((1, 2), 2.0**14.9))
+    statistics = gram_statistics(heavy, row_exponent=0.0, threads=1)
+    with pytest.raises(OverflowError, match="not fit"):
+        add(statistics, heavy)

@@ -165,17 +165,39 @@ def test_after_a_withdrawal_only_the_touched_targets_differ() -> None:
     gone = user_items[:1]
     after = subtract(before, gone)
 
-    touched = touched_targets(before, gone.indices, targets=120, neighbours=10)
+    settings: dict[str, Any] = {"targets": 120, "item_exponent": model.item_exponent}
+    touched = touched_targets(before, after, gone.indices, neighbours=10, **settings)
     again = model.solve(after, columns=touched)
 
     assert 0 < touched.size < 120
-    assert touched_targets(before, gone.indices, targets=120, neighbours=119).size == 120
+    assert touched_targets(before, after, gone.indices, neighbours=119, **settings).size == 120
     expected, old = model.solve(after).toarray(), model.solve(before).toarray()
     merged = old.copy()
     merged[:, touched] = again.toarray()[:, touched]
     np.testing.assert_array_equal(merged, expected)
     assert (old != expected).any()
     assert not again.toarray()[:, np.setdiff1d(np.arange(120), touched)].any()
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("min_persons", [1, 2])
+def test_targets_that_are_not_touched_keep_every_byte(seed: int, min_persons: int) -> None:
+    rng = np.random.default_rng(seed)
+    user_items = sparse.csr_matrix((rng.random((60, 50)) < 0.08) * 1.0)
+    model = LocalRidge(neighbours=4, min_persons=min_persons, repeat_weight=0.5)
+    before = model.count(user_items)
+    gone = user_items[:2]
+    after = subtract(before, gone)
+
+    touched = touched_targets(
+        before, after, gone.indices, targets=50, neighbours=4, item_exponent=model.item_exponent
+    )
+
+    untouched = np.setdiff1d(np.arange(50), touched)
+    assert untouched.size
+    assert same_bytes(model.solve(before)[:, untouched], model.solve(after)[:, untouched])
+    merged = model.solve(after, columns=touched) + model.solve(before, columns=untouched)
+    assert same_bytes(sparse.csr_matrix(merged), model.solve(after))
 
 
 def test_a_fit_equals_its_statistics_solved() -> None:

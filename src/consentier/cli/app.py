@@ -8,14 +8,22 @@ from typing import Annotated
 import typer
 
 from consentier import __version__
+from consentier.cli import consent
+from consentier.cli.deliver import deliver
 from consentier.cli.demo import demo
+from consentier.cli.disclose import disclose
 from consentier.cli.doctor import doctor
 from consentier.cli.evaluate import evaluate
+from consentier.cli.export import export
+from consentier.cli.exposure import exposure
+from consentier.cli.forget import forget
 from consentier.cli.import_data import import_data
 from consentier.cli.inspect import inspect
 from consentier.cli.output import guarded, set_debug
 from consentier.cli.recommend import recommend
+from consentier.cli.replay import replay
 from consentier.cli.report import report
+from consentier.cli.retention import retention
 from consentier.cli.score import score
 from consentier.cli.simulate import simulate
 from consentier.cli.train import train
@@ -42,13 +50,49 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     report: "consentier report evaluation.json --out report.html",
     recommend: "consentier recommend --bundles bundles --session i00012,i00040 --permission none",
     score: "consentier score shop --bundles bundles --channel email --out recs.parquet",
+    deliver: (
+        "consentier deliver recs.parquet --ledger sqlite:///consents.db --bundles bundles --out send.parquet"
+    ),
+    forget: "consentier forget c-42 --data shop --bundles bundles",
+    replay: "consentier replay line.json --bundles bundles --inputs inputs.json",
+    export: "consentier export c-42 --ledger sqlite:///consents.db",
+    exposure: "consentier exposure --ledger sqlite:///consents.db --audit audit --bundles bundles",
+    disclose: "consentier disclose --bundles bundles",
+    retention: "consentier retention retention.toml --dry-run",
     inspect: "consentier inspect bundles",
     doctor: "consentier doctor",
 }
 
-for _command, _example in _EXAMPLES.items():
-    _name = "import" if _command is import_data else None  # ``import`` cannot be a function's name
-    app.command(_name, epilog=f"Example: {_example}")(guarded(_command))
+_CONSENT_EXAMPLES: dict[Callable[..., None], str] = {
+    consent.import_records: "consentier consent import shop --ledger sqlite:///consents.db",
+    consent.record_signal: "consentier consent signal gpc 1 --subject v-9 --ledger sqlite:///consents.db",
+    consent.show: "consentier consent show c-42 --ledger sqlite:///consents.db",
+    consent.withdraw: (
+        "consentier consent withdraw c-42 --source crm --ledger sqlite:///consents.db --bundles bundles"
+    ),
+    consent.erase: "consentier consent erase c-42 --ledger sqlite:///consents.db",
+    consent.verify: "consentier consent verify --ledger sqlite:///consents.db",
+    consent.backup: "consentier consent backup consents-backup.db --ledger sqlite:///consents.db",
+    consent.restore: "consentier consent restore consents-backup.db --ledger sqlite:///restored.db",
+    consent.lineage: "consentier consent lineage c-42 --bundles bundles",
+}
+
+# Names that a function cannot have, or had better not.
+_NAMES: dict[Callable[..., None], str] = {
+    import_data: "import",
+    consent.import_records: "import",
+    consent.record_signal: "signal",
+}
+
+_consent_app = typer.Typer(
+    name="consent", help="The consent ledger and what follows from it.", no_args_is_help=True
+)
+
+for _group, _commands in ((app, _EXAMPLES), (_consent_app, _CONSENT_EXAMPLES)):
+    for _command, _example in _commands.items():
+        _group.command(_NAMES.get(_command), epilog=f"Example: {_example}")(guarded(_command))
+
+app.add_typer(_consent_app)
 
 
 def _print_version(wanted: bool) -> None:

@@ -33,6 +33,9 @@ __all__ = [
     "BadRows",
     "ConfigPath",
     "Cutoff",
+    "Kind",
+    "KindOption",
+    "KnownAt",
     "OnBadRowsOption",
     "PolicyPath",
     "guarded",
@@ -102,6 +105,19 @@ Cutoff = Annotated[
         help="Training cut-off, ISO 8601, in UTC unless it says otherwise; overrides the configuration.",
     ),
 ]
+
+
+class Kind(enum.StrEnum):
+    """The kinds of subjects."""
+
+    VISITOR = "visitor"
+    CUSTOMER = "customer"
+
+
+KindOption = Annotated[
+    Kind,
+    typer.Option("--kind", help="Whether SUBJECT is a visitor (cookie, device) or a customer (account)."),
+]
 At = Annotated[
     dt.datetime | None,
     typer.Option(
@@ -109,6 +125,15 @@ At = Annotated[
         parser=_instant,
         metavar="TIME",
         help="The instant whose permissions and histories count, ISO 8601. By default now.",
+    ),
+]
+KnownAt = Annotated[
+    dt.datetime | None,
+    typer.Option(
+        "--known-at",
+        parser=_instant,
+        metavar="TIME",
+        help="Use only what had been recorded by then, ISO 8601. By default all.",
     ),
 ]
 OnBadRowsOption = Annotated[

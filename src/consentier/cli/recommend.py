@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import logging
 import re
@@ -10,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from consentier.cli.ledgers import DataForLedger, OptionalLedgerUrl, ledger_from
 from consentier.cli.output import AsJson, At, PolicyPath, note, print_json, print_table, say, short
 from consentier.consent import Channel, Permission
 from consentier.models.attribute_encoding import AttributeValue
 
 if TYPE_CHECKING:
-    from consentier.consent import Ledger
     from consentier.serving import Answer, Recommender
 
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?")
@@ -83,12 +84,8 @@ def recommend(
         Path | None,
         typer.Option("--catalogue", help="What may be shown now: an items table, CSV or Parquet."),
     ] = None,
-    ledger: Annotated[
-        str | None,
-        typer.Option(
-            "--ledger", metavar="DATA", help="The shop's data, for its consents and identity links."
-        ),
-    ] = None,
+    ledger: OptionalLedgerUrl = None,
+    data: DataForLedger = None,
     policy: PolicyPath = None,
     at: At = None,
     as_json: AsJson = False,
@@ -117,10 +114,10 @@ def recommend(
     )
     # Missing tiers are reported below, and in the answer.
     logging.getLogger("consentier.serving").addHandler(logging.NullHandler())
-    recommender = Recommender.load(
-        bundles, ledger=None if ledger is None else _ledger(ledger), policy=policy, catalogue=catalogue
-    )
-    answer = recommender.recommend(request)
+    asked = contextlib.nullcontext() if ledger is None and data is None else ledger_from(ledger, data)
+    with asked as opened:
+        recommender = Recommender.load(bundles, ledger=opened, policy=policy, catalogue=catalogue)
+        answer = recommender.recommend(request)
     warn_of_problems(recommender)
     if as_json:
         print_json(answer.to_dict())
@@ -177,10 +174,3 @@ def _attribute_value(text: str) -> AttributeValue:
     if text in ("true", "false"):
         return text == "true"
     return float(text) if _NUMBER.fullmatch(text) else (text or None)
-
-
-def _ledger(data: str) -> Ledger:
-    from consentier.features.gate import ledger_of
-    from consentier.features.tables import read_shop
-
-    return ledger_of(read_shop(data))

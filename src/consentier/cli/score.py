@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from consentier.cli.ledgers import TrainingLedgerUrl, ledger_for
 from consentier.cli.output import (
     AsJson,
     At,
@@ -33,6 +34,7 @@ def score(
     out: Annotated[Path, typer.Option("--out", help="The Parquet file to write.")],
     n: Annotated[int, typer.Option("--n", min=1, help="Items per person.")] = 10,
     policy: PolicyPath = None,
+    ledger: TrainingLedgerUrl = None,
     at: At = None,
     on_bad_rows: OnBadRowsOption = BadRows.ERROR,
     as_json: AsJson = False,
@@ -42,7 +44,6 @@ def score(
     Customers without contact permission for the channel get no row.
     What may be read about the others is decided one by one, as in the shop.
     """
-    from consentier.features.gate import ledger_of
     from consentier.features.tables import read_shop
     from consentier.serving import Recommender
     from consentier.serving.batch import catalogue_of, score_customers
@@ -52,7 +53,8 @@ def score(
     recommender = Recommender.load(bundles, policy=policy, catalogue=catalogue_of(shop))
     warn_of_problems(recommender)
     instant = dt.datetime.now(dt.UTC) if at is None else at
-    summary = score_customers(shop, recommender, ledger_of(shop), channel=channel, at=instant, n=n, out=out)
+    with ledger_for(shop, ledger) as opened:
+        summary = score_customers(shop, recommender, opened, channel=channel, at=instant, n=n, out=out)
     if as_json:
         print_json({"out": str(out), "at": instant.isoformat(), **dataclasses.asdict(summary)})
         return

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from consentier.cli.ledgers import TrainingLedgerUrl, ledger_for
 from consentier.cli.output import (
     AsJson,
     BadRows,
@@ -52,6 +53,14 @@ def train(
     config: ConfigPath = None,
     cutoff: Cutoff = None,
     policy: PolicyPath = None,
+    ledger: TrainingLedgerUrl = None,
+    restricted: Annotated[
+        Path | None,
+        typer.Option(
+            "--restricted",
+            help="Where to keep what forgetting and lineage need of persons. By default OUT-restricted.",
+        ),
+    ] = None,
     on_bad_rows: OnBadRowsOption = BadRows.ERROR,
     force: Annotated[bool, typer.Option("--force", help="Replace bundles that are there already.")] = False,
     as_json: AsJson = False,
@@ -59,6 +68,7 @@ def train(
     """Train the tiers, each on the rows that it may read, and write one bundle per tier."""
     from consentier.features.tables import read_shop
     from consentier.training.config import load_config
+    from consentier.training.restricted import Restricted
     from consentier.training.train import train as train_bundles
 
     settings = load_config(config, data=data)
@@ -67,7 +77,18 @@ def train(
     routing = None if policy is None else Policy.load(policy)
     shop = read_shop(data, on_bad_rows=on_bad_rows.value)
     _warn_of_dropped(shop.report.failures)
-    result = train_bundles(shop, settings, out, tiers=_tiers(tier or []), policy=routing, force=force)
+    place = Restricted.beside(out) if restricted is None else Restricted(restricted)
+    with ledger_for(shop, ledger) as opened:
+        result = train_bundles(
+            shop,
+            settings,
+            out,
+            tiers=_tiers(tier or []),
+            policy=routing,
+            force=force,
+            ledger=opened,
+            restricted=place,
+        )
     if as_json:
         print_json({**dataclasses.asdict(result), "out": str(result.out)})
         return

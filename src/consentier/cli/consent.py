@@ -1,0 +1,405 @@
+"""``consentier consent …``: the ledger and what follows from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import enum
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from consentier.cli.ledgers import LedgerUrl
+from consentier.cli.output import (
+    CHECK_FAILED,
+    AsJson,
+    At,
+    Kind,
+    KindOption,
+    KnownAt,
+    note,
+    print_json,
+    print_table,
+    say,
+    short,
+)
+from consentier.consent import ConsentRecord, Ledger, Source, read_signal
+from consentier.errors import DataError, LedgerError
+
+Subject = Annotated[str, typer.Argument(metavar="SUBJECT", help="Id of the visitor or customer.")]
+Restricted = Annotated[
+    Path | None,
+    typer.Option("--restricted", help="The trainer's restricted directory. By default BUNDLES-restricted."),
+]
+
+
+class SourceChoice(enum.StrEnum):
+    """The permissions that can be withdrawn."""
+
+    ONLINE = "online"
+    CRM = "crm"
+
+
+def import_records(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA", help="A directory with the tables consents and identities (Parquet or CSV)."
+        ),
+    ],
+    ledger: LedgerUrl,
+    as_json: AsJson = False,
+) -> None:
+    """Import consent records and identity links into a ledger, which is made if it is missing.
+
+    What the ledger holds already is passed over, so an import can be run again.
+    """
+    from consentier.features.ledger_tables import import_tables
+
+    with Ledger.open(ledger) as opened:
+        imported = import_tables(opened, data)
+    if as_json:
+        print_json(dataclasses.asdict(imported))
+        return
+    print_table(["", "entries"], [[name, count] for name, count in dataclasses.asdict(imported).items()])
+
+
+def record_signal(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="tcf, gpp, gpc, shopify, salesforce, …")],
+    payload: Annotated[
+        str, typer.Argument(metavar="PAYLOAD", help="The signal: text, JSON, @FILE, or - for standard input.")
+    ],
+    subject: Annotated[str, typer.Option("--subject", help="Id of the visitor or customer who sent it.")],
+    ledger: LedgerUrl,
+    subject_kind: KindOption = Kind.VISITOR,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="A setting of the kind; may be given several times."
+        ),
+    ] = None,
+    at: At = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read one consent signal and append what it says to the ledger.
+
+    A signal that cannot be read is recorded as a denial, with the reason.
+    """
+    records = read_signal(
+        kind,
+        _payload(payload),
+        subject_id=subject,
+        subject_kind=subject_kind.value,
+        received_at=_instant(at),
+        **_settings(settings or []),
+    )
+    with Ledger.open(ledger) as opened:
+        new = opened.append(records)
+    if as_json:
+        print_json({"new": new, "records": [_shown(record) for record in records]})
+        return
+    _print_records(records)
+    say(f"\n{new} of {len(records)} new in the ledger")
+
+
+def show(
+    subject: Subject,
+    ledger: LedgerUrl,
+    kind: KindOption = Kind.CUSTOMER,
+    at: At = None,
+    known_at: KnownAt = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how a subject stands at an instant, and the records that say so."""
+    instant = _instant(at)
+    with Ledger.open(ledger, create=False) as opened:
+        visitor, customer = (subject, None) if kind is Kind.VISITOR else (None, subject)
+        found = opened.resolve(visitor_id=visitor, customer_id=customer, at=instant, known_at=known_at)
+        records = opened.records_of(subject, kind=kind.value)
+        links = opened.links_of(subject, kind=kind.value)
+    if as_json:
+        print_json(
+            {
+                "at": instant.isoformat(),
+                "resolution": _plain(dataclasses.asdict(found)),
+                "records": [_shown(record) for record in records],
+                "links": [_plain(dataclasses.asdict(link)) for link in links],
+            }
+        )
+        return
+    own = found.online if kind is Kind.VISITOR else found.crm
+    rows: list[list[object]] = [["online" if kind is Kind.VISITOR else "crm", own]]
+    rows += [["objection", found.objected], ["minor without parental consent", found.minor]]
+    rows += [["may be contacted by", ", ".join(sorted(found.contact or ())) or "-"]]
+    print_table([f"at {instant.isoformat()}", ""], rows)
+    say()
+    _print_records(records)
+    say(f"\n{len(links)} identity links on record")
+
+
+def withdraw(
+    subject: Subject,
+    source: Annotated[SourceChoice, typer.Option("--source", help="Which permission is withdrawn.")],
+    ledger: LedgerUrl,
+    kind: KindOption = Kind.CUSTOMER,
+    bundles: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--bundles", help="A directory of bundles that serves answers; may be given several times."
+        ),
+    ] = None,
+    restricted: Restricted = None,
+    online_profiles: Annotated[
+        list[Path] | None, typer.Option("--online-profiles", help="A store of online profiles.")
+    ] = None,
+    crm_profiles: Annotated[
+        list[Path] | None, typer.Option("--crm-profiles", help="A store of CRM profiles.")
+    ] = None,
+    deadline_days: Annotated[
+        float,
+        typer.Option("--deadline-days", min=0, help="How long bundles that hold SUBJECT may still answer."),
+    ] = 30,
+    evidence: Annotated[str | None, typer.Option("--evidence", help="What proves the withdrawal.")] = None,
+    at: At = None,
+    as_json: AsJson = False,
+) -> None:
+    """Withdraw a permission: ledger, links, profiles, and a deadline for the bundles that hold SUBJECT.
+
+    From the moment of the record on every answer, delivery and training run denies. Can be run again safely.
+    """
+    from consentier.serving.profile_store import SqliteProfiles
+    from consentier.training.withdrawal import withdraw as withdraw_permission
+
+    directories = bundles or []
+    stores = {
+        Source.ONLINE: [SqliteProfiles(_existing(path)) for path in online_profiles or []],
+        Source.CRM: [SqliteProfiles(_existing(path)) for path in crm_profiles or []],
+    }
+    lineages = [_lineage(directory, restricted) for directory in directories]
+    with Ledger.open(ledger, create=False) as opened:
+        done = withdraw_permission(
+            opened,
+            subject,
+            kind=kind.value,
+            source=Source(source.value),
+            at=_instant(at),
+            profiles=stores,
+            bundles=list(zip(directories, lineages, strict=True)),
+            deadline=dt.timedelta(days=deadline_days),
+            evidence=evidence,
+        )
+    if as_json:
+        print_json(_plain(dataclasses.asdict(done)))
+        return
+    rows = [
+        ["new in the ledger", done.recorded],
+        ["identity links dissolved", done.links_dissolved],
+        ["profile rows purged", done.profile_rows_purged],
+        ["bundles that hold, or may hold, the subject", len(done.bundles)],
+    ]
+    print_table(["", ""], rows)
+    if done.deadline is not None:
+        _print_bundles([dataclasses.asdict(bundle) for bundle in done.bundles])
+        note(f"they stop answering at {done.deadline.isoformat()}; next: consentier forget, or train anew")
+
+
+def erase(
+    subject: Subject,
+    ledger: LedgerUrl,
+    kind: KindOption = Kind.CUSTOMER,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete all that the ledger holds of a subject. The chain still verifies; the rest is gone for good.
+
+    Without records a subject counts as unknown: everything is denied. Withdraw and forget first.
+    """
+    if not yes and not typer.confirm(f"Erase all records and links of {kind.value} {subject}?", err=True):
+        raise typer.Abort
+    with Ledger.open(ledger, create=False) as opened:
+        erased = opened.erase(subject, kind=kind.value)
+    if as_json:
+        print_json({"erased": erased})
+    else:
+        say(f"{erased} entries erased")
+
+
+def verify(
+    ledger: LedgerUrl,
+    anchor: Annotated[
+        str | None,
+        typer.Option(
+            "--anchor", metavar="POSITION:HEAD", help="What an earlier run printed; finds a cut-off end too."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check that no entry of the ledger was altered, removed or re-ordered; exit with 1 if one was.
+
+    Note what it prints as anchor somewhere else: without one, entries cut off the end leave no trace.
+    """
+    with Ledger.open(ledger, create=False) as opened:
+        found = opened.verify(anchor=None if anchor is None else _anchor(anchor))
+    if as_json:
+        print_json(dataclasses.asdict(found))
+    elif found.ok:
+        say("the chain holds", style="green")
+        print_table(["", ""], [["entries", found.entries], ["of these erased", found.erased]])
+        say(f"anchor: {found.position}:{found.head}")
+    else:
+        say(f"altered: {found.problem}", style="red")
+    if not found.ok:
+        raise typer.Exit(CHECK_FAILED)
+
+
+def backup(
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="Where to; must not exist.")], ledger: LedgerUrl
+) -> None:
+    """Copy a ledger, at one instant and while it is written to, into one SQLite file."""
+    with Ledger.open(ledger, create=False) as opened:
+        opened.backup(out)
+        say(f"{opened.position:,} entries copied to {out}")
+
+
+def restore(
+    backup_file: Annotated[Path, typer.Argument(metavar="FILE", help="What 'consent backup' wrote.")],
+    ledger: LedgerUrl,
+) -> None:
+    """Make a ledger, which must not exist or be empty, from a backup that verifies.
+
+    Erasures made after the backup must be made again: they were made by requests of persons.
+    """
+    with Ledger.restore(backup_file, ledger) as restored:
+        say(f"{restored.position:,} entries restored")
+
+
+def lineage(
+    subject: Subject,
+    bundles: Annotated[
+        list[Path], typer.Option("--bundles", help="A directory of bundles; may be given several times.")
+    ],
+    kind: KindOption = Kind.CUSTOMER,
+    restricted: Restricted = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show which bundles were fitted on a subject's data."""
+    held = []
+    for directory in bundles:
+        index = _lineage(directory, restricted)
+        if index is None:
+            raise DataError(
+                f"{directory}: there is no lineage index beside it; name the trainer's --restricted directory"
+            )
+        held += [
+            {"directory": str(directory), **dataclasses.asdict(bundle)}
+            for bundle in index.bundles_of(kind.value, subject)
+        ]
+    if as_json:
+        print_json(_plain(held))
+    elif held:
+        _print_bundles(held)
+    else:
+        say("no bundle holds the subject")
+
+
+def _lineage(directory: Path, restricted: Path | None) -> Any:
+    from consentier.training.restricted import Restricted as RestrictedDirectory
+
+    if not directory.is_dir():
+        raise DataError(f"{directory}: there is no such directory of bundles")
+    place = RestrictedDirectory.beside(directory) if restricted is None else RestrictedDirectory(restricted)
+    return place.lineage() if place.path.is_dir() else None
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such profile store")
+    return path
+
+
+def _instant(at: dt.datetime | None) -> dt.datetime:
+    return dt.datetime.now(dt.UTC) if at is None else at
+
+
+def _payload(text: str) -> object:
+    """The payload as the signal's parser wants it: JSON where it is JSON, text elsewhere."""
+    if text == "-":
+        text = sys.stdin.read()
+    elif text.startswith("@"):
+        try:
+            text = Path(text[1:]).read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{text[1:]}: is not UTF-8: {error.reason}") from error
+    text = text.strip()
+    if not text.startswith(("{", "[")):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text  # what cannot be read is recorded as such
+
+
+def _settings(pairs: list[str]) -> dict[str, Any]:
+    settings = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise DataError(f"--set {pair!r}: write NAME=VALUE")
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            settings[name] = value
+    return settings
+
+
+def _anchor(text: str) -> tuple[int, str]:
+    position, _, head = text.partition(":")
+    if not position.isdigit() or not head.startswith("sha256:"):
+        raise LedgerError(f"--anchor {text!r}: write what 'consent verify' printed, POSITION:sha256:…")
+    return int(position), head
+
+
+def _shown(record: ConsentRecord) -> dict[str, Any]:
+    shown: dict[str, Any] = _plain(dataclasses.asdict(record))
+    return shown
+
+
+def _plain(value: Any) -> Any:
+    """Plain values for JSON: times in ISO 8601, sets in order."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    return value.isoformat() if isinstance(value, dt.datetime) else value
+
+
+def _print_records(records: list[ConsentRecord]) -> None:
+    print_table(
+        ["permission", "state", "valid from", "valid to", "recorded", "collected by"],
+        [
+            [
+                record.permission,
+                record.state,
+                record.valid_from.isoformat(),
+                None if record.valid_to is None else record.valid_to.isoformat(),
+                record.recorded_at.isoformat(),
+                record.collected_by,
+            ]
+            for record in records
+        ],
+    )
+
+
+def _print_bundles(bundles: list[dict[str, Any]]) -> None:
+    print_table(
+        ["tier", "bundle", "training cut-off", "ledger position"],
+        [
+            [each["tier"], short(each["digest"]), each["cutoff"].isoformat(), each["ledger_position"]]
+            for each in bundles
+        ],
+    )

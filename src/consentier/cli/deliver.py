@@ -1,0 +1,55 @@
+"""``consentier deliver``: what may still be sent of a scored file."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from consentier.cli.ledgers import DataForLedger, OptionalLedgerUrl, ledger_from
+from consentier.cli.output import AsJson, At, PolicyPath, print_json, print_table, say
+from consentier.consent import Policy
+
+
+def deliver(
+    recommendations: Annotated[
+        Path, typer.Argument(metavar="RECS", help="The Parquet file that 'consentier score' wrote.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The Parquet file to hand over.")],
+    bundles: Annotated[
+        Path, typer.Option("--bundles", help="The directory of the bundles, for their withdrawal deadlines.")
+    ],
+    ledger: OptionalLedgerUrl = None,
+    data: DataForLedger = None,
+    policy: PolicyPath = None,
+    at: At = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check every row of a scored file against the ledger again, and write what may be sent.
+
+    A person's list goes out whole or not at all. --at is the time of sending; one that has passed counts as
+    now.
+    """
+    from consentier.serving.deliver import deliver as deliver_file
+    from consentier.serving.revocation import Revocations
+
+    if not bundles.is_dir():
+        raise typer.BadParameter(f"{bundles} is no directory", param_hint="'--bundles'")
+    with ledger_from(ledger, data) as opened:
+        summary = deliver_file(
+            recommendations,
+            opened,
+            out=out,
+            policy=Policy.default() if policy is None else Policy.load(policy),
+            revocations=Revocations.open(bundles),
+            at=at,
+        )
+    if as_json:
+        print_json({"out": str(out), **dataclasses.asdict(summary)})
+        return
+    outcomes: list[list[object]] = [["handed over", summary.persons]]
+    outcomes += [[f"held back: {reason}", count] for reason, count in summary.dropped.items()]
+    print_table(["outcome", "persons"], outcomes)
+    say(f"\n{summary.rows:,} rows written to {out}, {summary.dropped_rows:,} held back")

@@ -1,0 +1,103 @@
+"""``consentier export``: all that is held of one subject, for the subject."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from consentier.cli.ledgers import LedgerUrl
+from consentier.cli.output import At, Kind, KindOption, print_json, write_json
+from consentier.cli.replay import keyring_beside
+from consentier.errors import DataError
+
+if TYPE_CHECKING:
+    from consentier.consent.records import SubjectKind
+    from consentier.features.tables import ShopTables
+    from consentier.serving.data_subject_export import Lineage, ProfileStore
+
+
+def export(
+    subject: Annotated[str, typer.Argument(metavar="SUBJECT", help="The id of a visitor or customer.")],
+    ledger: LedgerUrl,
+    kind: KindOption = Kind.CUSTOMER,
+    online_profiles: Annotated[
+        Path | None, typer.Option("--online-profiles", help="The store of online profiles.")
+    ] = None,
+    crm_profiles: Annotated[
+        Path | None, typer.Option("--crm-profiles", help="The store of CRM profiles.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", help="Directory of the shop's tables, or the URL of a database.", metavar="DATA"
+        ),
+    ] = None,
+    audit: Annotated[Path | None, typer.Option("--audit", help="The directory of the audit log.")] = None,
+    bundles: Annotated[
+        list[Path] | None,
+        typer.Option("--bundles", help="A directory of bundles; may be given several times."),
+    ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option("--keys", help="The keyring of the audit. By default keys.json in its directory."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The JSON file to write; by default standard output.")
+    ] = None,
+    at: At = None,
+) -> None:
+    """Write all that is held of SUBJECT as JSON: records, links, profiles, tables' rows, decisions, bundles.
+
+    A customer's export holds the data of devices that are lawfully linked at that instant, and of no others.
+    """
+    from consentier.consent import Ledger
+    from consentier.consent.keyring import Keyring
+    from consentier.serving.data_subject_export import AuditLog, export_subject
+
+    with Ledger.open(ledger, create=False) as opened:
+        document = export_subject(
+            subject,
+            kind=kind.value,
+            ledger=opened,
+            at=dt.datetime.now(dt.UTC) if at is None else at,
+            profiles=_stores(visitor=online_profiles, customer=crm_profiles),
+            shop=None if data is None else _shop(data),
+            audit=None
+            if audit is None
+            else AuditLog(audit, Keyring.open(keys or keyring_beside(audit), create=False)),
+            lineage=None if bundles is None else _lineage(bundles),
+        )
+    if out is None:
+        print_json(document)
+    else:
+        write_json(out, document)
+
+
+def _shop(data: str) -> ShopTables:
+    from consentier.features.tables import read_shop
+
+    return read_shop(data)
+
+
+def _stores(**paths: Path | None) -> dict[SubjectKind, ProfileStore]:
+    from consentier.serving.profile_store import SqliteProfiles
+
+    return {
+        Kind(name).value: SqliteProfiles(path, create=False)
+        for name, path in paths.items()
+        if path is not None
+    }
+
+
+def _lineage(directories: list[Path]) -> Lineage:
+    from consentier.training.restricted import Restricted
+
+    places = [Restricted.beside(directory) for directory in directories]
+    for directory, place in zip(directories, places, strict=True):
+        if not place.path.is_dir():
+            raise DataError(f"{directory}: there is no lineage index beside it ({place.path})")
+    indexes = [place.lineage() for place in places]
+    return lambda kind, subject: [held for index in indexes for held in index.bundles_of(kind, subject)]

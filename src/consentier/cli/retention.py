@@ -1,0 +1,36 @@
+"""``consentier retention``: delete what is kept no longer."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from consentier.cli.output import AsJson, At, print_json, print_table
+
+
+def retention(
+    schedule: Annotated[Path, typer.Argument(metavar="FILE", help="The schedule (TOML).")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    at: At = None,
+    as_json: AsJson = False,
+) -> None:
+    """Delete tables' rows, profiles, audit lines, files, runs, bundles and keys as a schedule says.
+
+    docs/retention.md shows a schedule. Run it daily.
+    """
+    from consentier.training.retention import apply_retention
+    from consentier.training.retention_schedule import load_schedule
+
+    instant = dt.datetime.now(dt.UTC) if at is None else at
+    outcomes = apply_retention(load_schedule(schedule), now=instant, dry_run=dry_run)
+    if as_json:
+        print_json([dataclasses.asdict(outcome) for outcome in outcomes])
+        return
+    print_table(
+        ["what", "where", "would be deleted" if dry_run else "deleted"],
+        [[outcome.what, outcome.where, outcome.deleted] for outcome in outcomes],
+    )

@@ -1,0 +1,313 @@
+"""Forgetting: the command, what it writes and refuses, and what a kill in between leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from consentier.cli.forget import forget as command
+from consentier.cli.output import guarded
+from consentier.consent import Policy, Tier
+from consentier.consent.policy import Switches
+from consentier.errors import BundleMissing, BundleUnsupported
+from consentier.features.gate import ledger_of
+from consentier.features.simulator import SimulationConfig, simulate, write_shop
+from consentier.features.tables import ShopTables, read_shop
+from consentier.models.bundle import open_bundle, read_run, write_bundle
+from consentier.models.statistics import StatisticsError, read_statistics
+from consentier.training import forget as forgetting
+from consentier.training.config import Config, TrackingConfig, load_config
+from consentier.training.forget import ForgottenTier, Subject, forget
+from consentier.training.restricted import Restricted
+from consentier.training.train import TRAINED_TIERS, train
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A simulated shop, bundles trained on it, and two of its people."""
+
+    data: Path
+    shop: ShopTables
+    config: Config
+    out: Path
+    visitor: str
+    customer: str
+
+    @property
+    def restricted(self) -> Restricted:
+        return Restricted.beside(self.out)
+
+    def forget(self, *subjects: Subject, **options: Any) -> dict[Tier, ForgottenTier]:
+        shop = options.pop("shop", self.shop)
+        result = forget(shop, subjects, self.out, self.restricted, show_progress=False, **options)
+        return {each.tier: each for each in result.tiers}
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("forget")
+    write_shop(simulate(SimulationConfig(customers=150, items=60, days=40, horizon_days=7)), folder / "shop")
+    shop = read_shop(folder / "shop")
+    config = load_config(data=folder / "shop")
+    config = config.model_copy(
+        update={
+            "tracking": TrackingConfig(enabled=False),
+            # Without attributes, whose groups a single person can shift.
+            "crm": config.crm.model_copy(update={"attribute_weight": 0.0}),
+            "fused": config.fused.model_copy(update={"attribute_weight": 0.0}),
+        }
+    )
+    out = folder / "bundles"
+    train(shop, config, out, tiers=TRAINED_TIERS, restricted=Restricted.beside(out), show_progress=False)
+    assert config.training.cutoff is not None
+    links = ledger_of(shop).lawful_links(at=config.training.cutoff)
+    orders = Counter(shop.orders["customer_id"].to_pylist())
+    clicks = set(shop.events["visitor_id"].to_pylist())
+    visitor = max(sorted(links.keys() & clicks), key=lambda each: orders[links[each].customer_id])
+    return Trained(folder / "shop", shop, config, out, visitor, links[visitor].customer_id)
+
+
+@pytest.fixture
+def trained(workshop: Trained, tmp_path: Path) -> Trained:
+    """The same, free to be changed."""
+    out = tmp_path / "bundles"
+    shutil.copytree(workshop.out, out)
+    shutil.copytree(workshop.restricted.path, Restricted.beside(out).path)
+    return dataclasses.replace(workshop, out=out)
+
+
+def fitted_without(trained: Trained, tier: Tier, *gone: Subject) -> str:
+    """The digest of a fit on the shop without all rows of some subjects."""
+    shop = trained.shop
+    for name in ("events", "orders", "product_usage", "customers", "identities"):
+        table = getattr(shop, name)
+        for kind, subject in gone:
+            if f"{kind}_id" in table.column_names:
+                table = table.filter(pc.not_equal(table[f"{kind}_id"], subject))
+        shop = dataclasses.replace(shop, **{name: table})
+    subjects = zip(
+        shop.consents["subject_kind"].to_pylist(), shop.consents["subject_id"].to_pylist(), strict=True
+    )
+    stays = pa.array([subject not in gone for subject in subjects])
+    shop = dataclasses.replace(shop, consents=shop.consents.filter(stays))
+    out = trained.out.with_name(f"without-{tier}")
+    return train(shop, trained.config, out, tiers=[tier], show_progress=False).digests[str(tier)]
+
+
+def digests(out: Path) -> dict[str, str]:
+    return {str(tier): open_bundle(out / tier).digest for tier in TRAINED_TIERS if (out / tier).exists()}
+
+
+def run(*arguments: object) -> Any:
+    app = typer.Typer()
+    app.command()(guarded(command))
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "120"})
+
+
+def test_a_customer_leaves_the_tiers_that_read_orders(trained: Trained) -> None:
+    gone: Subject = ("customer", trained.customer)
+    before = digests(trained.out)
+
+    done = trained.forget(gone)
+
+    assert {tier: each.how for tier, each in done.items()} == {
+        Tier.SESSION: "unchanged",
+        Tier.ONLINE: "unchanged",
+        Tier.CRM: "decremented",
+        Tier.FUSED: "decremented",
+        Tier.POPULAR: "decremented",
+    }
+    assert digests(trained.out) == {str(tier): each.after for tier, each in done.items()}
+    for tier in (Tier.CRM, Tier.FUSED):
+        assert done[tier].after == fitted_without(trained, tier, gone)
+        assert done[tier].before == before[tier] != done[tier].after
+    again = trained.forget(gone)
+    assert {each.how for each in again.values()} == {"unchanged"}
+
+
+def test_a_device_leaves_the_tiers_that_read_clicks(trained: Trained) -> None:
+    gone: Subject = ("visitor", trained.visitor)
+    done = trained.forget(gone)
+    assert {tier for tier, each in done.items() if each.how == "unchanged"} == {Tier.CRM}
+    for tier in (Tier.SESSION, Tier.ONLINE, Tier.FUSED):
+        assert done[tier].how == "decremented"
+        assert done[tier].after == fitted_without(trained, tier, gone)
+
+
+def test_the_run_counts_the_forgotten_and_names_nobody(trained: Trained) -> None:
+    trained.forget(("customer", trained.customer), tiers=[Tier.CRM])
+    second = next(
+        customer
+        for customer in trained.shop.orders["customer_id"].to_pylist()
+        if trained.restricted.lineage().bundles_of("customer", customer) and customer != trained.customer
+    )
+    trained.forget(("customer", second), tiers=[Tier.CRM])
+    run_facts = read_run(trained.out / Tier.CRM)
+    assert run_facts["forgot"] == 2
+    assert "rows_digest" not in run_facts
+    text = (trained.out / Tier.CRM / "run.json").read_text("utf-8")
+    assert trained.customer not in text
+    assert second not in text
+
+
+def test_the_index_of_members_follows(trained: Trained) -> None:
+    lineage = trained.restricted.lineage()
+    held = {bundle.tier for bundle in lineage.bundles_of("customer", trained.customer)}
+    assert held >= {"crm", "fused"}
+    after = trained.forget(("customer", trained.customer))
+    assert lineage.bundles_of("customer", trained.customer) == []
+    assert after[Tier.CRM].after in lineage.digests()
+    # What was joined to the customer's history has left the joint model too.
+    assert "fused" not in {bundle.tier for bundle in lineage.bundles_of("visitor", trained.visitor)}
+
+
+def test_rows_that_were_purged_or_changed_make_it_a_fit(trained: Trained) -> None:
+    gone: Subject = ("customer", trained.customer)
+    theirs = pc.equal(trained.shop.orders["customer_id"], trained.customer)
+    purged = dataclasses.replace(trained.shop, orders=trained.shop.orders.filter(pc.invert(theirs)))
+    done = trained.forget(gone, shop=purged, tiers=[Tier.CRM])[Tier.CRM]
+    assert done.how == "refitted"
+    assert "not there any more, or have changed" in str(done.reason)
+    assert done.after == fitted_without(trained, Tier.CRM, gone)
+    facts = read_run(trained.out / Tier.CRM)
+    assert facts["ledger_position"] == ledger_of(purged).position
+    assert facts["rows_digest"].startswith("sha256:")
+
+
+def test_a_dissolved_link_makes_the_joint_model_a_fit(trained: Trained) -> None:
+    """As after a withdrawal: nothing says any more whose history the device was part of."""
+    ledger = ledger_of(trained.shop)
+    assert ledger.dissolve_links(visitor_id=trained.visitor) > 0
+    gone: Subject = ("visitor", trained.visitor)
+    done = trained.forget(gone, ledger=ledger)
+    assert (done[Tier.ONLINE].how, done[Tier.FUSED].how) == ("decremented", "refitted")
+    assert done[Tier.FUSED].after == fitted_without(trained, Tier.FUSED, gone)
+
+
+@pytest.mark.parametrize("file", ["gram_values.npy", "persons.npy", "manifest.json"])
+def test_statistics_that_were_altered_are_refused(trained: Trained, file: str) -> None:
+    path = trained.restricted.statistics(Tier.ONLINE) / file
+    altered = bytearray(path.read_bytes())
+    altered[-20] ^= 1
+    path.write_bytes(bytes(altered))
+    with pytest.raises(StatisticsError, match=r"altered|malformed"):
+        read_statistics(path.parent)
+    gone: Subject = ("visitor", trained.visitor)
+    done = trained.forget(gone, tiers=[Tier.ONLINE])[Tier.ONLINE]
+    assert done.how == "refitted"
+    assert done.after == fitted_without(trained, Tier.ONLINE, gone)
+    assert read_statistics(path.parent).bundle_digest == done.after
+
+
+@pytest.mark.parametrize("where", ["write_bundle", "write_run", "write_statistics"])
+def test_a_kill_between_the_writes_is_made_good_by_the_next_run(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    gone: Subject = ("visitor", trained.visitor)
+    before = open_bundle(trained.out / Tier.ONLINE).digest
+    with monkeypatch.context() as patch:
+        patch.setattr(forgetting, where, killed)
+        with pytest.raises(KeyboardInterrupt):
+            trained.forget(gone, tiers=[Tier.ONLINE])
+    expected = fitted_without(trained, Tier.ONLINE, gone)
+    assert open_bundle(trained.out / Tier.ONLINE).digest == (before if where == "write_bundle" else expected)
+    again = trained.forget(gone, tiers=[Tier.ONLINE])[Tier.ONLINE]
+    assert again.how == ("decremented" if where == "write_bundle" else "refitted")
+    assert again.after == expected
+    assert read_statistics(trained.restricted.statistics(Tier.ONLINE)).bundle_digest == expected
+
+
+def test_another_policy_than_that_of_the_fit_makes_it_a_fit(trained: Trained) -> None:
+    other = dataclasses.replace(Policy.default(), switches=Switches(model_purpose=True))
+    done = trained.forget(("visitor", trained.visitor), tiers=[Tier.ONLINE], policy=other)[Tier.ONLINE]
+    assert (done.how, done.after) == ("removed", None)  # nobody granted contributing to models by itself
+    assert not (trained.out / Tier.ONLINE).exists()
+    assert not trained.restricted.statistics(Tier.ONLINE).exists()
+
+
+def test_statistics_are_for_their_owner_only_and_name_nobody(trained: Trained) -> None:
+    folder = trained.restricted.statistics(Tier.FUSED)
+    assert folder.stat().st_mode & 0o077 == 0
+    for file in folder.iterdir():
+        assert trained.customer.encode() not in file.read_bytes()
+        assert trained.visitor.encode() not in file.read_bytes()
+
+
+def test_threads_do_not_matter(trained: Trained, tmp_path: Path) -> None:
+    other = dataclasses.replace(trained, out=tmp_path / "other")
+    shutil.copytree(trained.out, other.out)
+    shutil.copytree(trained.restricted.path, other.restricted.path)
+    gone: Subject = ("customer", trained.customer)
+    one, two = (each.forget(gone, tiers=[Tier.CRM], threads=n) for n, each in enumerate((trained, other), 1))
+    assert one[Tier.CRM].after == two[Tier.CRM].after
+
+
+def test_arguments_are_checked(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="somebody"):
+        trained.forget()
+    with pytest.raises(ValueError, match="subject is"):
+        trained.forget(("customer", ""))
+    with pytest.raises(ValueError, match="subject is"):
+        trained.forget(("person", "c1"))  # type: ignore[arg-type]
+    with pytest.raises(BundleMissing, match="train first"):
+        forget(trained.shop, [("customer", "c1")], tmp_path / "no", trained.restricted)
+
+
+def test_a_bundle_of_another_release_is_refused_and_stays(trained: Trained) -> None:
+    bundle = open_bundle(trained.out / Tier.CRM)
+    manifest = bundle.manifest
+    arrays = {name: np.array(array) for name, array in bundle.arrays.items()}
+    digest = write_bundle(
+        trained.out / Tier.CRM, tier="crm", sources=manifest.sources, permission=manifest.permission,
+        algorithm=manifest.algorithm, parameters={**manifest.parameters, "of_the_future": 1},
+        scoring=manifest.scoring, item_count=manifest.item_count, arrays=arrays,
+        cutoff=trained.config.training.cutoff, overwrite=True,  # type: ignore[arg-type]
+    )  # fmt: skip
+    with pytest.raises(BundleUnsupported, match="train again"):
+        trained.forget(("customer", trained.customer), tiers=[Tier.CRM])
+    assert open_bundle(trained.out / Tier.CRM).digest == digest
+
+
+# ---- The command -------------------------------------------------------------------------------------------
+
+
+def test_the_command_says_which_way_it_went(trained: Trained) -> None:
+    shutil.rmtree(trained.restricted.statistics(Tier.FUSED))
+    done = run(trained.customer, "--data", trained.data, "--bundles", trained.out)
+    assert done.exit_code == 0, done.stderr
+    assert "decremented" in done.stdout
+    assert "fused was refitted" in done.stdout
+    assert "there are none" in done.stdout
+
+
+def test_the_command_takes_several_subjects_and_a_single_bundle(trained: Trained) -> None:
+    before = digests(trained.out)
+    others = pc.unique(trained.shop.events["visitor_id"]).to_pylist()[:2]
+    subjects = [trained.visitor, *others]
+    bundle = trained.out / Tier.SESSION
+    done = run(*subjects, "--kind", "visitor", "--data", trained.data, "--bundle", bundle, "--json")
+    assert done.exit_code == 0, done.stderr
+    (tier,) = json.loads(done.stdout)["tiers"]
+    assert (tier["tier"], tier["how"]) == ("session", "decremented")
+    assert tier["after"] == fitted_without(trained, Tier.SESSION, *(("visitor", each) for each in subjects))
+    assert digests(trained.out) == {**before, "session": tier["after"]}
+
+
+def test_the_command_fails_with_one_line(trained: Trained, tmp_path: Path) -> None:
+    done = run("c1", "--data", trained.data, "--bundles", tmp_path / "none")
+    assert done.exit_code == 2
+    assert "there is no bundle" in done.stderr

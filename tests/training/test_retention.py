@@ -1,0 +1,175 @@
+"""Deleting on schedule: what is past its time goes, what is not stays, and a wrong schedule says how."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consentier.consent.keyring import Keyring
+from consentier.errors import AuditError, ConfigError, DataError
+from consentier.training.retention import apply_retention
+from consentier.training.retention_schedule import FilesRule, RetentionSchedule, load_schedule
+
+NOW = dt.datetime(2026, 6, 1, tzinfo=dt.UTC)
+DAY = dt.timedelta(days=1)
+
+
+def schedule(folder: Path, text: str) -> RetentionSchedule:
+    path = folder / "retention.toml"
+    path.write_text(text)
+    return load_schedule(path)
+
+
+def file_of_age(folder: Path, name: str, age: dt.timedelta) -> Path:
+    path = folder / name
+    path.write_text("content")
+    written = (NOW - age).timestamp()
+    os.utime(path, (written, written))
+    return path
+
+
+FILES = '[[keep]]\nwhat = "files"\npath = "batches"\npattern = "*.parquet"\ndays = 14\n'
+
+
+@given(ages=st.lists(st.floats(0, 30), max_size=6))
+def test_files_go_when_their_days_are_over(
+    tmp_path_factory: pytest.TempPathFactory, ages: list[float]
+) -> None:
+    folder = tmp_path_factory.mktemp("batches")
+    made = {file_of_age(folder, f"{number}.parquet", age * DAY): age for number, age in enumerate(ages)}
+    rule = FilesRule(what="files", path=folder, pattern="*.parquet", days=14)
+    (outcome,) = apply_retention(RetentionSchedule(keep=(rule,)), now=NOW)
+    assert {path for path in made if path.exists()} == {path for path, age in made.items() if age <= 14}
+    assert outcome.deleted == sum(age > 14 for age in ages)
+
+
+def test_other_names_directories_and_links_are_left_alone(tmp_path: Path) -> None:
+    batches = tmp_path / "batches"
+    (batches / "below.parquet").mkdir(parents=True)
+    elsewhere = file_of_age(tmp_path, "elsewhere.parquet", 100 * DAY)
+    (batches / "link.parquet").symlink_to(elsewhere)
+    file_of_age(batches, "notes.txt", 100 * DAY)
+    file_of_age(batches / "below.parquet", "deep.parquet", 100 * DAY)
+    (outcome,) = apply_retention(schedule(tmp_path, FILES), now=NOW)
+    assert outcome.deleted == 0
+    assert elsewhere.exists()
+    assert (batches / "below.parquet" / "deep.parquet").exists()
+
+
+def test_a_rehearsal_deletes_nothing(tmp_path: Path) -> None:
+    batches = tmp_path / "batches"
+    batches.mkdir()
+    old = file_of_age(batches, "old.parquet", 100 * DAY)
+    table = pa.table({"ts": pa.array([NOW - 100 * DAY, NOW], pa.timestamp("us", "UTC"))})
+    pq.write_table(table, tmp_path / "events.parquet")
+    keyring = Keyring.open(tmp_path / "keys.json")
+    keyring.rotate(NOW - 50 * DAY)
+    text = (
+        FILES + '[[keep]]\nwhat = "table"\npath = "events.parquet"\ndays = 30\n'
+        '[[keep]]\nwhat = "keys"\npath = "keys.json"\nrotate_days = 10\nkeep_days = 20\n'
+    )
+    told = apply_retention(schedule(tmp_path, text), now=NOW, dry_run=True)
+    assert old.exists()
+    assert pq.read_table(tmp_path / "events.parquet").equals(table)
+    assert Keyring.open(tmp_path / "keys.json").ids == keyring.ids
+    done = apply_retention(schedule(tmp_path, text), now=NOW)
+    assert [outcome.deleted for outcome in told] == [outcome.deleted for outcome in done] == [1, 1, 1]
+
+
+@given(
+    days=st.lists(st.one_of(st.none(), st.floats(0, 60)), max_size=8),
+    unit=st.sampled_from(["ms", "us", "ns"]),
+)
+def test_rows_go_when_their_days_are_over(
+    tmp_path_factory: pytest.TempPathFactory, days: list[float | None], unit: str
+) -> None:
+    folder = tmp_path_factory.mktemp("table")
+    moments = [None if age is None else (NOW - age * DAY).replace(microsecond=0) for age in days]
+    times = pa.array(moments, pa.timestamp("us", "UTC")).cast(pa.timestamp(unit, "UTC"))
+    pq.write_table(
+        pa.table({"item_id": [str(i) for i in range(len(days))], "ts": times}), folder / "t.parquet"
+    )
+    text = '[[keep]]\nwhat = "table"\npath = "t.parquet"\ndays = 30\n'
+    (outcome,) = apply_retention(schedule(folder, text), now=NOW)
+    expected = [str(i) for i, at in enumerate(moments) if at is not None and at >= NOW - 30 * DAY]
+    kept = pq.read_table(folder / "t.parquet")
+    assert kept["item_id"].to_pylist() == expected
+    assert kept["ts"].type == times.type
+    assert outcome.deleted == len(days) - len(expected)
+    assert sorted(path.name for path in folder.iterdir()) == ["retention.toml", "t.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: path.write_text("no parquet"), "cannot be read as Parquet"),
+        (lambda path: pq.write_table(pa.table({"time": [1]}), path), "there is no column 'ts'"),
+        (lambda path: pq.write_table(pa.table({"ts": [1]}), path), "not times with a time zone"),
+    ],
+)
+def test_a_table_that_cannot_be_judged_is_refused(tmp_path: Path, make: object, said: str) -> None:
+    make(tmp_path / "t.parquet")  # type: ignore[operator]
+    before = (tmp_path / "t.parquet").read_bytes()
+    with pytest.raises(DataError, match=said):
+        apply_retention(
+            schedule(tmp_path, '[[keep]]\nwhat = "table"\npath = "t.parquet"\ndays = 30\n'), now=NOW
+        )
+    assert (tmp_path / "t.parquet").read_bytes() == before
+
+
+def test_keys_rotate_and_go(tmp_path: Path) -> None:
+    keyring = Keyring.open(tmp_path / "keys.json")
+    start, first = keyring.newest_at, keyring.current_id
+    rule = '[[keep]]\nwhat = "keys"\npath = "keys.json"\nrotate_days = 30\nkeep_days = 60\n'
+
+    def ids_after(days: float) -> tuple[str, ...]:
+        apply_retention(schedule(tmp_path, rule), now=start + days * DAY)
+        return Keyring.open(tmp_path / "keys.json").ids
+
+    assert ids_after(29) == (first,)
+    _, second = ids_after(31)
+    assert ids_after(60) == (first, second)
+    assert first not in ids_after(92)
+    (tmp_path / "keys.json").unlink()
+    with pytest.raises(AuditError, match="there is none"):
+        ids_after(100)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "Field required"),
+        ("keep = []", "at least 1"),
+        ('[[keep]]\nwhat = "filez"\n', "filez"),
+        (FILES.replace("pattern", "patern"), "did you mean 'pattern'"),
+        (FILES + "[other]\n", "unknown key"),
+        (FILES.replace("14", "0"), "greater than 0"),
+        (FILES.replace("14", "nan"), "keep.0"),
+        (FILES.replace("*.parquet", "../*"), "pattern"),
+        ("[[keep", "not valid TOML"),
+    ],
+)
+def test_a_wrong_schedule_says_what_is_wrong(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        schedule(tmp_path, text)
+
+
+def test_a_missing_schedule_and_a_missing_directory_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.toml"):
+        load_schedule(tmp_path / "nowhere.toml")
+    with pytest.raises(DataError, match="batches"):
+        apply_retention(schedule(tmp_path, FILES), now=NOW)
+
+
+def test_the_schedule_of_the_manual_is_one(tmp_path: Path) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "retention.md"
+    text = page.read_text("utf-8").split("```toml\n")[1].split("```")[0]
+    kinds = {rule.what for rule in schedule(tmp_path, text).keep}
+    assert kinds == {"table", "profiles", "audit", "files", "bundles", "mlflow", "keys"}

@@ -1,0 +1,948 @@
+"""Exact forgetting: a bundle that held a person becomes, byte for byte, one that was fitted without.
+
+The statistics of the fit were kept. The person's rows are read once more, through the gate of that fit, and
+compared with the fingerprint of what was counted. They are subtracted, the items that they bear on are solved
+again, and the bundle is written anew. Where that cannot be exact (the rows are gone or were changed, the
+person's attributes moved the limits of a group, a model is no function of counts) the tier is fitted again
+from what remains, and the result says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime as dt
+import fcntl
+import functools
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import scipy.sparse as sp
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from consentier.consent import Ledger, Policy, Side, Source, Switches, Tier
+from consentier.consent.lifetimes import Lifetimes
+from consentier.consent.records import SubjectKind
+from consentier.errors import BundleMissing, BundleUnsupported, TrainingError
+from consentier.features.attributes import fit_attributes
+from consentier.features.consent_intervals import MISSING, ConsentTables
+from consentier.features.gate import ConsentGate, PermittedRows, ledger_of
+from consentier.features.tables import ShopTables
+from consentier.models.attribute_encoding import AttributeEncoder
+from consentier.models.bundle import Bundle, open_bundle, read_run, write_bundle, write_run
+from consentier.models.gram import GramStatistics, add, select_inputs, subtract
+from consentier.models.item_index import ItemIndex
+from consentier.models.local_ridge import LocalRidge, touched_targets
+from consentier.models.statistics import (
+    Fingerprints,
+    KeptStatistics,
+    Statistics,
+    StatisticsError,
+    ValueCounts,
+    read_statistics,
+    write_statistics,
+)
+from consentier.progress import progress
+from consentier.training.config import TierConfig
+from consentier.training.fingerprints import rows_by_person, text_hashes
+from consentier.training.fit import (
+    PERSONS,
+    FittedTier,
+    attribute_counts,
+    distinct_persons,
+    estimator,
+    fit_facts,
+    fit_popular,
+    fit_tier,
+    keep_statistics,
+    linked_devices,
+    popular_arrays,
+    tier_arrays,
+    tier_interactions,
+    with_repeats,
+)
+from consentier.training.restricted import Restricted
+from consentier.training.run_facts import rows_digest
+from consentier.training.train import TRAINED_TIERS
+
+__all__ = ["ForgetResult", "ForgottenTier", "Subject", "forget", "without_subjects"]
+
+Subject = tuple[SubjectKind, str]
+"""A visitor or a customer."""
+
+How = Literal["decremented", "refitted", "unchanged", "removed"]
+
+_KINDS: Mapping[Tier, frozenset[SubjectKind]] = {
+    Tier.SESSION: frozenset({"visitor"}),
+    Tier.ONLINE: frozenset({"visitor"}),
+    Tier.CRM: frozenset({"customer"}),
+    Tier.FUSED: frozenset({"visitor", "customer"}),
+    Tier.POPULAR: frozenset({"visitor", "customer"}),
+}
+"""Whose rows a tier can rest on."""
+
+_COLUMNS: Mapping[SubjectKind, tuple[str, tuple[str, ...]]] = {
+    "visitor": ("visitor_id", ("events",)),
+    "customer": ("customer_id", ("orders", "product_usage", "customers")),
+}
+"""Where a subject's rows stand."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ForgottenTier:
+    """What became of one bundle.
+
+    Attributes
+    ----------
+    tier
+        Which.
+    how
+        ``decremented``: the subjects were subtracted. ``refitted``: it was fitted again without them.
+        ``unchanged``: it did not hold them. ``removed``: nothing is left to fit it on.
+    reason
+        Why it was not decremented; None where it was.
+    before, after
+        Digest of the bundle; `after` is None where it was removed.
+    solved
+        How many of the items were solved again; None where that is not a matter of single items.
+    items
+        Items of the bundle that stands now.
+    seconds
+        How long it took.
+    """
+
+    tier: Tier
+    how: How
+    reason: str | None
+    before: str
+    after: str | None
+    solved: int | None
+    items: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ForgetResult:
+    """What forgetting did, bundle by bundle."""
+
+    tiers: tuple[ForgottenTier, ...]
+
+
+def forget(
+    shop: ShopTables,
+    subjects: Iterable[Subject],
+    out: Path,
+    restricted: Restricted,
+    *,
+    ledger: Ledger | None = None,
+    tiers: Sequence[Tier] = TRAINED_TIERS,
+    policy: Policy | None = None,
+    threads: int | None = None,
+    show_progress: bool = True,
+) -> ForgetResult:
+    """Take subjects out of bundles: each becomes what a fit without them gives, byte for byte.
+
+    Safe to run again, also after it was killed: a bundle and statistics that do not belong together are not
+    used together.
+
+    Parameters
+    ----------
+    shop
+        The shop's tables, with the subjects' rows: forgetting comes before they are purged. Without them the
+        tier is fitted again.
+    subjects
+        Whom to forget: ``("customer", id)`` or ``("visitor", id)``. A customer's linked devices are subjects
+        of their own; the joint model loses their rows with the customer, the online models do not.
+    out
+        The directory of the bundles.
+    restricted
+        The trainer's restricted directory, in which the statistics are kept.
+    ledger
+        The ledger under which the bundles were fitted; by default the shop's own tables.
+    tiers
+        Which bundles. Those that do not exist are passed over.
+    policy
+        For a tier without statistics: the policy that it was fitted under. By default that of the statistics,
+        or else the default policy.
+    threads
+        Threads of the solver; the result does not depend on it. None: all cores.
+    show_progress
+        Say on standard error what is being done.
+
+    Raises
+    ------
+    BundleMissing
+        There is none of these bundles.
+    BundleError
+        A bundle cannot be read, or another release fitted it.
+    StatisticsError
+        The new statistics cannot be written. The new bundle stands; a later run fits again.
+    ValueError
+        There are no subjects, or one of them is malformed.
+
+    Notes
+    -----
+    Reading, checking and writing the statistics is linear in their size. What is solved again grows with the
+    items whose strongest neighbours include one of the subjects'.
+    """
+    chosen = _checked(subjects)
+    present = [tier for tier in tiers if (out / tier / "manifest.json").is_file()]
+    if not present:
+        raise BundleMissing(f"{out}: there is no bundle to forget anybody in; train first")
+    with _one_at_a_time(restricted):
+        request = _Request(shop, ledger, chosen, out, restricted, policy, threads, show_progress)
+        return ForgetResult(tuple(_forget_in(tier, request) for tier in present))
+
+
+def without_subjects(
+    shop: ShopTables, consents: ConsentTables, subjects: Iterable[Subject]
+) -> tuple[ShopTables, ConsentTables]:
+    """The tables without some subjects: what a fit without them sees.
+
+    All their rows go. Two things stay known of the ledger, since forgetting one must not permit more of
+    others: a record id that somebody else used too stays contradicted, and a device on which a forgotten and
+    another customer were seen stays shared.
+    """
+    gone = {kind: pa.array(_ids(subjects, kind), pa.string()) for kind in _COLUMNS}
+    kept = {
+        table: _rows_of(getattr(shop, table), column, gone[kind], keep=False)
+        for kind, (column, tables) in _COLUMNS.items()
+        for table in tables
+    }
+    records, links = consents.records, consents.links
+    forgotten = pc.or_kleene(
+        *(
+            pc.and_(pc.equal(records["subject_kind"], kind), pc.is_in(records["subject_id"], ids))
+            for kind, ids in gone.items()
+        )
+    )
+    others_ids = records.filter(pc.invert(forgotten))["record_id"]
+    records = records.filter(
+        pc.or_(pc.invert(forgotten), pc.is_in(records["record_id"], _distinct(others_ids)))
+    )
+    links = _rows_of(links, "visitor_id", gone["visitor"], keep=False)
+    leaving = pc.is_in(links["customer_id"], gone["customer"])
+    shared = links.filter(pc.invert(leaving))["visitor_id"]
+    links = links.filter(pc.or_(pc.invert(leaving), pc.is_in(links["visitor_id"], _distinct(shared))))
+    return dataclasses.replace(shop, **kept), dataclasses.replace(consents, records=records, links=links)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Circumstances:
+    """Under what a bundle was fitted."""
+
+    cutoff: dt.datetime
+    until: dt.datetime | None
+    policy: Policy
+
+
+_Tables = tuple[ShopTables, ConsentTables]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """One call of `forget`, with the tables and gates that its tiers share."""
+
+    shop: ShopTables
+    ledger: Ledger | None
+    subjects: tuple[Subject, ...]
+    out: Path
+    restricted: Restricted
+    policy: Policy | None
+    threads: int | None
+    show_progress: bool
+    _gates: dict[tuple[object, ...], ConsentGate] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def consents(self) -> ConsentTables:
+        """All consents and links."""
+        if self.ledger is not None:
+            return ConsentTables.of(self.ledger)
+        return ConsentTables.of_shop(self.shop, Lifetimes.default())
+
+    @functools.cached_property
+    def around(self) -> _Tables:
+        """The part of the tables that can bear on the subjects."""
+        return _around(self.shop, self.consents, self.subjects)
+
+    @functools.cached_property
+    def around_without(self) -> _Tables:
+        """The same part without the subjects."""
+        return without_subjects(*self.around, self.subjects)
+
+    @functools.cached_property
+    def without(self) -> _Tables:
+        """All tables without the subjects."""
+        return without_subjects(self.shop, self.consents, self.subjects)
+
+    def gate(self, part: str, circumstances: _Circumstances) -> ConsentGate:
+        """The gate over ``around``, ``around_without`` or ``without``."""
+        key = (part, circumstances.cutoff, circumstances.until, circumstances.policy.switches)
+        if key not in self._gates:
+            shop, consents = getattr(self, part)
+            self._gates[key] = ConsentGate(
+                shop, consents, circumstances.cutoff, circumstances.policy, until=circumstances.until
+            )
+        return self._gates[key]
+
+
+class _NotExactError(Exception):
+    """Subtracting would not give what a fit gives; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Exchange:
+    """The rows that go, and those that come in their place where a history lost a part of itself."""
+
+    removed: PermittedRows
+    added: PermittedRows
+    left: Fingerprints
+    entered: Fingerprints
+    devices: NDArray[np.uint64]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What is to become of a bundle, before anything is written."""
+
+    how: How
+    reason: str | None
+    circumstances: _Circumstances
+    fitted: FittedTier | None = None
+    solved: int | None = None
+    run: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+_NOT_IN_IT = "none of the subjects is in it"
+
+
+def _forget_in(tier: Tier, request: _Request) -> ForgottenTier:
+    started = time.perf_counter()
+    bundle = open_bundle(request.out / tier)
+    circumstances = _Circumstances(
+        dt.datetime.fromisoformat(bundle.manifest.cutoff), None, request.policy or Policy.default()
+    )
+    outcome = _Outcome("unchanged", _NOT_IN_IT, circumstances)
+    # What a tier reads of one kind of subjects does not depend on the other kind.
+    if any(kind in _KINDS[tier] for kind, _ in request.subjects):
+        with progress(f"forgetting in the {tier} tier", None, enabled=request.show_progress):
+            outcome = _without_subjects(tier, bundle, circumstances, request)
+    after: str | None = bundle.digest
+    items = bundle.manifest.item_count
+    if outcome.fitted is not None:
+        after, items = _replace(tier, bundle, outcome, outcome.fitted, request), outcome.fitted.item_count
+    elif outcome.how == "removed":
+        _remove(tier, bundle.digest, request)
+        after, items = None, 0
+    seconds = round(time.perf_counter() - started, 3)
+    return ForgottenTier(
+        tier, outcome.how, outcome.reason, bundle.digest, after, outcome.solved, items, seconds
+    )
+
+
+def _without_subjects(
+    tier: Tier, bundle: Bundle, circumstances: _Circumstances, request: _Request
+) -> _Outcome:
+    """The model without the subjects: by subtraction if that is exact, by another fit if not."""
+    try:
+        kept = _statistics_of(tier, bundle, request.restricted)
+        circumstances = _circumstances(kept, request.policy)
+        exchange = _exchange(tier, bundle, kept.statistics, circumstances, request)
+        if exchange is None:
+            return _Outcome("unchanged", _NOT_IN_IT, circumstances)
+        fitted, solved = _decremented(tier, bundle, kept.statistics, exchange, request.threads)
+        return _Outcome("decremented", None, circumstances, fitted, solved)
+    except _NotExactError as error:
+        reason = str(error)
+    except TrainingError as error:
+        return _Outcome("removed", str(error), circumstances)
+    try:
+        fitted, run = _refitted(tier, bundle, circumstances, request)
+    except TrainingError as error:
+        return _Outcome("removed", str(error), circumstances)
+    return _Outcome("refitted", reason, circumstances, fitted, run=run)
+
+
+# ---- What was counted --------------------------------------------------------------------------------------
+
+
+def _statistics_of(tier: Tier, bundle: Bundle, restricted: Restricted) -> KeptStatistics:
+    try:
+        kept = read_statistics(restricted.statistics(tier))
+    except StatisticsError as error:
+        raise _NotExactError(str(error)) from error
+    if kept.bundle_digest != bundle.digest:
+        raise _NotExactError("the kept statistics belong to another bundle")
+    return kept
+
+
+def _circumstances(kept: KeptStatistics, policy: Policy | None) -> _Circumstances:
+    facts = kept.facts
+    switches = Switches(**facts["switches"])
+    if policy is not None and policy.switches != switches:
+        raise _NotExactError("the policy's switches are not those of the fit")
+    until = facts["until"]
+    return _Circumstances(
+        dt.datetime.fromisoformat(facts["cutoff"]),
+        None if until is None else dt.datetime.fromisoformat(until),
+        dataclasses.replace(Policy.default() if policy is None else policy, switches=switches),
+    )
+
+
+def _around(shop: ShopTables, consents: ConsentTables, subjects: Sequence[Subject]) -> _Tables:
+    """The part of the tables that can bear on the subjects' rows, and on histories joined with them.
+
+    These are the subjects, the customers of forgotten devices, the devices of all these customers; of all of
+    them every row, every record (with all that share a record's id) and every login.
+    """
+    records, links = consents.records, consents.links
+    visitors, customers = (_ids(subjects, kind) for kind in ("visitor", "customer"))
+    of_devices = _rows_of(links, "visitor_id", pa.array(visitors, pa.string()))["customer_id"]
+    customers = _distinct(of_devices.filter(pc.not_equal(of_devices, MISSING)), customers)
+    visitors = _distinct(_rows_of(links, "customer_id", customers)["visitor_id"], visitors)
+    near: dict[str, pa.Array] = {"visitor": visitors, "customer": customers}
+    tables = {
+        table: _rows_of(getattr(shop, table), column, near[kind])
+        for kind, (column, names) in _COLUMNS.items()
+        for table in names
+    }
+    theirs = pc.or_kleene(
+        *(
+            pc.and_(pc.equal(records["subject_kind"], kind), pc.is_in(records["subject_id"], ids))
+            for kind, ids in near.items()
+        )
+    )
+    ids = _distinct(records.filter(theirs)["record_id"])
+    near_consents = dataclasses.replace(
+        consents,
+        records=_rows_of(records, "record_id", ids),
+        links=links.filter(
+            pc.or_kleene(pc.is_in(links["visitor_id"], visitors), pc.is_in(links["customer_id"], customers))
+        ),
+    )
+    return dataclasses.replace(shop, **tables), near_consents
+
+
+def _exchange(
+    tier: Tier,
+    bundle: Bundle,
+    statistics: Statistics,
+    circumstances: _Circumstances,
+    request: _Request,
+) -> _Exchange | None:
+    """Find out what was counted of the subjects; None where nothing was.
+
+    Raises `_NotExactError` where the rows that there are now cannot be those that were counted.
+    """
+    counted = statistics.fingerprints
+    own = {
+        kind: _names(kind, _ids(request.subjects, kind) if kind in _KINDS[tier] else ()) for kind in _COLUMNS
+    }
+    visitors, customers = (text_hashes(own[kind], counted.key) for kind in ("visitor", "customer"))
+    keyless = tier is Tier.POPULAR and circumstances.policy.switches.anonymous_statistics
+    if keyless and not counted.holds(visitors).all():
+        raise _NotExactError("sessions of visitors who were never asked are counted without a key")
+    persons = np.concatenate([visitors, customers])
+    persons = persons[counted.holds(persons)]
+    devices = np.intersect1d(visitors, statistics.devices)
+    if not persons.size and not devices.size:
+        return None
+    gate = request.gate("around", circumstances)
+    attributes = bool(bundle.manifest.scoring.get("attribute_weight"))
+    there = _permitted(gate, tier, attributes=attributes)
+    links, links_after = {}, {}
+    if tier is Tier.FUSED:
+        gate_after = request.gate("around_without", circumstances)
+        remaining = _permitted(gate_after, tier, attributes=attributes)
+        links, links_after = linked_devices(gate), linked_devices(gate_after)
+    else:
+        # Nobody else's rows depend on the subjects where nothing is joined.
+        remaining = _of_persons(there, pa.concat_arrays(list(own.values())), keep=False)
+    old, new = (rows_by_person(permitted, counted.key) for permitted in (there, remaining))
+    leaving = [person for person, rows in old.items() if new.get(person) != rows]
+    coming = [person for person, rows in new.items() if old.get(person) != rows]
+    left, entered = (
+        _fingerprints_of(rows, names, counted.key) for rows, names in ((old, leaving), (new, coming))
+    )
+    owners = _owners(devices, links, counted.key)
+    known = _fingerprints_of(old, sorted(owners & old.keys()), counted.key)
+    unknown = text_hashes(pa.array(sorted(owners - old.keys()), pa.string()), counted.key)
+    if (
+        not np.isin(persons, left.persons).all()
+        or not (counted.matches(left) and counted.matches(known))
+        or counted.holds(unknown).any()
+        or counted.holds(np.setdiff1d(entered.persons, left.persons)).any()
+    ):
+        raise _NotExactError(_CHANGED)
+    lost = text_hashes(_names("visitor", sorted(links.keys() - links_after.keys())), counted.key)
+    return _Exchange(
+        _of_persons(there, pa.array(leaving, pa.string())),
+        _of_persons(remaining, pa.array(coming, pa.string())),
+        left,
+        entered,
+        np.setdiff1d(statistics.devices, lost),
+    )
+
+
+_CHANGED = "the rows that were counted are not there any more, or have changed"
+
+
+def _owners(devices: NDArray[np.uint64], links: Mapping[str, str], key: bytes) -> set[str]:
+    """The persons as part of whom some devices were counted."""
+    linked = np.isin(text_hashes(_names("visitor", links), key), devices)
+    if linked.sum() != devices.size:
+        raise _NotExactError("a device was counted with a customer to whom nothing links it any more")
+    return {
+        f"customer:{customer}"
+        for customer, found in zip(links.values(), linked.tolist(), strict=True)
+        if found
+    }
+
+
+def _permitted(gate: ConsentGate, tier: Tier, *, attributes: bool) -> PermittedRows:
+    """What the gate lets through, of what carries a person's key."""
+    if tier is Tier.POPULAR:
+        online, crm = gate.permitted(Tier.ONLINE), gate.permitted(Tier.CRM)
+        return dataclasses.replace(online, rows=pa.concat_tables([online.rows, crm.rows]))
+    permitted = gate.permitted(tier)
+    return permitted if attributes else dataclasses.replace(permitted, attributes=None)
+
+
+def _of_persons(permitted: PermittedRows, persons: pa.Array, *, keep: bool = True) -> PermittedRows:
+    """The rows of some persons, or of all others."""
+    attributes = permitted.attributes
+    return dataclasses.replace(
+        permitted,
+        rows=_rows_of(permitted.rows, "person", persons, keep=keep),
+        attributes=None if attributes is None else _rows_of(attributes, "person", persons, keep=keep),
+    )
+
+
+def _fingerprints_of(rows: Mapping[str, int], persons: Sequence[str], key: bytes) -> Fingerprints:
+    hashes = text_hashes(pa.array(persons, pa.string()), key)
+    order = np.argsort(hashes, kind="stable")
+    of_rows = np.array([rows[person] for person in persons], dtype=np.uint64)
+    return Fingerprints(key, hashes[order], of_rows[order])
+
+
+# ---- Subtraction -------------------------------------------------------------------------------------------
+
+
+def _decremented(
+    tier: Tier, bundle: Bundle, statistics: Statistics, exchange: _Exchange, threads: int | None
+) -> tuple[FittedTier, int | None]:
+    """The model from the statistics without what goes, and how many items were solved again."""
+    if tier is Tier.POPULAR:
+        return _decremented_popular(bundle, statistics, exchange), None
+    return _decremented_model(tier, bundle, statistics, exchange, threads)
+
+
+def _decremented_popular(bundle: Bundle, statistics: Statistics, exchange: _Exchange) -> FittedTier:
+    counts = dict(statistics.counts)
+    for side, source in ((Side.ONLINE, Source.ONLINE), (Side.CRM, Source.CRM)):
+        counts[str(side)] = _exchanged_counts(statistics, str(side), exchange, str(source))
+    kept = np.logical_or.reduce([of_side > 0 for of_side in counts.values()])
+    items = _kept_items(statistics.items, kept)
+    counts = {name: of_side[kept] for name, of_side in counts.items()}
+    index, arrays = popular_arrays(items, counts, _min_persons(bundle))
+    return FittedTier(len(index), arrays, {}, _renewed(statistics, exchange, items, counts, None, {}))
+
+
+def _decremented_model(
+    tier: Tier, bundle: Bundle, statistics: Statistics, exchange: _Exchange, threads: int | None
+) -> tuple[FittedTier, int]:
+    if statistics.gram is None:
+        raise _NotExactError(f"{bundle.manifest.algorithm} is no function of counts")
+    config, min_persons = _config(bundle), _min_persons(bundle)
+    published = statistics.counts[PERSONS] >= min_persons
+    remaining = _remaining_persons(statistics, exchange, published, min_persons)
+    kept = remaining[published] > 0
+    if not kept.any():
+        raise TrainingError(
+            f"the {tier} tier has no permitted rows to train on: everybody in it was forgotten"
+        )
+    old_encoder = AttributeEncoder.from_json(
+        bundle.manifest.scoring.get("attributes"), first_input=bundle.manifest.item_count
+    )
+    encoder = _rebased(old_encoder, int(kept.sum()))
+    attributes = _remaining_attributes(statistics, exchange, encoder, config, min_persons)
+    columns = _Columns(statistics.items, published, old_encoder)
+    reduced, changed = _exchanged_gram(statistics.gram, exchange, columns, tier, config)
+    gram = select_inputs(reduced, np.append(kept, np.ones(encoder.input_count, np.bool_)))
+    model = estimator(config, int(kept.sum()), min_persons, threads)
+    if isinstance(model, LocalRidge):
+        touched = touched_targets(
+            statistics.gram,
+            reduced,
+            changed,
+            targets=kept.size,
+            neighbours=config.neighbours,
+            item_exponent=config.item_exponent,
+        )
+        weights, solved = _solved_again(model, bundle, gram, kept, touched)
+    else:
+        weights, solved = model.solve(gram), int(kept.sum())
+    items = _kept_items(statistics.items, remaining > 0)
+    index = _kept_items(statistics.items, published & (remaining > 0))
+    fitted = FittedTier(
+        len(index),
+        tier_arrays(index, with_repeats(model, weights, config.repeat_weight)),
+        {**bundle.manifest.scoring, "attributes": encoder.to_json()},
+        _renewed(statistics, exchange, items, {PERSONS: remaining[remaining > 0]}, gram, attributes),
+    )
+    return fitted, solved
+
+
+def _remaining_persons(
+    statistics: Statistics, exchange: _Exchange, published: NDArray[np.bool_], min_persons: int
+) -> NDArray[np.int64]:
+    """How many persons have each item without those who go. Items may vanish, but not from others' histories.
+
+    Raises `_NotExactError` where an item would.
+    """
+    remaining = _exchanged_counts(statistics, PERSONS, exchange)
+    if ((remaining >= min_persons) != (published & (remaining > 0))).any():
+        raise _NotExactError(
+            f"an item is left with fewer than min_persons={min_persons} persons, so that histories of others "
+            "get shorter"
+        )
+    return remaining
+
+
+def _remaining_attributes(
+    statistics: Statistics,
+    exchange: _Exchange,
+    encoder: AttributeEncoder,
+    config: TierConfig,
+    min_persons: int,
+) -> dict[str, ValueCounts]:
+    """How many persons have each value without those who go, where others keep their groups.
+
+    Raises `_NotExactError` where they do not.
+    """
+    attributes = _exchanged_attributes(statistics.attributes, exchange)
+    if attributes != statistics.attributes:
+        learnt = _fitted_encoder(attributes, encoder, config, min_persons)
+        if learnt != encoder:
+            raise _NotExactError("the remaining persons' attributes have other levels or limits")
+    return attributes
+
+
+def _exchanged_gram(
+    gram: GramStatistics, exchange: _Exchange, columns: _Columns, tier: Tier, config: TierConfig
+) -> tuple[GramStatistics, NDArray[np.int64]]:
+    """The co-occurrences with the rows exchanged, of the same inputs, and the inputs of these rows."""
+    changed = [np.zeros(0, dtype=np.int64)]
+    try:
+        for rows, step in ((exchange.removed, subtract), (exchange.added, add)):
+            matrix, persons = columns.matrix(tier, rows, config)
+            if matrix.nnz:
+                gram = step(gram, matrix, persons=persons)
+                changed.append(matrix.indices.astype(np.int64))
+    except (ValueError, OverflowError) as error:
+        raise _NotExactError(str(error)) from error
+    return gram, np.unique(np.concatenate(changed))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Columns:
+    """The inputs of a model: its published items, and the attributes behind them."""
+
+    items: ItemIndex
+    published: NDArray[np.bool_]
+    encoder: AttributeEncoder
+
+    def matrix(
+        self, tier: Tier, permitted: PermittedRows, config: TierConfig
+    ) -> tuple[sp.csr_matrix, NDArray[np.int64]]:
+        """The histories in some rows over these inputs, and whose each is."""
+        shown = self.items.ids(np.flatnonzero(self.published))
+        rows = _rows_of(permitted.rows, "item_id", pa.array(shown, pa.string()))
+        few = len(pc.unique(rows["item_id"]))
+        data = tier_interactions(
+            tier, dataclasses.replace(permitted, rows=rows), config, _rebased(self.encoder, few)
+        )
+        numbers = np.cumsum(self.published) - 1
+        items = numbers[self.items.indices(data.item_ids)]
+        # Sessions have no attributes, and so no columns for them.
+        inputs = np.append(items, len(shown) + np.arange(data.matrix.shape[1] - few))
+        matrix = data.matrix
+        shape = (matrix.shape[0], len(shown) + self.encoder.input_count)
+        return sp.csr_matrix((matrix.data, inputs[matrix.indices], matrix.indptr), shape=shape), data.persons
+
+
+def _solved_again(
+    model: LocalRidge,
+    bundle: Bundle,
+    gram: GramStatistics,
+    kept: NDArray[np.bool_],
+    touched: NDArray[np.int64],
+) -> tuple[sp.csr_matrix, int]:
+    """The old weights with the touched items' replaced, and how many these are."""
+    numbers = np.cumsum(kept) - 1
+    again = numbers[touched[kept[touched]]]
+    solved = model.solve(gram, columns=again)
+    stays = kept.copy()
+    stays[touched] = False
+    starts, old, data = (bundle.arrays[name] for name in ("indptr", "indices", "data"))
+    entries = stays[old]
+    # The inputs that vanished stood in touched items only: their rows are empty now.
+    inputs = np.append(kept, np.ones(starts.size - 1 - kept.size, np.bool_))
+    lengths = np.diff(np.append(0, np.cumsum(entries))[starts])[inputs]
+    untouched = sp.csr_matrix(
+        (data[entries], numbers[old[entries]], np.append(0, np.cumsum(lengths))), shape=solved.shape
+    )
+    return sp.csr_matrix(untouched + solved), again.size
+
+
+def _exchanged_counts(
+    statistics: Statistics, name: str, exchange: _Exchange, source: str | None = None
+) -> NDArray[np.int64]:
+    counts = statistics.counts[name].copy()
+    for permitted, sign in ((exchange.removed, -1), (exchange.added, 1)):
+        rows = permitted.rows
+        if source is not None:
+            rows = rows.filter(pc.equal(rows["source"], source))
+        items, persons = distinct_persons(rows)
+        places = statistics.items.indices(items.ids(np.arange(len(items))))
+        if (places < 0).any():
+            raise _NotExactError(_CHANGED)
+        counts[places] += sign * persons
+    if (counts < 0).any():
+        raise _NotExactError(_CHANGED)
+    return counts
+
+
+def _exchanged_attributes(
+    attributes: Mapping[str, ValueCounts], exchange: _Exchange
+) -> dict[str, ValueCounts]:
+    changed: dict[str, dict[Any, int]] = {name: dict(counts) for name, counts in attributes.items()}
+    for permitted, sign in ((exchange.removed, -1), (exchange.added, 1)):
+        if permitted.attributes is None:
+            continue
+        for name, counts in attribute_counts(permitted.attributes).items():
+            for value, count in counts.items():
+                changed[name][value] = changed[name].get(value, 0) + sign * count
+    if any(count < 0 for counts in changed.values() for count in counts.values()):
+        raise _NotExactError(_CHANGED)
+    return {
+        name: {value: count for value, count in counts.items() if count} for name, counts in changed.items()
+    }
+
+
+def _fitted_encoder(
+    attributes: Mapping[str, ValueCounts], old: AttributeEncoder, config: TierConfig, min_persons: int
+) -> AttributeEncoder:
+    """The encoder that a fit on persons with these values would learn."""
+    values = {
+        name: np.repeat(np.array(list(counts), dtype=object), list(counts.values())).tolist()
+        for name, counts in attributes.items()
+    }
+    longest = max(map(len, values.values()), default=0)
+    table = pa.table({name: column + [None] * (longest - len(column)) for name, column in values.items()})
+    first = old.columns[0].first_input if old.columns else 0
+    return fit_attributes(
+        table, first_input=first, min_persons=max(min_persons, config.attribute_min_persons)
+    )
+
+
+def _rebased(encoder: AttributeEncoder, first_input: int) -> AttributeEncoder:
+    """The same encoder behind another number of items."""
+    if not encoder.columns:
+        return encoder
+    shift = first_input - encoder.columns[0].first_input
+    return AttributeEncoder(
+        tuple(
+            dataclasses.replace(column, first_input=column.first_input + shift) for column in encoder.columns
+        )
+    )
+
+
+def _kept_items(items: ItemIndex, kept: NDArray[np.bool_]) -> ItemIndex:
+    return items if kept.all() else ItemIndex.from_ids(items.ids(np.flatnonzero(kept)))
+
+
+def _renewed(
+    statistics: Statistics,
+    exchange: _Exchange,
+    items: ItemIndex,
+    counts: Mapping[str, NDArray[np.int64]],
+    gram: GramStatistics | None,
+    attributes: Mapping[str, ValueCounts],
+) -> Statistics:
+    fingerprints = statistics.fingerprints.exchanged(exchange.left, exchange.entered)
+    return Statistics(items, counts, gram, attributes, fingerprints, exchange.devices)
+
+
+# ---- Another fit -------------------------------------------------------------------------------------------
+
+
+def _refitted(
+    tier: Tier, bundle: Bundle, circumstances: _Circumstances, request: _Request
+) -> tuple[FittedTier, dict[str, Any]]:
+    """The tier fitted on what remains, and on which rows and which state of the ledger it rests."""
+    gate = request.gate("without", circumstances)
+    parts: tuple[PermittedRows, ...]
+    if tier is Tier.POPULAR:
+        online, crm = gate.permitted(Tier.ONLINE), gate.permitted(Tier.CRM)
+        fitted = fit_popular(online, crm, gate.anonymous_rows(), min_persons=_min_persons(bundle), keep=True)
+        parts = (online, dataclasses.replace(crm, attributes=None))
+    else:
+        parts = (gate.permitted(tier),)
+        fitted = fit_tier(
+            tier,
+            parts[0],
+            _config(bundle),
+            min_persons=_min_persons(bundle),
+            threads=request.threads,
+            keep=True,
+        )
+    ledger = ledger_of(request.shop) if request.ledger is None else request.ledger
+    return fitted, {
+        "ledger_position": ledger.position,
+        "ledger_head": ledger.head,
+        "ledger_conflicts": len(ledger.conflicts),
+        "lifetimes": ledger.lifetimes.version,
+        "rows_digest": rows_digest(parts),
+        "funnel": [
+            {**dataclasses.asdict(funnel), "tier": str(tier)} for part in parts for funnel in part.funnel
+        ],
+    }
+
+
+def _config(bundle: Bundle) -> TierConfig:
+    """The configuration that a bundle was fitted with: its own account of it."""
+    parameters = {name: value for name, value in bundle.manifest.parameters.items() if name != "min_persons"}
+    try:
+        return TierConfig.model_validate(parameters)
+    except ValidationError as error:
+        raise BundleUnsupported(
+            f"bundle {bundle.path}: its parameters are not those of this release: train again"
+        ) from error
+
+
+def _min_persons(bundle: Bundle) -> int:
+    value = bundle.manifest.parameters.get("min_persons")
+    if not isinstance(value, int):
+        raise BundleUnsupported(f"bundle {bundle.path}: its parameters lack min_persons: train again")
+    return value
+
+
+# ---- Writing -----------------------------------------------------------------------------------------------
+
+
+def _replace(tier: Tier, bundle: Bundle, outcome: _Outcome, fitted: FittedTier, request: _Request) -> str:
+    """Put the new bundle in the place of the old one, then the statistics; return the digest.
+
+    Killed in between, the new bundle stands beside statistics of another one, which are not used.
+    """
+    path, manifest, circumstances = request.out / tier, bundle.manifest, outcome.circumstances
+    try:
+        run = read_run(path)
+    except BundleMissing:
+        run = {}
+    digest = write_bundle(
+        path,
+        tier=tier,
+        sources=manifest.sources,
+        permission=manifest.permission,
+        algorithm=manifest.algorithm,
+        parameters=manifest.parameters,
+        scoring=fitted.scoring,
+        item_count=fitted.item_count,
+        cutoff=circumstances.cutoff,
+        arrays=fitted.arrays,
+        overwrite=True,
+    )
+    run.pop("rows_digest", None)  # of rows among which were those of the subjects
+    write_run(
+        path,
+        {
+            **run,
+            **outcome.run,
+            "forgot": run.get("forgot", 0) + len(request.subjects),
+            "forgot_at": dt.datetime.now(dt.UTC).isoformat(),
+            "forgot_by": outcome.how,
+        },
+    )
+    if outcome.how == "refitted":
+        gate = request.gate("without", circumstances)
+        keep_statistics(request.restricted, tier, fitted, bundle_digest=digest, gate=gate)
+    elif fitted.statistics is not None:
+        facts = fit_facts(request.gate("around", circumstances))
+        place = request.restricted.statistics(tier)
+        write_statistics(place, fitted.statistics, bundle_digest=digest, facts=facts)
+    gone = _gone(tier, circumstances, request)
+    request.restricted.lineage().replaced(bundle.digest, digest, without=gone)
+    return digest
+
+
+def _gone(tier: Tier, circumstances: _Circumstances, request: _Request) -> set[Subject]:
+    """Who is not in a bundle any more: the subjects, and in the joint model whom only a link let in."""
+    gone = set(request.subjects)
+    if tier is Tier.FUSED and not circumstances.policy.switches.include_single_source_in_fused:
+        links, links_after = (
+            linked_devices(request.gate(part, circumstances)) for part in ("around", "around_without")
+        )
+        gone.update(("visitor", visitor) for visitor in links.keys() - links_after.keys())
+        gone.update(("customer", customer) for customer in set(links.values()) - set(links_after.values()))
+    return gone
+
+
+def _remove(tier: Tier, digest: str, request: _Request) -> None:
+    """Take a bundle away that nothing is left to fit on."""
+    path = request.out / tier
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    path.rename(aside)
+    shutil.rmtree(aside)
+    shutil.rmtree(request.restricted.statistics(tier), ignore_errors=True)
+    request.restricted.lineage().drop([digest])
+
+
+@contextlib.contextmanager
+def _one_at_a_time(restricted: Restricted) -> Iterator[None]:
+    """Two runs at once would each bring back whom the other forgot."""
+    restricted.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (restricted.path / "forget.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+# ---- Small helpers -----------------------------------------------------------------------------------------
+
+
+def _checked(subjects: Iterable[Subject]) -> tuple[Subject, ...]:
+    chosen = tuple(dict.fromkeys(subjects))
+    if not chosen:
+        raise ValueError("name somebody to forget")
+    for kind, subject_id in chosen:
+        if kind not in _COLUMNS or not subject_id:
+            raise ValueError("a subject is ('customer', ID) or ('visitor', ID), and the ID is not empty")
+    return chosen
+
+
+def _ids(subjects: Iterable[Subject], kind: SubjectKind) -> list[str]:
+    return [subject_id for each, subject_id in subjects if each == kind]
+
+
+def _names(kind: SubjectKind, ids: Iterable[str]) -> pa.Array:
+    """The gate's names of persons."""
+    return pa.array([f"{kind}:{subject_id}" for subject_id in ids], pa.string())
+
+
+def _rows_of(table: pa.Table, column: str, values: pa.Array, *, keep: bool = True) -> pa.Table:
+    """The rows whose value is (or is not) among some."""
+    among = pc.is_in(table[column], value_set=values)
+    return table.filter(among if keep else pc.invert(among))
+
+
+def _distinct(column: pa.ChunkedArray, more: Sequence[str] = ()) -> pa.Array:
+    return pc.unique(pa.chunked_array([*column.chunks, pa.array(more, pa.string())], pa.string())).drop_null()

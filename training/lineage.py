@@ -1,0 +1,199 @@
+"""Which bundles hold this subject? An index on the training side, keyed so that it names nobody.
+
+A bundle itself holds no list of members. The index holds keyed digests of the subjects whose rows or
+attributes a bundle was fitted on; without the key, or after erasure, it answers nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime as dt
+import sqlite3
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from consentier.consent import microseconds
+from consentier.consent.keyring import Keyring
+from consentier.consent.records import SubjectKind
+from consentier.errors import ConsentierError
+
+__all__ = ["HeldBundle", "Lineage", "LineageError"]
+
+_VERSION = 1
+
+_SCHEMA = f"""
+CREATE TABLE bundles (
+    id INTEGER PRIMARY KEY,
+    digest TEXT NOT NULL UNIQUE,
+    tier TEXT NOT NULL,
+    cutoff INTEGER NOT NULL,
+    ledger_position INTEGER NOT NULL
+) STRICT;
+CREATE TABLE members (
+    subject TEXT NOT NULL,
+    bundle INTEGER NOT NULL REFERENCES bundles (id) ON DELETE CASCADE,
+    PRIMARY KEY (subject, bundle)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX members_by_bundle ON members (bundle);
+PRAGMA user_version = {_VERSION};
+"""
+
+
+class LineageError(ConsentierError):
+    """The index of who is in which bundle cannot be used."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HeldBundle:
+    """A bundle that was fitted on a subject's data.
+
+    Attributes
+    ----------
+    digest, tier
+        Which bundle.
+    cutoff
+        Its training cut-off.
+    ledger_position
+        The ledger's position when it was fitted.
+    """
+
+    digest: str
+    tier: str
+    cutoff: dt.datetime
+    ledger_position: int
+
+
+class Lineage:
+    """The index in one SQLite file. What is deleted is overwritten, not only unlinked.
+
+    Parameters
+    ----------
+    path
+        The file; made if it is missing.
+    keyring
+        Keys that name subjects.
+
+    Raises
+    ------
+    LineageError
+        If the file is no index, or cannot be opened.
+    """
+
+    def __init__(self, path: Path, keyring: Keyring) -> None:
+        self._path = path
+        self._keyring = keyring
+        with self._transaction() as connection:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version == _VERSION:
+                return
+            if version or connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
+                raise LineageError(f"lineage {path}: is no lineage index of this release (version {version})")
+            for statement in _SCHEMA.split(";\n"):
+                connection.execute(statement)
+
+    def record(
+        self,
+        digest: str,
+        tier: str,
+        subjects: Iterable[tuple[SubjectKind, str]],
+        *,
+        cutoff: dt.datetime,
+        ledger_position: int,
+    ) -> int:
+        """Note on whom a bundle was fitted, in place of what was noted of it before; say how many they are.
+
+        Costs about 10 µs and 100 bytes a subject.
+        """
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM bundles WHERE digest = ?", (digest,))
+            bundle = connection.execute(
+                "INSERT INTO bundles (digest, tier, cutoff, ledger_position) VALUES (?, ?, ?, ?)",
+                (digest, tier, microseconds(cutoff), ledger_position),
+            ).lastrowid
+            before = connection.total_changes
+            connection.executemany(
+                "INSERT OR IGNORE INTO members (subject, bundle) VALUES (?, ?)",
+                ((self._keyring.digest("lineage", _name(subject)), bundle) for subject in subjects),
+            )
+            return connection.total_changes - before
+
+    def bundles_of(self, kind: SubjectKind, subject_id: str) -> list[HeldBundle]:
+        """The bundles that hold a subject, by tier and digest."""
+        found: set[tuple[str, str, int, int]] = set()
+        with self._transaction() as connection:
+            for digest in self._keyring.digests("lineage", _name((kind, subject_id))):
+                found.update(
+                    connection.execute(
+                        "SELECT digest, tier, cutoff, ledger_position FROM members "
+                        "JOIN bundles ON bundles.id = members.bundle WHERE subject = ?",
+                        (digest,),
+                    )
+                )
+        return [
+            HeldBundle(digest, tier, _EPOCH + dt.timedelta(microseconds=cutoff), position)
+            for digest, tier, cutoff, position in sorted(found, key=lambda row: (row[1], row[0]))
+        ]
+
+    def replaced(
+        self, old_digest: str, new_digest: str, *, without: Iterable[tuple[SubjectKind, str]]
+    ) -> None:
+        """Note that a bundle took the place of another, fitted on the same persons but some."""
+        with self._transaction() as connection:
+            row = connection.execute("SELECT id FROM bundles WHERE digest = ?", (old_digest,)).fetchone()
+            if row is None:
+                return
+            connection.executemany(
+                "DELETE FROM members WHERE bundle = ? AND subject = ?",
+                (
+                    (row[0], digest)
+                    for subject in without
+                    for digest in self._keyring.digests("lineage", _name(subject))
+                ),
+            )
+            if new_digest != old_digest:
+                connection.execute("DELETE FROM bundles WHERE digest = ?", (new_digest,))
+                connection.execute("UPDATE bundles SET digest = ? WHERE id = ?", (new_digest, row[0]))
+
+    def erase(self, kind: SubjectKind, subject_id: str) -> int:
+        """Delete all that is noted of a subject; say how many entries went."""
+        with self._transaction() as connection:
+            return sum(
+                connection.execute("DELETE FROM members WHERE subject = ?", (digest,)).rowcount
+                for digest in self._keyring.digests("lineage", _name((kind, subject_id)))
+            )
+
+    def drop(self, digests: Iterable[str]) -> int:
+        """Delete what is noted of bundles that exist no more; say how many there were."""
+        with self._transaction() as connection:
+            return sum(
+                connection.execute("DELETE FROM bundles WHERE digest = ?", (digest,)).rowcount
+                for digest in digests
+            )
+
+    def digests(self) -> list[str]:
+        """Digests of all bundles that the index knows, sorted."""
+        with self._transaction() as connection:
+            return [row[0] for row in connection.execute("SELECT digest FROM bundles ORDER BY digest")]
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with contextlib.closing(
+                sqlite3.connect(self._path, timeout=30, isolation_level=None)
+            ) as connection:
+                connection.execute("PRAGMA foreign_keys = ON")
+                connection.execute("PRAGMA secure_delete = ON")
+                connection.execute("BEGIN IMMEDIATE")
+                with connection:
+                    yield connection
+        except sqlite3.Error as error:
+            raise LineageError(f"lineage {self._path}: {error}") from error
+
+
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
+
+def _name(subject: tuple[SubjectKind, str]) -> str:
+    kind, subject_id = subject
+    return f"{kind}:{subject_id}"

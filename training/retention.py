@@ -1,0 +1,249 @@
+"""Deleting on schedule: one typed file says what is kept for how long, one command carries it out.
+
+Refusing to load an old bundle erases nothing. Copies lie in batch files, caches, tracked runs, statistics and
+audit lines; each has its line here, and a line that cannot be carried out is an error, not a warning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from consentier.consent import Tier
+from consentier.consent.keyring import Keyring
+from consentier.errors import BundleError, DataError, TrainingError, suggestion
+from consentier.models.bundle import open_bundle
+from consentier.serving.audit import expire as expire_audit
+from consentier.serving.profile_store import SqliteProfiles
+from consentier.serving.revocation import Revocations
+from consentier.training.restricted import Restricted
+from consentier.training.retention_schedule import (
+    AuditRule,
+    BundlesRule,
+    FilesRule,
+    KeysRule,
+    ProfilesRule,
+    RetentionSchedule,
+    Rule,
+    TableRule,
+    TrackingRule,
+)
+
+__all__ = ["Outcome", "apply_retention"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcome:
+    """What carrying out one rule did.
+
+    Attributes
+    ----------
+    what, where
+        The rule, and the path or URI that it is about.
+    deleted
+        How many files, rows, events, lines, bundles, runs or keys went (or would go, in a rehearsal). None
+        where that cannot be told without doing it.
+    """
+
+    what: str
+    where: str
+    deleted: int | None
+
+
+def apply_retention(schedule: RetentionSchedule, *, now: dt.datetime, dry_run: bool = False) -> list[Outcome]:
+    """Delete what a schedule keeps no longer.
+
+    Parameters
+    ----------
+    schedule
+        The rules.
+    now
+        The instant from which days are counted back.
+    dry_run
+        Only say what would go.
+
+    Raises
+    ------
+    DataError, AuditError, BundleError, TrainingError, OSError
+        If a rule cannot be carried out. Rules before it have been; run again when the fault is mended.
+
+    Notes
+    -----
+    What is deleted may live on in backups of the file system, which no program here can reach.
+    """
+    return [
+        Outcome(rule.what, str(getattr(rule, "path", None) or getattr(rule, "uri", "")), done)
+        for rule in schedule.keep
+        for done in [_CARRY_OUT[type(rule)](rule, now, dry_run)]
+    ]
+
+
+def _files(rule: FilesRule, now: dt.datetime, dry_run: bool) -> int:
+    before = (now - dt.timedelta(days=rule.days)).timestamp()
+    if not rule.path.is_dir():
+        raise DataError(f"retention: {rule.path} is no directory")
+    old = [
+        file
+        for file in sorted(rule.path.glob(rule.pattern))
+        if file.is_file() and not file.is_symlink() and file.stat().st_mtime < before
+    ]
+    for file in old:
+        if not dry_run:
+            file.unlink()
+    return len(old)
+
+
+def _table(rule: TableRule, now: dt.datetime, dry_run: bool) -> int:
+    try:
+        table = pq.read_table(rule.path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"retention: table {rule.path} cannot be read as Parquet: {error}") from error
+    if rule.time_column not in table.column_names:
+        raise DataError(
+            f"retention: table {rule.path}: there is no column {rule.time_column!r}"
+            f"{suggestion(rule.time_column, table.column_names)}"
+        )
+    times = table[rule.time_column]
+    if not pa.types.is_timestamp(times.type) or times.type.tz is None:
+        raise DataError(
+            f"retention: table {rule.path}, column {rule.time_column}: holds {times.type}, not times with a "
+            "time zone"
+        )
+    before = pa.scalar(now - dt.timedelta(days=rule.days), pa.timestamp("us", "UTC"))
+    # A row without a time has no age that would allow to keep it.
+    kept = table.filter(pc.fill_null(pc.greater_equal(times.cast(before.type), before), False))
+    if kept.num_rows < table.num_rows and not dry_run:
+        beside = rule.path.with_name(f".{rule.path.name}.{os.getpid()}.tmp")
+        try:
+            pq.write_table(kept, beside)
+            beside.replace(rule.path)
+        finally:
+            beside.unlink(missing_ok=True)
+    return int(table.num_rows - kept.num_rows)
+
+
+def _profiles(rule: ProfilesRule, now: dt.datetime, dry_run: bool) -> int | None:
+    if not rule.path.is_file():
+        raise DataError(f"retention: there is no profile store {rule.path}")
+    return None if dry_run else SqliteProfiles(rule.path).expire(now - dt.timedelta(days=rule.days))
+
+
+def _audit(rule: AuditRule, now: dt.datetime, dry_run: bool) -> int | None:
+    return None if dry_run else expire_audit(rule.path, now)
+
+
+def _bundles(rule: BundlesRule, now: dt.datetime, dry_run: bool) -> int:
+    revocations = Revocations.open(rule.path)
+    restricted = Restricted.beside(rule.path) if rule.restricted is None else Restricted(rule.restricted)
+    stopped = {}
+    for tier in Tier:
+        if (rule.path / tier / "manifest.json").is_file():
+            digest = _digest_of(rule.path / tier)
+            if _past_deadline(revocations, digest, now):
+                stopped[tier] = digest
+    for tier, digest in stopped.items():
+        if not dry_run:
+            shutil.rmtree(rule.path / tier)
+            shutil.rmtree(restricted.statistics(tier), ignore_errors=True)
+            if restricted.path.is_dir():
+                restricted.lineage().drop([digest])
+    return len(stopped)
+
+
+def _past_deadline(revocations: Revocations, digest: str, now: dt.datetime) -> bool:
+    """Whether a deadline has passed. A list that cannot be read stops every answer, but deletes nothing."""
+    deadline = revocations.deadline_of(digest)
+    return deadline is not None and deadline <= now
+
+
+def _digest_of(path: Path) -> str:
+    try:
+        return open_bundle(path).digest
+    except BundleError as error:
+        raise DataError(f"retention: {error}; remove the directory by hand if it is not needed") from error
+
+
+def _tracking(rule: TrackingRule, now: dt.datetime, dry_run: bool) -> int:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=rule.uri)
+    experiment = client.get_experiment_by_name(rule.experiment)
+    if experiment is None:
+        raise DataError(f"retention: there is no experiment {rule.experiment!r} in {rule.uri}")
+    before = int((now - dt.timedelta(days=rule.days)).timestamp() * 1000)
+    revocations = None if rule.bundles is None else Revocations.open(rule.bundles)
+    old, token = [], None
+    while True:
+        page = client.search_runs(
+            [experiment.experiment_id],
+            run_view_type=mlflow.entities.ViewType.ALL,
+            max_results=1000,
+            page_token=token,
+        )
+        for run in page:
+            digest = run.data.tags.get("bundle_digest")
+            ended = run.info.end_time if run.info.end_time is not None else run.info.start_time
+            past = revocations is not None and digest is not None and _past_deadline(revocations, digest, now)
+            if ended < before or past or run.info.lifecycle_stage == "deleted":
+                old.append(run.info)
+        token = page.token
+        if not token:
+            break
+    if old and not dry_run:
+        for info in old:
+            if info.lifecycle_stage != "deleted":
+                client.delete_run(info.run_id)
+        _delete_for_good(rule.uri, [info.run_id for info in old])
+    return len(old)
+
+
+def _delete_for_good(uri: str, run_ids: list[str]) -> None:
+    """MLflow marks runs as deleted; only its command line removes rows and artifacts."""
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "gc",
+        "--backend-store-uri",
+        uri,
+        "--run-ids",
+        ",".join(run_ids),
+    ]
+    done = subprocess.run(
+        command, env={**os.environ, "MLFLOW_TRACKING_URI": uri}, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise TrainingError(f"retention: mlflow gc failed: {done.stderr.strip()[-500:]}")
+
+
+def _keys(rule: KeysRule, now: dt.datetime, dry_run: bool) -> int:
+    keyring = Keyring.open(rule.path, create=False)
+    before = now - dt.timedelta(days=rule.keep_days)
+    if dry_run:
+        return len(keyring.superseded(before))
+    if keyring.newest_at < now - dt.timedelta(days=rule.rotate_days):
+        keyring.rotate(now)
+    return len(keyring.prune(before))
+
+
+_CARRY_OUT: Mapping[type[Rule], Callable[[Any, dt.datetime, bool], int | None]] = {
+    FilesRule: _files,
+    TableRule: _table,
+    ProfilesRule: _profiles,
+    AuditRule: _audit,
+    BundlesRule: _bundles,
+    TrackingRule: _tracking,
+    KeysRule: _keys,
+}

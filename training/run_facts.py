@@ -1,0 +1,87 @@
+"""What is true of a training run but not of its models: stands beside each bundle, outside its digest."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import hashlib
+import io
+import platform
+from collections.abc import Iterable
+from importlib import metadata
+from typing import Any
+
+import pyarrow as pa
+
+from consentier.consent import Ledger
+from consentier.features.gate import Funnel, PermittedRows
+from consentier.training.config import Config, config_hash
+
+__all__ = ["rows_digest", "run_facts"]
+
+_PACKAGES = ("consentier", "numpy", "scipy", "numba", "scikit-learn", "implicit", "duckdb", "ibis-framework")
+
+
+def run_facts(
+    config: Config, ledger: Ledger, funnel: Iterable[Funnel], digest: str, seconds: float
+) -> dict[str, Any]:
+    """What is true of the run but not of the model.
+
+    Parameters
+    ----------
+    config, ledger
+        What it was made with.
+    funnel
+        What the gate kept out.
+    digest
+        The `rows_digest` of what it let through.
+    seconds
+        How long fitting took.
+    """
+    return {
+        "created_at": dt.datetime.now(dt.UTC).isoformat(),
+        "config_hash": config_hash(config),
+        "ledger_position": ledger.position,
+        "ledger_head": ledger.head,
+        "lifetimes": ledger.lifetimes.version,
+        "rows_digest": digest,
+        "ledger_conflicts": len(ledger.conflicts),
+        "funnel": [dataclasses.asdict(each) for each in funnel],
+        "seconds": seconds,
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+class _Hash(io.RawIOBase):
+    """A file that keeps nothing of what is written to it but its SHA-256."""
+
+    def __init__(self) -> None:
+        self.sha256 = hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        self.sha256.update(data)
+        return len(data)
+
+
+def rows_digest(permitted: Iterable[PermittedRows]) -> str:
+    """One SHA-256 of all rows and attributes that a model was fitted on. O(bytes), one table at a time."""
+    file = _Hash()
+    tables = [table for part in permitted for table in (part.rows, part.attributes) if table is not None]
+    with pa.PythonFile(file, "w") as sink:
+        for table in tables:
+            with pa.ipc.new_stream(sink, table.schema) as writer:
+                writer.write_table(table.combine_chunks(), max_chunksize=65_536)
+    return f"sha256:{file.sha256.hexdigest()}"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,210 @@
+"""A withdrawal from end to end: the ledger, the links, the profiles, the bundles.
+
+The order matters. The withdrawal is recorded first: from then on every answer, every delivery and every
+training run denies, whatever becomes of the rest. What follows removes what was kept under the permission,
+and can be run again until it is done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from consentier.consent import ConsentRecord, Ledger, Source, Tier, microseconds
+from consentier.consent.records import SubjectKind
+from consentier.errors import BundleError
+from consentier.models.bundle import open_bundle
+from consentier.serving.revocation import revoke
+from consentier.training.lineage import HeldBundle, Lineage
+
+_OWNER: Mapping[Source, SubjectKind] = {Source.ONLINE: "visitor", Source.CRM: "customer"}
+"""Whose data a source's are."""
+
+_READERS = {
+    Source.ONLINE: frozenset({Tier.SESSION, Tier.ONLINE, Tier.FUSED, Tier.POPULAR}),
+    Source.CRM: frozenset({Tier.CRM, Tier.FUSED, Tier.POPULAR}),
+}
+"""Which bundles rest on a source."""
+
+__all__ = ["DEFAULT_DEADLINE", "ProfileStore", "Withdrawal", "withdraw"]
+
+DEFAULT_DEADLINE = dt.timedelta(days=30)
+"""By when a bundle that holds the subject must be gone: the month of GDPR 12(3), in its shortest reading."""
+
+
+class ProfileStore(Protocol):
+    """What a withdrawal asks of a store of profiles."""
+
+    def purge(self, subject: str) -> int:
+        """Delete all that is stored of a subject; say how many rows it was."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Withdrawal:
+    """What a withdrawal did.
+
+    Attributes
+    ----------
+    recorded
+        Entries that are new in the ledger; 0 where the withdrawal was on record already.
+    subjects
+        Whose permission was withdrawn: the subject, and with a customer's online permission the devices that
+        were lawfully linked.
+    links_dissolved
+        Identity links that were deleted.
+    profile_rows_purged
+        Rows deleted from the stores of the withdrawn source.
+    bundles
+        Bundles that read the source and hold, or may hold, the subject.
+    deadline
+        When these stop answering; None where there are none.
+    """
+
+    recorded: int
+    subjects: tuple[tuple[SubjectKind, str], ...]
+    links_dissolved: int
+    profile_rows_purged: int
+    bundles: tuple[HeldBundle, ...]
+    deadline: dt.datetime | None
+
+
+def withdraw(
+    ledger: Ledger,
+    subject_id: str,
+    *,
+    kind: SubjectKind,
+    source: Source,
+    at: dt.datetime,
+    profiles: Mapping[Source, Sequence[ProfileStore]] | None = None,
+    bundles: Iterable[tuple[Path, Lineage | None]] = (),
+    deadline: dt.timedelta = DEFAULT_DEADLINE,
+    evidence: str | None = None,
+) -> Withdrawal:
+    """Withdraw one permission of one subject, with all that follows from it.
+
+    Safe to run again: what was done already is found done, and the first deadline stands.
+
+    Parameters
+    ----------
+    ledger
+        Where to record it.
+    subject_id, kind
+        Who withdraws.
+    source
+        Which permission: online or crm. A customer who withdraws online does so for the devices that are
+        lawfully linked at `at` too; a device never withdraws for a customer.
+    at
+        From when on. What is recorded says that it was learnt of now, or at `at` if that lies ahead.
+    profiles
+        Stores of profiles by source.
+    bundles
+        Directories of bundles, each with the index of whom its bundles hold. A bundle that the index does
+        not know, and that reads the source, gets the deadline too: it may hold anybody.
+    deadline
+        How long after `at` the bundles may still answer.
+    evidence
+        What proves the withdrawal.
+
+    Raises
+    ------
+    ValueError
+        If `source` is neither online nor crm.
+    LedgerError
+        If the ledger cannot record it; then nothing else was done.
+    """
+    if source not in (Source.ONLINE, Source.CRM):
+        raise ValueError(f"a withdrawal is of online or crm, not of {source!r}")
+    if deadline < dt.timedelta(0):
+        raise ValueError("the deadline lies before the withdrawal")
+    subjects = _subjects(ledger, kind, subject_id, source, at)
+    recorded = ledger.append(_new_records(ledger, subjects, source, at, evidence))
+    dissolved = sum(_dissolve(ledger, subject) for subject in subjects)
+    stores = (profiles or {}).get(source, ())
+    purged = sum(store.purge(name) for kind_, name in subjects if kind_ == _OWNER[source] for store in stores)
+    held: dict[str, HeldBundle] = {}
+    for directory, lineage in bundles:
+        found = _held(directory, lineage, subjects, source)
+        revoke(directory, [bundle.digest for bundle in found], at + deadline, "withdrawal")
+        held.update((bundle.digest, bundle) for bundle in found)
+    ordered = tuple(sorted(held.values(), key=lambda bundle: (bundle.tier, bundle.digest)))
+    return Withdrawal(recorded, subjects, dissolved, purged, ordered, at + deadline if held else None)
+
+
+def _subjects(
+    ledger: Ledger, kind: SubjectKind, subject_id: str, source: Source, at: dt.datetime
+) -> tuple[tuple[SubjectKind, str], ...]:
+    devices = (
+        ledger.linked_visitors(subject_id, at=at) if (kind, source) == ("customer", Source.ONLINE) else []
+    )
+    return ((kind, subject_id), *(("visitor", device) for device in devices))
+
+
+def _new_records(
+    ledger: Ledger,
+    subjects: Iterable[tuple[SubjectKind, str]],
+    source: Source,
+    at: dt.datetime,
+    evidence: str | None,
+) -> list[ConsentRecord]:
+    recorded_at = max(at, dt.datetime.now(dt.UTC))
+    records = []
+    for kind, subject_id in subjects:
+        # The same withdrawal has the same id, however often the call is made.
+        name = json.dumps([kind, subject_id, source.value, microseconds(at), evidence])
+        record_id = f"withdrawal:{hashlib.sha256(name.encode()).hexdigest()}"
+        if all(known.record_id != record_id for known in ledger.records_of(subject_id, kind=kind)):
+            records.append(
+                ConsentRecord(
+                    record_id,
+                    subject_id,
+                    kind,
+                    source.value,
+                    "withdrawn",
+                    valid_from=at,
+                    recorded_at=recorded_at,
+                    collected_by="consentier",
+                    evidence=evidence,
+                )
+            )
+    return records
+
+
+def _dissolve(ledger: Ledger, subject: tuple[SubjectKind, str]) -> int:
+    kind, subject_id = subject
+    if kind == "visitor":
+        return ledger.dissolve_links(visitor_id=subject_id)
+    return ledger.dissolve_links(customer_id=subject_id)
+
+
+def _held(
+    directory: Path, lineage: Lineage | None, subjects: Iterable[tuple[SubjectKind, str]], source: Source
+) -> list[HeldBundle]:
+    known = frozenset[str]() if lineage is None else frozenset(lineage.digests())
+    found = [
+        bundle
+        for bundle in _bundles_in(directory)
+        if bundle.tier in _READERS[source] and bundle.digest not in known
+    ]
+    if lineage is None:
+        return found
+    for kind, subject_id in subjects:
+        # Under the other source's owner, only the fused bundle holds data of this one.
+        readers = _READERS[source] if kind == _OWNER[source] else {Tier.FUSED}
+        found += [bundle for bundle in lineage.bundles_of(kind, subject_id) if bundle.tier in readers]
+    return found
+
+
+def _bundles_in(directory: Path) -> Iterator[HeldBundle]:
+    for tier in Tier:
+        try:
+            bundle = open_bundle(directory / tier, verify=False)
+        except BundleError:
+            continue  # absent, or answering nothing
+        cutoff = dt.datetime.fromisoformat(bundle.manifest.cutoff)
+        yield HeldBundle(bundle.digest, str(tier), cutoff, ledger_position=0)
