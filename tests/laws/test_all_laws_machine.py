@@ -1,7 +1,8 @@
 """All laws at once, in a shop where everything happens in any order.
 
-Visitors browse, customers order, log in, grant, refuse, object, withdraw and are forgotten; models are trained
-in between; time passes. Whatever the order: after every step, every promise that can be checked is checked.
+Visitors browse, customers order, log in, grant, refuse, object, withdraw and are forgotten; models are
+trained in between; time passes. Whatever the order: after every step, every promise that can be checked is
+checked.
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ def forget(
         Path | None,
         typer.Option(
             "--policy",
-            help="Routing policy (TOML) that the bundles were fitted under. By default the one noted with the "
-            "kept statistics, else the strict one.",
+            help="Routing policy (TOML) that the bundles were fitted under. By default what the kept "
+            "statistics say, else the strict one.",
         ),
     ] = None,
     on_bad_rows: OnBadRowsOption = BadRows.ERROR,
