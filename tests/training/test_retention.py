@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import shutil
 from pathlib import Path
 
+import mlflow
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from engines import bundles as written_bundles
 from hypothesis import given
 from hypothesis import strategies as st
 
+from consentier.consent import Tier
 from consentier.consent.keyring import Keyring
-from consentier.errors import AuditError, ConfigError, DataError
+from consentier.errors import AuditError, BundleError, ConfigError, DataError
+from consentier.models.bundle import open_bundle
+from consentier.serving import Event, Recommender, Request
+from consentier.serving.audit import JsonLinesAudit
+from consentier.serving.profile_store import SqliteProfiles
+from consentier.serving.revocation import revoke
+from consentier.training.restricted import Restricted
 from consentier.training.retention import apply_retention
 from consentier.training.retention_schedule import FilesRule, RetentionSchedule, load_schedule
 
@@ -173,3 +183,108 @@ def test_the_schedule_of_the_manual_is_one(tmp_path: Path) -> None:
     text = page.read_text("utf-8").split("```toml\n")[1].split("```")[0]
     kinds = {rule.what for rule in schedule(tmp_path, text).keep}
     assert kinds == {"table", "profiles", "audit", "files", "bundles", "mlflow", "keys"}
+
+
+# ---- What the engine itself keeps --------------------------------------------------------------------------
+
+
+def revoked(bundles: Path, tier: str, deadline: dt.datetime) -> str:
+    """Give the bundle of a tier a deadline; its digest."""
+    digest = open_bundle(bundles / tier).digest
+    revoke(bundles, [digest], deadline, "withdrawal")
+    return digest
+
+
+@pytest.fixture
+def bundles(tmp_path: Path) -> Path:
+    """Bundles of all tiers, with a restricted directory beside them."""
+    folder = tmp_path / "bundles"
+    shutil.copytree(written_bundles(), folder)
+    lineage = Restricted.beside(folder).lineage()
+    for tier in ("crm", "fused"):
+        digest = open_bundle(folder / tier).digest
+        lineage.record(digest, tier, [("customer", "c1")], cutoff=NOW, ledger_position=1)
+        statistics = Restricted.beside(folder).statistics(Tier(tier))
+        statistics.mkdir(parents=True)
+        (statistics / "manifest.json").write_text("{}")
+    return folder
+
+
+BUNDLES = '[[keep]]\nwhat = "bundles"\npath = "bundles"\n'
+
+
+def test_bundles_past_their_deadline_go_with_what_was_kept_of_them(tmp_path: Path, bundles: Path) -> None:
+    revoked(bundles, "crm", NOW - DAY)
+    revoked(bundles, "fused", NOW + DAY)
+    rules = schedule(tmp_path, BUNDLES)
+    assert [outcome.deleted for outcome in apply_retention(rules, now=NOW, dry_run=True)] == [1]
+    assert (bundles / "crm").is_dir()
+    assert [outcome.deleted for outcome in apply_retention(rules, now=NOW)] == [1]
+    restricted = Restricted.beside(bundles)
+    assert not (bundles / "crm").exists()
+    assert not restricted.statistics(Tier.CRM).exists()
+    assert restricted.statistics(Tier.FUSED).is_dir()
+    assert [held.tier for held in restricted.lineage().bundles_of("customer", "c1")] == ["fused"]
+    assert {path.name for path in bundles.iterdir() if path.is_dir()} == {
+        "session",
+        "online",
+        "fused",
+        "popular",
+    }
+
+
+def test_a_list_of_deadlines_that_cannot_be_read_deletes_nothing(tmp_path: Path, bundles: Path) -> None:
+    """It stops every answer; but what is deleted is gone."""
+    (bundles / "revocations.json").write_text("no list")
+    with pytest.raises(BundleError, match="revocations"):
+        apply_retention(schedule(tmp_path, BUNDLES), now=NOW)
+    assert len([path for path in bundles.iterdir() if path.is_dir()]) == 5
+
+
+def test_profiles_and_audit_lines_go_when_their_time_is_over(tmp_path: Path, bundles: Path) -> None:
+    store = SqliteProfiles(tmp_path / "online.db")
+    store.append("v1", [Event("a", ts=NOW - 40 * DAY), Event("b", ts=NOW - 10 * DAY)])
+    keyring = Keyring.open(tmp_path / "audit" / "keys.json")
+    recommender = Recommender.load(
+        bundles, audit=JsonLinesAudit(tmp_path / "audit", keyring, retention_days=5)
+    )
+    recommender.recommend(Request(session=["item-01"]))
+    text = '[[keep]]\nwhat = "profiles"\npath = "online.db"\ndays = 30\n'
+    text += '[[keep]]\nwhat = "audit"\npath = "audit"\n'
+    rules = schedule(tmp_path, text)
+    soon, later = (dt.datetime.now(dt.UTC) + days * DAY for days in (3, 9))
+    assert [outcome.deleted for outcome in apply_retention(rules, now=NOW, dry_run=True)] == [None, None]
+    assert apply_retention(rules, now=NOW)[0].deleted == 1
+    assert [event.item_id for event in store["v1"]] == ["b"]
+    assert apply_retention(rules, now=soon)[1].deleted == 0
+    assert apply_retention(rules, now=later)[1].deleted == 1
+    (tmp_path / "online.db").unlink()
+    with pytest.raises(DataError, match=r"online\.db"):
+        apply_retention(rules, now=NOW)
+
+
+def test_runs_go_for_good_with_their_artifacts(tmp_path: Path, bundles: Path) -> None:
+    """Old ones, and those that logged a bundle past its deadline, trials included."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    digest = revoked(bundles, "crm", NOW - DAY)
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    artifacts = tmp_path / "artifacts"
+    experiment = client.create_experiment("consentier", artifact_location=artifacts.as_uri())
+    now = int(NOW.timestamp() * 1000)
+    runs = {}
+    for name, days, tags in (("old", 100, {}), ("new", 1, {}), ("revoked", 1, {"bundle_digest": digest})):
+        started = now - days * 86_400_000
+        run = client.create_run(experiment, start_time=started, run_name=name, tags=tags).info.run_id
+        client.log_text(run, "a copy", "bundle/manifest.json")
+        client.set_terminated(run, end_time=started + 1000)
+        runs[name] = run
+    text = f'[[keep]]\nwhat = "mlflow"\nuri = "{uri}"\ndays = 30\nbundles = "bundles"\n'
+    rules = schedule(tmp_path, text)
+    assert apply_retention(rules, now=NOW, dry_run=True)[0].deleted == 2
+    assert len(list(artifacts.rglob("manifest.json"))) == 3
+    assert apply_retention(rules, now=NOW)[0].deleted == 2
+    left = client.search_runs([experiment], run_view_type=mlflow.entities.ViewType.ALL)
+    assert [run.info.run_id for run in left] == [runs["new"]]
+    assert [path.parent.parent.parent.name for path in artifacts.rglob("manifest.json")] == [runs["new"]]
+    with pytest.raises(DataError, match="nothing"):
+        apply_retention(schedule(tmp_path, text + 'experiment = "nothing"\n'), now=NOW)
