@@ -9,7 +9,7 @@ FUZZ_SECONDS ?= 60
 
 LOCK := requirements/lock.txt
 LOWER_BOUNDS := requirements/lower-bounds.txt
-# All extras but spark, whose engine is larger than the rest together and which no test needs yet.
+# All extras but spark, whose engine is larger than the rest together, and fuzz, which few machines have wheels of.
 LOCKED_EXTRAS := $(foreach extra,cli train notebooks dev services,--extra $(extra))
 PACKAGED := consent features models serving training src
 # Folders stand for files that were removed or renamed.

@@ -134,19 +134,42 @@ def members(shop: ShopTables, config: Config, tier: Tier) -> list[Subject]:
 
 
 def shop_without(shop: ShopTables, gone: Sequence[Subject]) -> ShopTables:
-    """The shop's tables without all rows of some customers or visitors."""
-    tables = {}
-    for name in ("events", "orders", "product_usage", "customers", "identities"):
-        table = getattr(shop, name)
-        for kind in ("visitor", "customer"):
-            if f"{kind}_id" in table.column_names:
-                ids = pa.array([subject for each, subject in gone if each == kind], pa.string())
-                table = table.filter(pc.invert(pc.is_in(table[f"{kind}_id"], value_set=ids)))
-        tables[name] = table
-    kinds, ids = (shop.consents[name].to_pylist() for name in ("subject_kind", "subject_id"))
+    """The shop's tables without all rows of some customers or visitors.
+
+    What would permit more of others stays: a login that shows a device to be shared, and a record whose id
+    somebody else used too.
+    """
     leaving = set(gone)
-    stays = [(kind, subject) not in leaving for kind, subject in zip(kinds, ids, strict=True)]
-    return dataclasses.replace(shop, **tables, consents=shop.consents.filter(pa.array(stays, pa.bool_())))
+    tables = {}
+    for kind, names in (("visitor", ("events",)), ("customer", ("orders", "product_usage", "customers"))):
+        for name in names:
+            table = getattr(shop, name)
+            owners = table[f"{kind}_id"].to_pylist()
+            tables[name] = table.filter(
+                pa.array([(kind, each) not in leaving for each in owners], pa.bool_())
+            )
+    devices, customers = (shop.identities[f"{kind}_id"].to_pylist() for kind in ("visitor", "customer"))
+    others = {
+        device
+        for device, customer in zip(devices, customers, strict=True)
+        if ("customer", customer) not in leaving
+    }
+    logins = [
+        ("visitor", device) not in leaving and (("customer", customer) not in leaving or device in others)
+        for device, customer in zip(devices, customers, strict=True)
+    ]
+    record_ids, kinds, subjects = (
+        shop.consents[name].to_pylist() for name in ("record_id", "subject_kind", "subject_id")
+    )
+    stays = [subject not in leaving for subject in zip(kinds, subjects, strict=True)]
+    used = {record_id for record_id, kept in zip(record_ids, stays, strict=True) if kept}
+    records = [kept or record_id in used for record_id, kept in zip(record_ids, stays, strict=True)]
+    return dataclasses.replace(
+        shop,
+        **tables,
+        identities=shop.identities.filter(pa.array(logins, pa.bool_())),
+        consents=shop.consents.filter(pa.array(records, pa.bool_())),
+    )
 
 
 def row(tier: Tier, count: int, runs: Sequence[Run]) -> str:

@@ -151,6 +151,11 @@ class ConsentGate:
         object.__setattr__(self, "_subjects", subjects)
         object.__setattr__(self, "_links", links)
 
+    @property
+    def links(self) -> pa.Table:
+        """The links that hold at the cut-off and may be learnt from: visitor_id, customer_id, since."""
+        return self._links
+
     def permitted(self, tier: Tier) -> PermittedRows:
         """The rows and attributes that one of the four tiers may be trained on."""
         with self._running() as engine:

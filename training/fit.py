@@ -251,7 +251,7 @@ def keep_statistics(
 
 def linked_devices(gate: ConsentGate) -> dict[str, str]:
     """The devices whose rows the gate joins to those of a customer, each with the customer."""
-    links = gate._links
+    links = gate.links
     return dict(zip(links["visitor_id"].to_pylist(), links["customer_id"].to_pylist(), strict=True))
 
 

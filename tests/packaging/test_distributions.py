@@ -56,6 +56,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
     assert package == modules_of_the_tree() | {
         "consentier/py.typed",
         "consentier/consent/default_policy.toml",
+        "consentier/consent/default_lifetimes.toml",
     }
 
 
@@ -96,7 +97,7 @@ def test_the_sdist_holds_no_stray_files(wheel: Path) -> None:
     }
     tree = {
         path.relative_to(ROOT).as_posix() for folder in FOLDERS.values() for path in folder.rglob("*.py")
-    } | {"src/consentier/py.typed", "consent/default_policy.toml"}
+    } | {"src/consentier/py.typed", "consent/default_policy.toml", "consent/default_lifetimes.toml"}
     assert others == tree
     assert texts <= names
 
@@ -133,9 +134,13 @@ def canonical(name: str) -> str:
 
 
 def declared() -> list[Requirement]:
-    """All requirements but those of the spark extra, which the lock leaves out."""
+    """All requirements but those of the extras that the lock leaves out."""
     project = PROJECT["project"]
-    extras = {name: texts for name, texts in project["optional-dependencies"].items() if name != "spark"}
+    extras = {
+        name: texts
+        for name, texts in project["optional-dependencies"].items()
+        if name not in {"spark", "fuzz"}
+    }
     texts = [*project["dependencies"], *(text for each in extras.values() for text in each)]
     return [each for each in map(Requirement, texts) if each.name != "consentier"]
 
