@@ -73,7 +73,10 @@ _CONSENT_EXAMPLES: dict[Callable[..., None], str] = {
     consent.erase: "consentier consent erase c-42 --ledger sqlite:///consents.db",
     consent.verify: "consentier consent verify --ledger sqlite:///consents.db",
     consent.backup: "consentier consent backup consents-backup.db --ledger sqlite:///consents.db",
-    consent.restore: "consentier consent restore consents-backup.db --ledger sqlite:///restored.db",
+    consent.erased: "consentier consent erased erased.txt --ledger sqlite:///consents.db",
+    consent.restore: (
+        "consentier consent restore consents-backup.db --ledger sqlite:///restored.db --erased erased.txt"
+    ),
     consent.lineage: "consentier consent lineage c-42 --bundles bundles",
 }
 

@@ -25,6 +25,7 @@ from consentier.cli.output import (
     print_table,
     say,
     short,
+    written_beside,
 )
 from consentier.consent import ConsentRecord, Ledger, Source, read_signal
 from consentier.errors import DataError, LedgerError
@@ -215,7 +216,8 @@ def erase(
 ) -> None:
     """Delete all that the ledger holds of a subject. The chain still verifies; the rest is gone for good.
 
-    Without records a subject counts as unknown: everything is denied. Withdraw and forget first.
+    Without records a subject is a stranger: everything is denied, and objections are gone too. Withdraw and
+    forget first.
     """
     if not yes and not typer.confirm(f"Erase all records and links of {kind.value} {subject}?", err=True):
         raise typer.Abort
@@ -264,16 +266,40 @@ def backup(
         say(f"{opened.position:,} entries copied to {out}")
 
 
+def erased(
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="Where to; an earlier list is replaced.")],
+    ledger: LedgerUrl,
+) -> None:
+    """Write a list of what was erased, which names nobody: a restored backup needs it.
+
+    Keep it beside the backups, and write it anew after each erasure.
+    """
+    with Ledger.open(ledger, create=False) as opened:
+        commitments = opened.erased()
+    with written_beside(out) as beside:
+        beside.write_text("".join(f"{commitment}\n" for commitment in commitments), "utf-8")
+    say(f"{len(commitments):,} erased entries listed in {out}")
+
+
 def restore(
     backup_file: Annotated[Path, typer.Argument(metavar="FILE", help="What 'consent backup' wrote.")],
     ledger: LedgerUrl,
+    erased_list: Annotated[
+        Path | None, typer.Option("--erased", help="What 'consent erased' wrote: it is erased again.")
+    ] = None,
 ) -> None:
     """Make a ledger, which must not exist or be empty, from a backup that verifies.
 
-    Erasures made after the backup must be made again: they were made by requests of persons.
+    Without the list of --erased, what was erased after the backup is back.
     """
+    commitments = [] if erased_list is None else erased_list.read_text("utf-8").split()
     with Ledger.restore(backup_file, ledger) as restored:
-        say(f"{restored.position:,} entries restored")
+        again = restored.erase_again(commitments)
+        say(f"{restored.position:,} entries restored, {again:,} erased again")
+    if erased_list is None:
+        note(
+            "what was erased after the backup is back: name the list that 'consent erased' wrote by --erased"
+        )
 
 
 def lineage(

@@ -1,0 +1,138 @@
+"""The commands of the ledger, in the order in which a shop comes to need them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from engines import bundles as written_bundles
+from shops import consent, day, event, link, order, shop
+from typer.testing import CliRunner
+
+from consentier.cli.app import app
+from consentier.consent import Ledger
+from consentier.features.tables import write_tables
+from consentier.models.bundle import open_bundle
+from consentier.serving import Event
+from consentier.serving.profile_store import SqliteProfiles
+from consentier.training.restricted import Restricted
+
+
+def run(*arguments: object) -> Result:
+    """One command."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+
+
+def done(*arguments: object) -> Any:
+    """The JSON result of a command that ends well."""
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> str:
+    """The URL of a ledger with one customer, imported from a shop's tables."""
+    tables = shop(
+        events=[event("v1", "a", 2)],
+        orders=[order("c1", "a", 2)],
+        consents=[consent("v1", "online"), consent("c1", "crm"), consent("c1", "contact:email")],
+        identities=[link("v1", "c1")],
+    )
+    named = {name: getattr(tables, name) for name in ("events", "orders", "consents", "identities")}
+    write_tables(named, tmp_path / "shop")
+    url = f"sqlite:///{tmp_path / 'consents.db'}"
+    assert done("consent", "import", tmp_path / "shop", "--ledger", url)["records_new"] == 3
+    assert done("consent", "import", tmp_path / "shop", "--ledger", url)["records_new"] == 0
+    return url
+
+
+AT = ("--at", day(10).isoformat())
+
+
+def test_a_subject_is_shown_with_the_records_that_say_so(ledger: str) -> None:
+    shown = done("consent", "show", "c1", "--ledger", ledger, *AT)
+    assert shown["resolution"]["crm"] is True
+    assert shown["resolution"]["contact"] == ["email"]
+    assert len(shown["records"]) == 2
+    assert len(shown["links"]) == 1
+    earlier = done("consent", "show", "c1", "--ledger", ledger, *AT, "--known-at", day(-1).isoformat())
+    assert earlier["resolution"]["crm"] is False
+    assert "granted" in run("consent", "show", "v1", "--kind", "visitor", "--ledger", ledger, *AT).stdout
+
+
+def test_a_signal_is_recorded_and_one_that_cannot_be_read_denies(ledger: str, tmp_path: Path) -> None:
+    signal = ("consent", "signal", "shopify")
+    subject = ("--subject", "v1", "--ledger", ledger)
+    payload = tmp_path / "payload.json"
+    payload.write_text('{"analytics": "yes", "preferences": "yes", "marketing": "no", "sale_of_data": "no"}')
+    assert done(*signal, f"@{payload}", *subject, *AT)["new"] > 0
+    assert done(*signal, f"@{payload}", *subject, *AT)["new"] == 0
+    unreadable = done(*signal, '{"broken', *subject, "--at", day(11).isoformat())
+    assert {record["state"] for record in unreadable["records"]} == {"denied"}
+    shown = done(
+        "consent", "show", "v1", "--kind", "visitor", "--ledger", ledger, "--at", day(12).isoformat()
+    )
+    assert shown["resolution"]["online"] is False
+    assert "did you mean 'shopify'" in run("consent", "signal", "shopfy", "x", *subject).output
+
+
+def test_a_withdrawal_reaches_profiles_links_and_bundles(ledger: str, tmp_path: Path) -> None:
+    bundles = tmp_path / "bundles"
+    shutil.copytree(written_bundles(), bundles)
+    index = Restricted.beside(bundles).lineage()
+    for tier in ("session", "online", "crm", "fused", "popular"):
+        digest = open_bundle(bundles / tier).digest
+        index.record(digest, tier, [("customer", "c1")], cutoff=day(5), ledger_position=4)
+    store = SqliteProfiles(tmp_path / "crm.db")
+    store.append("c1", [Event("a", ts=day(2))])
+    held = done("consent", "lineage", "c1", "--bundles", bundles)
+    assert len(held) == 5
+    withdrawal = ("consent", "withdraw", "c1", "--source", "crm", "--ledger", ledger, "--bundles", bundles)
+    first = done(*withdrawal, "--crm-profiles", tmp_path / "crm.db", *AT)
+    assert (first["recorded"], first["links_dissolved"], first["profile_rows_purged"]) == (1, 1, 1)
+    assert {bundle["tier"] for bundle in first["bundles"]} == {"crm", "fused", "popular"}
+    assert first["deadline"] == day(40).isoformat()
+    assert done(*withdrawal, *AT)["recorded"] == 0
+    shown = done("consent", "show", "c1", "--ledger", ledger, *AT)
+    assert shown["resolution"]["crm"] is False
+    missing = run(*withdrawal, "--crm-profiles", tmp_path / "none.db")
+    assert (missing.exit_code, "no such profile store" in missing.output) == (2, True)
+
+
+def test_the_chain_is_verified_also_after_an_erasure(ledger: str) -> None:
+    before = done("consent", "verify", "--ledger", ledger)
+    anchor = f"{before['position']}:{before['head']}"
+    assert run("consent", "erase", "c1", "--ledger", ledger).exit_code != 0, "it asks first"
+    assert done("consent", "erase", "c1", "--ledger", ledger, "--yes")["erased"] == 3
+    after = done("consent", "verify", "--ledger", ledger, "--anchor", anchor)
+    assert (after["ok"], after["erased"]) == (True, 3)
+    assert run("consent", "verify", "--ledger", ledger, "--anchor", "7").exit_code == 2
+    wrong = run("consent", "verify", "--ledger", ledger, "--anchor", f"3:sha256:{'0' * 64}")
+    assert wrong.exit_code == 1
+    assert "altered" in wrong.stdout
+
+
+def test_a_backup_is_restored_without_what_was_erased_since(ledger: str, tmp_path: Path) -> None:
+    copy, names, restored = tmp_path / "copy.db", tmp_path / "erased.txt", f"sqlite:///{tmp_path / 'new.db'}"
+    assert run("consent", "backup", copy, "--ledger", ledger).exit_code == 0
+    done("consent", "erase", "c1", "--ledger", ledger, "--yes")
+    assert run("consent", "erased", names, "--ledger", ledger).exit_code == 0
+    assert "c1" not in names.read_text()
+    result = run("consent", "restore", copy, "--ledger", restored, "--erased", names)
+    assert result.exit_code == 0, result.output
+    with Ledger.open(restored, create=False) as opened:
+        assert not opened.records_of("c1", kind="customer")
+        assert opened.records_of("v1", kind="visitor")
+        assert opened.verify().ok
+
+
+def test_a_missing_ledger_is_named_and_not_made(tmp_path: Path) -> None:
+    result = run("consent", "verify", "--ledger", f"sqlite:///{tmp_path / 'none.db'}")
+    assert result.exit_code == 2
+    assert "none.db" in result.output
+    assert not list(tmp_path.iterdir())
