@@ -70,7 +70,7 @@ test-services: $(TEST)/.wheel .venv-spark/.wheel  ## The tests against real serv
 
 fuzz: .venv-fuzz/.wheel  ## Coverage-guided fuzzing of every parser of signals (FUZZ_SECONDS each, by default 60)
 	$(SAY) 'Fuzzing every parser for $(FUZZ_SECONDS) seconds'
-	@for target in $$(.venv-fuzz/bin/python fuzz/fuzz_signals.py --list); do \
+	@for target in $$(.venv-fuzz/bin/python fuzz/fuzz_signals.py --list 2>/dev/null); do \
 		echo "$$target"; \
 		.venv-fuzz/bin/python fuzz/fuzz_signals.py $$target -max_total_time=$(FUZZ_SECONDS) \
 			>.build/fuzz-$$target.log 2>&1 || { tail -40 .build/fuzz-$$target.log; exit 1; }; \
