@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from consentier.consent.records import PERMISSIONS
+from consentier.consent.toml_files import read_toml, require_known_keys
 from consentier.errors import ConfigError, suggestion
 
 __all__ = ["DAY", "UNLIMITED", "Lifetime", "Lifetimes"]
@@ -109,18 +110,13 @@ class Lifetimes:
         ConfigError
             If the file is missing, is no TOML, has unknown keys, or leaves a permission out.
         """
-        try:
-            document = tomllib.loads(Path(path).read_text("utf-8"))
-        except OSError as error:
-            raise ConfigError(f"lifetimes {path}: cannot be read: {error.strerror or error}") from error
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"lifetimes {path}: is not valid TOML in UTF-8: {error}") from error
+        document = read_toml(path, f"lifetimes {path}", ConfigError)
         return cls.from_mapping(document, origin=f"lifetimes {path}")
 
     @classmethod
     def from_mapping(cls, document: Mapping[str, Any], *, origin: str = "lifetimes") -> Lifetimes:
         """Build the rules from what a TOML file holds."""
-        _known_keys(document, ("version", "lifetime"), origin)
+        require_known_keys(document, ("version", "lifetime"), origin, ConfigError)
         version = document.get("version")
         if not isinstance(version, str) or not version:
             raise ConfigError(f"{origin}: version must be a non-empty string, not {version!r}")
@@ -176,7 +172,7 @@ def _default() -> Lifetimes:
 
 
 def _rule(document: Mapping[str, Any], where: str) -> Lifetime:
-    _known_keys(document, _KEYS, where)
+    require_known_keys(document, _KEYS, where, ConfigError)
     for key in ("permissions", "days", "source"):
         if key not in document:
             raise ConfigError(f"{where}: {key} is missing")
@@ -208,10 +204,3 @@ def _names(document: Mapping[str, Any], key: str, where: str) -> frozenset[str]:
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"{where}: {key} must be a list of names, not {names!r}")
     return frozenset(names)
-
-
-def _known_keys(document: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    allowed = list(known)
-    for key in document:
-        if key not in allowed:
-            raise ConfigError(f"{where}: unknown key {key!r}{suggestion(key, allowed)}")

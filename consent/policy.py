@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import enum
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from consentier.consent.permissions import Channel, Side, Source, Tier
 from consentier.consent.resolution import Resolution
+from consentier.consent.toml_files import read_toml, require_known_keys
 from consentier.errors import PolicyError, suggestion
 
 __all__ = ["Policy", "Route", "State", "Switches", "sources_of"]
@@ -153,29 +154,29 @@ class Policy:
         PolicyError
             If the file is missing, is no TOML, has unknown keys, or grants what a state does not permit.
         """
-        try:
-            document = tomllib.loads(Path(path).read_text("utf-8"))
-        except OSError as error:
-            raise PolicyError(f"policy {path}: cannot be read: {error.strerror or error}") from error
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise PolicyError(f"policy {path}: is not valid TOML in UTF-8: {error}") from error
+        document = read_toml(path, f"policy {path}", PolicyError)
         return cls.from_mapping(document, origin=f"policy {path}")
 
     @classmethod
     def from_mapping(cls, document: Mapping[str, Any], *, origin: str = "policy") -> Policy:
         """Build a policy from what a TOML file holds."""
-        _known_keys(document, ("version", "switches", "matrix"), origin)
+        require_known_keys(document, ("version", "switches", "matrix"), origin, PolicyError)
         switches = _table(document, "switches", origin, required=False)
-        _known_keys(switches, [field.name for field in dataclasses.fields(Switches)], f"{origin}: switches")
+        require_known_keys(
+            switches,
+            [field.name for field in dataclasses.fields(Switches)],
+            f"{origin}: switches",
+            PolicyError,
+        )
         for name, value in switches.items():
             if not isinstance(value, bool):
                 raise PolicyError(f"{origin}: switches.{name} must be true or false, not {value!r}")
         matrix = _table(document, "matrix", origin, required=True)
-        _known_keys(matrix, [state.value for state in State], f"{origin}: matrix")
+        require_known_keys(matrix, [state.value for state in State], f"{origin}: matrix", PolicyError)
         cells = {}
         for name in matrix:
             row = _table(matrix, name, f"{origin}: matrix", required=True)
-            _known_keys(row, [side.value for side in Side], f"{origin}: matrix.{name}")
+            require_known_keys(row, [side.value for side in Side], f"{origin}: matrix.{name}", PolicyError)
             for side, tiers in row.items():
                 cells[State(name), Side(side)] = _tiers(tiers, f"{origin}: matrix.{name}.{side}")
         version = document.get("version", "")
@@ -270,10 +271,3 @@ def _tiers(value: object, where: str) -> tuple[Tier, ...]:
         if name not in names:
             raise PolicyError(f"{where}: there is no tier {name!r}{suggestion(str(name), names)}")
     return tuple(Tier(name) for name in value)
-
-
-def _known_keys(document: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    allowed = list(known)
-    for key in document:
-        if key not in allowed:
-            raise PolicyError(f"{where}: unknown key {key!r}{suggestion(key, allowed)}")

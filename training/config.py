@@ -16,7 +16,6 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic_core import PydanticCustomError
 
 from consentier.consent import Source
+from consentier.consent.toml_files import read_toml
 from consentier.errors import ConfigError, suggestion
 from consentier.features.schemas import EVENT_TYPES
 
@@ -293,12 +293,7 @@ def load_config(path: str | Path | None = None, *, data: str | Path | None = Non
         path = Path(data) / CONFIG_FILE
     if path is None:
         return Config()
-    try:
-        document = tomllib.loads(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: is not valid TOML in UTF-8: {error}") from error
+    document = read_toml(path, str(path), ConfigError)
     try:
         return Config.model_validate(document)
     except ValidationError as error:

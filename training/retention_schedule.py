@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from consentier.consent.toml_files import read_toml
 from consentier.errors import ConfigError, suggestion
 
 __all__ = [
@@ -190,12 +190,7 @@ def load_schedule(path: str | Path) -> RetentionSchedule:
         If the file is missing, is no TOML, or has unknown keys or impossible values.
     """
     path = Path(path)
-    try:
-        document = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"retention schedule {path}: cannot be read: {error.strerror or error}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"retention schedule {path}: is not valid TOML in UTF-8: {error}") from error
+    document = read_toml(path, f"retention schedule {path}", ConfigError)
     try:
         schedule = TypeAdapter(RetentionSchedule).validate_python(document)
     except ValidationError as error:
