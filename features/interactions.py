@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from consentier.features.gate import PermittedRows
 from consentier.models.attribute_encoding import AttributeEncoder
+from consentier.models.recency import recency_weights
 
 __all__ = ["Interactions", "interactions", "person_counts"]
 
@@ -43,11 +44,13 @@ def interactions(
     source_weights: Mapping[str, float],
     event_weights: Mapping[str, float],
     encoder: AttributeEncoder | None = None,
+    half_life: int | None = None,
 ) -> Interactions:
     """Build the matrix of histories × items.
 
     An entry is, as in serving, the largest weight that the item has within a source, summed over the sources;
-    an event's weight is its source's times its type's (1 for types not named).
+    an event's weight is its source's times its type's (1 for types not named), and less the older it is than
+    the newest event of the same history.
 
     Parameters
     ----------
@@ -59,6 +62,8 @@ def interactions(
         Weights by name. A source that is not named counts 0.
     encoder
         Encoder of attributes whose inputs start behind the items; None for no attributes. Sessions have none.
+    half_life
+        Microseconds in which an event's weight halves, see `recency_weight`; None: age does not matter.
 
     Notes
     -----
@@ -71,6 +76,8 @@ def interactions(
     if by_session:
         histories, owners = _sessions(rows, person_of_row)
     weights = _weights(rows, source_weights, event_weights)
+    if half_life is not None:
+        weights = weights * recency_weights(_ages(rows, histories, owners.size), half_life)
     entries, values = _largest_then_summed(
         histories, items, _codes(rows["source"])[1], weights, len(item_ids)
     )
@@ -119,6 +126,15 @@ def _weights(
         return np.empty(0)
     weights: NDArray[np.float64] = by_source[source_codes] * by_type[type_codes]
     return weights
+
+
+def _ages(rows: pa.Table, histories: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Microseconds between each event and the newest one of its history."""
+    times = rows["ts"].to_numpy(zero_copy_only=False).astype(np.int64)
+    newest = np.full(count, np.iinfo(np.int64).min)
+    np.maximum.at(newest, histories, times)
+    ages: NDArray[np.int64] = newest[histories] - times
+    return ages
 
 
 def _largest_then_summed(

@@ -98,6 +98,12 @@ def _history(scoring: _Scoring, read: frozenset[Source]) -> _Sentences:  # noqa:
     yield f"Of each source, the latest {scoring['max_history']} events count."
 
 
+def _recency(scoring: _Scoring, read: frozenset[Source]) -> _Sentences:
+    half_life = scoring["recency_half_life"]
+    if half_life is not None and read - {Source.SESSION}:
+        yield f"An event {half_life:.3g} days older than the newest one counts half as much as that."
+
+
 def _hide(scoring: _Scoring, read: frozenset[Source]) -> _Sentences:  # noqa: ARG001
     hidden = _listed([SOURCE_WORDS[Source(source)] for source in scoring["hide"]])
     yield (
@@ -124,6 +130,7 @@ _SENTENCES: Mapping[str, Callable[[_Scoring, frozenset[Source]], _Sentences]] = 
     "event_weights": _events,
     "session_decay": _decay,
     "max_history": _history,
+    "recency_half_life": _recency,
     "hide": _hide,
     "attribute_weight": _attributes,
 }

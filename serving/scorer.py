@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from consentier.consent import Side, Source
+from consentier.consent import Side, Source, microseconds
 from consentier.errors import BundleMalformed
 from consentier.models.attribute_encoding import AttributeEncoder
 from consentier.models.bundle import Bundle, check_csr
 from consentier.models.item_index import ItemIndex
+from consentier.models.recency import microseconds_of_days, recency_weight
 from consentier.models.scoring import score_rows, top_items
 from consentier.serving.catalogue import Catalogue
 from consentier.serving.request import Event
@@ -63,6 +64,9 @@ class ScoringSettings:
         Sources whose items are not recommended again.
     max_history
         The latest events of each source that are read.
+    recency_half_life
+        Days after which an event counts half as much as the newest one of the history; None: age does not
+        matter. Events without a time count as new.
     attribute_weight, attribute_fade
         Attributes together count ``attribute_weight / (1 + known items of the history / attribute_fade)``.
     """
@@ -72,6 +76,7 @@ class ScoringSettings:
     session_decay: float = 3.0
     hide: tuple[str, ...] = ()
     max_history: int = 200
+    recency_half_life: float | None = None
     attribute_weight: float = 0.0
     attribute_fade: float = 5.0
 
@@ -102,6 +107,11 @@ class ScoringSettings:
         for name in ("session_decay", "attribute_fade"):
             if not _is_weight(value[name]) or not value[name]:
                 raise BundleMalformed(f"manifest: scoring.{name} must be a number above 0")
+        half_life = value["recency_half_life"]
+        if half_life is not None and not (_is_weight(half_life) and 0 < half_life <= 1e6):
+            raise BundleMalformed(
+                "manifest: scoring.recency_half_life must be null, or days above 0 and up to a million"
+            )
         if not _is_weight(value["attribute_weight"]):
             raise BundleMalformed("manifest: scoring.attribute_weight must be a number of at least 0")
         if isinstance(value["max_history"], bool) or not isinstance(value["max_history"], int):
@@ -117,6 +127,7 @@ class ScoringSettings:
             session_decay=float(value["session_decay"]),
             hide=tuple(hide),
             max_history=value["max_history"],
+            recency_half_life=value["recency_half_life"],
             attribute_weight=float(value["attribute_weight"]),
             attribute_fade=float(value["attribute_fade"]),
         )
@@ -176,6 +187,8 @@ class LinearScorer:
         settings = dict(bundle.manifest.scoring)
         encoded = settings.pop("attributes", [])
         self._settings = ScoringSettings.from_json(settings)
+        days = self._settings.recency_half_life
+        self._half_life = None if days is None else microseconds_of_days(days)
         self._attributes = AttributeEncoder.from_json(encoded, first_input=len(index))
         self._indptr, self._indices, self._data = arrays["indptr"], arrays["indices"], arrays["data"]
         inputs = len(index) + self._attributes.input_count
@@ -209,28 +222,44 @@ class LinearScorer:
         """Weight of each known item: the largest within a source, summed over the sources."""
         total: dict[int, float] = {}
         unknown = 0
-        for source, events in _by_source(view):
+        read = [(source, self._latest(events)) for source, events in _by_source(view)]
+        newest = self._newest(event for _, events in read for event in events)
+        for source, events in read:
             scale = self._settings.source_weights.get(source, 0.0)
-            shown = [event for event in events if event.event_type not in _NO_INTEREST]
-            latest = shown[-self._settings.max_history :]
             weights: dict[int, float] = {}
-            for distance, event in enumerate(reversed(latest)):
+            for distance, event in enumerate(reversed(events)):
                 number = self._number(event.item_id)
                 if number < 0:
                     unknown += 1
                     continue
-                weight = scale * self._event_weight(source, event, distance)
+                weight = scale * self._event_weight(source, event, distance) * self._recency(event, newest)
                 if weight > weights.get(number, 0.0):
                     weights[number] = weight
             for number, weight in weights.items():
                 total[number] = total.get(number, 0.0) + weight
         return total, unknown
 
+    def _latest(self, events: tuple[Event, ...]) -> list[Event]:
+        """The latest events of a source that show an interest, oldest first."""
+        shown = [event for event in events if event.event_type not in _NO_INTEREST]
+        return shown[-self._settings.max_history :]
+
     def _event_weight(self, source: Source, event: Event, distance: int) -> float:
         weight = self._settings.event_weights.get(event.event_type or "", 1.0)
         if source is Source.SESSION:
             weight *= float(np.exp(-distance / self._settings.session_decay))
         return weight
+
+    def _newest(self, events: Iterable[Event]) -> int:
+        """When the newest of some events was, in microseconds; 0 where age does not matter."""
+        if self._half_life is None:
+            return 0
+        return max((microseconds(event.ts) for event in events if event.ts is not None), default=0)
+
+    def _recency(self, event: Event, newest: int) -> float:
+        if self._half_life is None or event.ts is None:
+            return 1.0
+        return recency_weight(newest - microseconds(event.ts), self._half_life)
 
     def _number(self, item: str) -> int:
         return -1 if item in self._shelf.sensitive else self._shelf.index.index(item)

@@ -166,6 +166,13 @@ class TierConfig(_Section):
     max_history: int = Field(
         default=200, ge=1, description="Latest events of each source that are read of one history."
     )
+    recency_half_life: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e6,
+        description="Days after which an event counts half as much as the newest one of the same history; "
+        "absent: age does not matter. Sessions know no age.",
+    )
     source_weights: dict[str, float] = Field(
         default_factory=lambda: {"session": 1.0, "online": 1.0, "crm": 1.0},
         description="How much an event of each source counts.",

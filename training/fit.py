@@ -24,6 +24,7 @@ from consentier.models.gram import GramStatistics
 from consentier.models.item_index import ItemIndex
 from consentier.models.item_knn import ItemKNN
 from consentier.models.local_ridge import LocalRidge
+from consentier.models.recency import microseconds_of_days
 from consentier.models.statistics import Statistics, ValueCounts, write_statistics
 from consentier.progress import progress
 from consentier.serving.scorer import ScoringSettings
@@ -139,7 +140,7 @@ def fit_tier(
     index = ItemIndex.from_ids(data.item_ids)
     arrays = tier_arrays(index, with_repeats(model, weights, config.repeat_weight))
     statistics = _tier_statistics(permitted, config, gram) if keep else None
-    return FittedTier(len(index), arrays, _scoring(config, encoder), statistics)
+    return FittedTier(len(index), arrays, _scoring(tier, config, encoder), statistics)
 
 
 def fit_popular(
@@ -274,7 +275,13 @@ def tier_interactions(
         source_weights={"online": 1.0} if tier is Tier.SESSION else config.source_weights,
         event_weights=config.event_weights,
         encoder=encoder,
+        half_life=_half_life(tier, config),
     )
+
+
+def _half_life(tier: Tier, config: TierConfig) -> int | None:
+    days = None if tier is Tier.SESSION else config.recency_half_life
+    return None if days is None else microseconds_of_days(days)
 
 
 def estimator(
@@ -374,13 +381,14 @@ def _tier_statistics(permitted: PermittedRows, config: TierConfig, gram: GramSta
     return Statistics(items, {PERSONS: persons}, gram, attributes, fingerprints(permitted, new_key()))
 
 
-def _scoring(config: TierConfig, encoder: AttributeEncoder) -> dict[str, Any]:
+def _scoring(tier: Tier, config: TierConfig, encoder: AttributeEncoder) -> dict[str, Any]:
     settings = ScoringSettings(
         source_weights=dict(config.source_weights),
         event_weights=dict(config.event_weights),
         session_decay=config.session_decay,
         hide=tuple(config.hide),
         max_history=config.max_history,
+        recency_half_life=None if tier is Tier.SESSION else config.recency_half_life,
         attribute_weight=config.attribute_weight,
         attribute_fade=config.attribute_fade,
     )

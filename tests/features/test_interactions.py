@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,26 @@ def test_of_one_source_the_largest_weight_counts_and_sources_are_summed() -> Non
     assert found.matrix.nnz == 2
     assert found.matrix.dtype == np.float32
     assert found.persons.tolist() == [0, 1]
+
+
+def test_older_events_weigh_less_than_the_newest_of_the_same_person() -> None:
+    rows: list[Row] = [
+        ("p", "s", "a", "view", "online"),
+        ("p", None, "a", "order", "crm"),
+        ("p", None, "b", "order", "crm"),
+        ("q", None, "b", "order", "crm"),
+    ]
+    day = 86_400_000_000
+    given_rows = permitted(rows)
+    table = given_rows.rows.set_column(5, "ts", pa.array([30 * day, 20 * day, 10 * day, 0], pa.int64()))
+    found = interactions(
+        dataclasses.replace(given_rows, rows=table),
+        by_session=False,
+        source_weights={"online": 1, "crm": 4},
+        event_weights={},
+        half_life=10 * day,
+    )
+    assert found.matrix.toarray().tolist() == [[1 + 4 / 2, 4 / 4], [0, 4]]
 
 
 def test_sessions_of_two_visitors_are_two_whatever_their_ids() -> None:

@@ -367,6 +367,7 @@ def test_a_model_in_anothers_place_does_not_answer(tmp_path: Path, slot: Tier, o
 MALFORMED_SETTINGS: tuple[dict[str, Any], ...] = (
     {"hide": [["crm"]]}, {"hide": "crm"}, {"hide": ["elsewhere"]}, {"max_history": 0}, {"max_history": True},
     {"session_decay": 0}, {"session_decay": 10**400}, {"source_weights": {"crm": -1}}, {"event_weights": 1},
+    {"recency_half_life": 0}, {"recency_half_life": "30"}, {"recency_half_life": 1e7},
     {"attribute_weight": "1"}, {"attributes": 3}, {"attributes": [{"name": "age"}]}, {"unheard_of": 1},
     {"attributes": [{"name": "age", "kind": "number", "edges": [3, 1], "first_input": 14}]},
     {"attributes": [{"name": "age", "kind": "number", "edges": [1], "first_input": 2}]},

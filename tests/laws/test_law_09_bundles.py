@@ -96,8 +96,8 @@ PEOPLE: list[History] = [((0, 1, 2), (1,)), ((1, 2), (0, 3)), ((0, 2), (2, 3))]
     Break(
         "the scoring settings hold a list of members",
         fit_module.fit_tier,
-        "_scoring(config, encoder)",
-        '{**_scoring(config, encoder), "who": sorted(permitted.rows["person"].to_pylist())}',
+        "_scoring(tier, config, encoder)",
+        '{**_scoring(tier, config, encoder), "who": sorted(permitted.rows["person"].to_pylist())}',
         PEOPLE,
     ),
 )

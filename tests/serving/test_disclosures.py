@@ -147,6 +147,7 @@ def test_the_main_parameters_tell_every_setting_of_the_manifest(tmp_path: Path) 
         "session_decay": 4.0,
         "hide": ["crm", "online"],
         "max_history": 77,
+        "recency_half_life": 33.5,
         "attribute_weight": 0.875,
         "attribute_fade": 6.5,
     }

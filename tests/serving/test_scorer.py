@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime as dt
 import math
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,23 @@ def test_older_events_of_a_session_weigh_less_and_others_do_not(folder: Path) ->
     found = model.answer(PermittedView(ALL, online_history=(Event("date"), Event("apple"))), asked())
     assert found is not None
     assert found.scores == (5, 2)
+
+
+def test_an_event_counts_less_the_older_it_is_than_the_newest_of_all_sources(folder: Path) -> None:
+    model = scorer(folder, recency_half_life=10.0)
+    newest = dt.datetime(2026, 3, 31, tzinfo=dt.UTC)
+    view = PermittedView(
+        ALL,
+        online_history=(Event("date", newest - dt.timedelta(days=10)), Event("apple", newest)),
+        crm_history=(Event("apple", newest - dt.timedelta(days=20)), Event("apple", None)),
+    )
+    found = model.answer(view, asked())
+    assert found is not None
+    # Apple: online 1, CRM 2 (that without a time counts as new); date: half of online's 1.
+    assert dict(zip(found.items, found.scores, strict=True)) == {"banana": 3 * 1 + 0.5 * 4, "cherry": 3 * 2}
+    later = Event("date", newest + dt.timedelta(days=10), "remove")
+    again = model.answer(dataclasses.replace(view, online_history=(*view.online_history, later)), asked())
+    assert again == found  # what shows no interest makes nothing older
 
 
 def test_only_the_latest_events_of_each_source_are_read(folder: Path) -> None:
