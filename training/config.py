@@ -144,6 +144,12 @@ class TierConfig(_Section):
     regularisation: float = Field(
         default=10.0, ge=0, description="Ridge penalty, in interactions of weight 1 (local_ridge only)."
     )
+    popularity_regularisation: float = Field(
+        default=0.0,
+        ge=0,
+        description="Further ridge penalty of each input, a multiple of its own strength: items left out "
+        "of the histories at random do the same (local_ridge only).",
+    )
     row_exponent: float = Field(
         default=0.25, ge=0, le=2, description="Histories of n items count n to the power of minus twice this."
     )
@@ -162,6 +168,13 @@ class TierConfig(_Section):
         default=3.0,
         gt=0,
         description="An event d places before the last one of the session counts exp(-d / session_decay).",
+    )
+    max_gram_entries: int = Field(
+        default=300_000_000,
+        ge=1_000_000,
+        description="Pairs of items that are counted at most; with more, the weakest are dropped with a "
+        "warning, and forgetting fits again. Each takes 12 bytes, 20 with min_persons above 1 "
+        "(local_ridge only).",
     )
     max_history: int = Field(
         default=200, ge=1, description="Latest events of each source that are read of one history."

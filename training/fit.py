@@ -292,9 +292,11 @@ def estimator(
         return LocalRidge(
             neighbours=config.neighbours,
             regularisation=config.regularisation,
+            popularity_regularisation=config.popularity_regularisation,
             row_exponent=config.row_exponent,
             item_exponent=config.item_exponent,
             repeat_weight=config.repeat_weight,
+            max_gram_entries=config.max_gram_entries,
             item_count=item_count,
             min_persons=min_persons,
             threads=threads,
