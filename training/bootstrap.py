@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from consentier.errors import TrainingError
 from consentier.training.evaluation_result import IntervalFigures
 
-__all__ = ["Interval", "RNGLike", "bootstrap_mean", "paired_difference"]
+__all__ = ["Interval", "RNGLike", "bootstrap_mean", "paired_difference", "sums_by_cluster"]
 
 RNGLike = int | np.random.SeedSequence | np.random.BitGenerator | np.random.Generator
 """A seed, or a generator that is used as it is (SPEC 7)."""
@@ -80,7 +80,7 @@ def bootstrap_mean(
         raise ValueError(f"samples must be 1 or more, not {samples}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be above 0 and below 1, not {confidence}")
-    sums, sizes = _sums_by_cluster(array, clusters)
+    sums, sizes = sums_by_cluster(array, clusters)
     if len(sums) < 2:
         raise TrainingError(
             f"a confidence interval needs at least 2 customers, not {len(sums)}: evaluate on more customers"
@@ -117,10 +117,28 @@ def paired_difference(
     return bootstrap_mean(first - second, clusters, samples=samples, confidence=confidence, rng=rng)
 
 
-def _sums_by_cluster(
+def sums_by_cluster(
     values: NDArray[np.float64], clusters: ArrayLike | None
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Sum and number of the values of each cluster, in ascending order of the clusters."""
+    """Sum and number of the values of each cluster, in ascending order of the clusters.
+
+    Parameters
+    ----------
+    values
+        float64 (requests,).
+    clusters
+        (requests,), as in :func:`bootstrap_mean`.
+
+    Returns
+    -------
+    tuple of numpy.ndarray
+        float64 (clusters,) and int64 (clusters,).
+
+    Raises
+    ------
+    ValueError
+        If `clusters` does not name one cluster for each value.
+    """
     if clusters is None:
         return values, np.ones(len(values), dtype=np.int64)
     labels = np.asarray(clusters)
