@@ -1,7 +1,7 @@
 """The result of an evaluation, as JSON-able dictionaries.
 
 The evaluation fills it, the report and the run tracker read it. :func:`check_evaluation` proves that a
-dictionary (such as one read from JSON) has exactly this shape.
+dictionary (such as one read from JSON) has exactly this shape, in this version.
 """
 
 from __future__ import annotations
@@ -22,23 +22,45 @@ from typing import (
 )
 
 __all__ = [
+    "EVALUATION_VERSION",
     "HISTORY_BUCKETS",
     "MINIMUM_GROUP",
+    "POPULARITY_BANDS",
     "Contrast",
     "ContrastRow",
     "DataFigures",
     "EvaluationResult",
     "FunnelRow",
+    "FusionVerdict",
+    "GroupRow",
     "HistoryRow",
     "IntervalFigures",
+    "ModelFigures",
+    "PermissionGroup",
+    "PopularityBand",
+    "PopularityRow",
     "Population",
+    "TargetSide",
     "TierFigures",
     "check_evaluation",
 ]
 
+EVALUATION_VERSION = 2
+"""Of the result's shape. Version 1 had no number; it lacked the models, tests, bands and groups."""
+
 HistoryBucket = Literal["0", "1-2", "3-5", "6-10", "11-20", "21+"]
 HISTORY_BUCKETS: tuple[HistoryBucket, ...] = get_args(HistoryBucket)
 """Lengths of history, in items, that scores are broken down by; ascending."""
+
+PopularityBand = Literal["head", "middle", "tail", "new"]
+POPULARITY_BANDS: tuple[PopularityBand, ...] = get_args(PopularityBand)
+"""Items by popularity in training: about a third of the interactions each; "new" items have none."""
+
+PermissionGroup = Literal["crm_only", "online_only", "both_unlinked", "both_linked"]
+"""How a person stood at the cut-off. Where no link may be read, two persons have one permission each."""
+
+TargetSide = Literal["crm", "online"]
+"""What a group is judged by: its orders, or the items that it shows interest in online."""
 
 Population = Literal["permissions", "orders", "next_item"]
 """Who was asked what: linked customers of level 3 in each tier; customers with the CRM permission, for their
@@ -90,6 +112,10 @@ class ContrastRow(TypedDict):
     difference: IntervalFigures
     relative: float | None
     """Mean difference divided by the baseline's mean; None where that is 0."""
+    p_value: float
+    """Of the paired randomisation test, two-sided."""
+    p_holm: float
+    """The same, corrected after Holm for all rows of all contrasts of the evaluation."""
 
 
 class Contrast(TypedDict):
@@ -111,6 +137,59 @@ class HistoryRow(TypedDict):
     """May be empty where ``customers`` is below ``MINIMUM_GROUP``."""
 
 
+class PopularityRow(TypedDict):
+    """Scores of one tier for the targets in one band of popularity."""
+
+    tier: str
+    band: PopularityBand
+    items: int
+    """Items in the band."""
+    targets: int
+    customers: int
+    """Customers (or sessions) with a target in the band."""
+    metrics: dict[str, IntervalFigures]
+    """Recall and NDCG; empty where ``customers`` is below ``MINIMUM_GROUP``."""
+
+
+class GroupRow(TypedDict):
+    """Scores of one tier for the persons in one state of permission."""
+
+    group: PermissionGroup
+    side: TargetSide
+    tier: str
+    customers: int
+    """Customers on the CRM side; on the online side visitors, or customers where they are linked."""
+    metrics: dict[str, IntervalFigures]
+    """Empty where ``customers`` is below ``MINIMUM_GROUP``."""
+
+
+class ModelFigures(TypedDict):
+    """What a tier's model was fitted and asked with, out of its manifest."""
+
+    tier: str
+    algorithm: str
+    source_weights: dict[str, float]
+    """How much an event of each source that the tier reads counts; empty where nothing is weighed."""
+    event_weights: dict[str, float]
+    recency_half_life: float | None
+    """Days; None: age does not matter."""
+    attribute_weight: float
+    parameters: list[str]
+    """All of it in plain words, one sentence each."""
+
+
+class FusionVerdict(TypedDict):
+    """Whether the fused tier beats the best tier with less permission, at one cutoff, on one cohort."""
+
+    metric: str
+    best_other: str
+    difference: IntervalFigures
+    """Fused less the other."""
+    beats: bool
+    """Whether the interval lies above 0."""
+    text: str
+
+
 class FunnelRow(TypedDict):
     """What the consent gate let through to one tier from one source."""
 
@@ -125,6 +204,8 @@ class FunnelRow(TypedDict):
 class EvaluationResult(TypedDict):
     """A whole evaluation."""
 
+    version: int
+    """``EVALUATION_VERSION``."""
     data: DataFigures
     population: Population
     cutoffs: list[int]
@@ -132,8 +213,15 @@ class EvaluationResult(TypedDict):
     """Who is resampled: test customers, or test sessions."""
     requests: int
     tiers: list[TierFigures]
+    models: list[ModelFigures]
     contrasts: list[Contrast]
+    randomisations: int
+    """Assignments of signs behind each p-value."""
+    fusion: list[FusionVerdict]
+    """One per cutoff; empty where there is no fused tier to judge."""
     by_history_length: list[HistoryRow]
+    by_popularity: list[PopularityRow]
+    by_permission_group: list[GroupRow]
     consent_funnel: list[FunnelRow]
     notes: list[str]
 
@@ -144,14 +232,27 @@ def check_evaluation(value: Mapping[str, Any]) -> EvaluationResult:
     Raises
     ------
     ValueError
-        Naming the field that is missing, unknown, of the wrong type, not finite or contradictory.
+        If it is of another version, or naming the field that is missing, unknown, of the wrong type, not
+        finite or contradictory.
     """
+    found = value.get("version")
+    if found != EVALUATION_VERSION:
+        written = "carries no version" if found is None else f"is of version {found!r}"
+        raise ValueError(
+            f"this evaluation {written}, and this release reads version {EVALUATION_VERSION}: it was written "
+            "by another release of Consentier; run 'consentier evaluate' again"
+        )
     _check(value, EvaluationResult, "evaluation")
     evaluation = cast(EvaluationResult, value)
     _require(bool(evaluation["cutoffs"]), "evaluation.cutoffs is empty: name at least one")
     _require(bool(evaluation["tiers"]), "evaluation.tiers is empty: there is nothing to report")
     for position, tier in enumerate(evaluation["tiers"]):
         _require(bool(tier["metrics"]), f"evaluation.tiers[{position}].metrics is empty")
+    for number, contrast in enumerate(evaluation["contrasts"]):
+        for place, difference in enumerate(contrast["rows"]):
+            where = f"evaluation.contrasts[{number}].rows[{place}]"
+            holds = 0 < difference["p_value"] <= difference["p_holm"] <= 1
+            _require(holds, f"{where}: p_value must be above 0, p_holm no smaller than it and at most 1")
     for position, row in enumerate(evaluation["consent_funnel"]):
         total = row["rows_kept"] + sum(row["excluded"].values())
         if total != row["rows_in"] or min(row["rows_kept"], *row["excluded"].values(), 0) < 0:

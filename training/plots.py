@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -23,27 +23,47 @@ from matplotlib.ticker import PercentFormatter
 from consentier.training.evaluation_result import (
     HISTORY_BUCKETS,
     MINIMUM_GROUP,
+    POPULARITY_BANDS,
     Contrast,
     FunnelRow,
+    GroupRow,
     HistoryRow,
     IntervalFigures,
+    PermissionGroup,
+    PopularityRow,
+    TargetSide,
     TierFigures,
 )
 
 __all__ = [
     "DARK_GROUND",
+    "GROUP_NAMES",
     "LIGHT_GROUND",
     "SERIES_COLOURS",
+    "SIDE_NAMES",
     "coverage_figure",
     "funnel_figure",
+    "group_figure",
     "history_figure",
     "lift_figure",
+    "popularity_figure",
     "to_svg",
 ]
 
 LIGHT_GROUND = "#ffffff"
 DARK_GROUND = "#15181c"
 SERIES_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#c46a9b", "#a87c00", "#808080")
+
+GROUP_NAMES: Mapping[PermissionGroup, str] = {
+    "crm_only": "CRM only",
+    "online_only": "online only",
+    "both_unlinked": "both, not linked",
+    "both_linked": "both, linked",
+}
+"""How a page calls the states of permission; in the order in which they are shown."""
+
+SIDE_NAMES: Mapping[TargetSide, str] = {"crm": "orders", "online": "items looked at"}
+"""What the persons on a side are judged by."""
 
 _INK = "#010203"
 """Stands for currentColor, which matplotlib does not know, until the SVG text is written."""
@@ -127,37 +147,99 @@ def history_figure(rows: Sequence[HistoryRow], metric: str) -> Figure | None:
     Figure or None
         None where no group is large enough.
     """
-    shown = [row for row in rows if row["customers"] >= MINIMUM_GROUP and metric in row["metrics"]]
-    if not shown:
+    classes = [(row["bucket"], row) for row in rows]
+    return _by_class(classes, HISTORY_BUCKETS, "items in the customer's permitted history", metric)
+
+
+def popularity_figure(rows: Sequence[PopularityRow], metric: str) -> Figure | None:
+    """Score of each tier for the targets of each band of popularity, with intervals.
+
+    Bands with fewer than ``MINIMUM_GROUP`` customers are left out.
+
+    Returns
+    -------
+    Figure or None
+        None where no band has enough customers.
+    """
+    classes = [(row["band"], row) for row in rows]
+    return _by_class(classes, POPULARITY_BANDS, "popularity of the wanted item in training", metric)
+
+
+def _by_class(
+    rows: Sequence[tuple[str, HistoryRow | PopularityRow]], classes: Sequence[str], label: str, metric: str
+) -> Figure | None:
+    """A line for each tier over ordered classes, from rows with their class; None without any large one."""
+    points: dict[str, dict[str, IntervalFigures]] = {}
+    for name, row in rows:
+        if row["customers"] >= MINIMUM_GROUP and metric in row["metrics"]:
+            points.setdefault(row["tier"], {})[name] = row["metrics"][metric]
+    if not points:
         return None
-    tiers = list(dict.fromkeys(row["tier"] for row in shown))
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(9.2, 4.0), layout="constrained")
         axes = figure.subplots()
-        for number, tier in enumerate(tiers):
-            # Side by side, so that the intervals of one bucket do not hide each other.
-            shift = 0.09 * (number - (len(tiers) - 1) / 2)
-            scores = {row["bucket"]: row["metrics"][metric] for row in shown if row["tier"] == tier}
-            buckets = [place for place, bucket in enumerate(HISTORY_BUCKETS) if bucket in scores]
-            points = [scores[HISTORY_BUCKETS[place]] for place in buckets]
+        for number, (tier, scores) in enumerate(points.items()):
+            # Side by side, so that the intervals of one class do not hide each other.
+            shift = 0.09 * (number - (len(points) - 1) / 2)
+            places = [place for place, name in enumerate(classes) if name in scores]
+            found = [scores[classes[place]] for place in places]
             colour, marker = _look(tier)
             axes.errorbar(
-                [place + shift for place in buckets],
-                [point["mean"] for point in points],
-                yerr=_arms(points),
+                [place + shift for place in places],
+                [point["mean"] for point in found],
+                yerr=_arms(found),
                 color=colour,
                 marker=marker,
                 linestyle=_LINES[_rank(tier)],
                 capsize=2.0,
                 label=tier,
             )
-        axes.set_xticks(range(len(HISTORY_BUCKETS)), HISTORY_BUCKETS)
-        axes.set_xlim(-0.5, len(HISTORY_BUCKETS) - 0.5)
+        axes.set_xticks(range(len(classes)), classes)
+        axes.set_xlim(-0.5, len(classes) - 0.5)
         axes.set_ylim(bottom=0.0)
-        axes.set_xlabel("items in the customer's permitted history")
+        axes.set_xlabel(label)
         axes.set_ylabel(metric)
         axes.grid(axis="y")
-        figure.legend(loc="outside upper center", ncols=min(len(tiers), 6))
+        figure.legend(loc="outside upper center", ncols=min(len(points), 6))
+    return figure
+
+
+def group_figure(rows: Sequence[GroupRow], metric: str) -> Figure | None:
+    """Score of each tier for each state of permission that it may answer, with intervals; a half per side.
+
+    Groups of fewer than ``MINIMUM_GROUP`` customers are left out.
+
+    Returns
+    -------
+    Figure or None
+        None where no group is large enough.
+    """
+    shown = [row for row in rows if row["customers"] >= MINIMUM_GROUP and metric in row["metrics"]]
+    sides = [side for side in SIDE_NAMES if any(row["side"] == side for row in shown)]
+    if not sides:
+        return None
+    groups = list(GROUP_NAMES)
+    halves = [
+        # One tier's groups beside each other: that is what the figure is for.
+        sorted(
+            (row for row in shown if row["side"] == side),
+            key=lambda row: (_rank(row["tier"]), groups.index(row["group"])),
+        )
+        for side in sides
+    ]
+    with mpl.rc_context(_STYLE):
+        height = 1.2 + 0.32 * max(len(half) for half in halves)
+        figure = Figure(figsize=(9.2, height), layout="constrained")
+        drawn = figure.subplots(1, len(sides), squeeze=False)[0]
+        for axes, side, half in zip(drawn, sides, halves, strict=True):
+            for place, row in enumerate(half):
+                _interval(axes, place, row["metrics"][metric], *_look(row["tier"]))
+            _rows(axes, [f"{row['tier']}: {GROUP_NAMES[row['group']]}" for row in half])
+            for place in range(1, len(half)):
+                if half[place]["tier"] != half[place - 1]["tier"]:
+                    axes.axhline(place - 0.5, color=_INK, alpha=0.25, linewidth=0.8)
+            axes.set_xlim(left=0.0)
+            axes.set_xlabel(f"{metric}, by {SIDE_NAMES[side]}")
     return figure
 
 

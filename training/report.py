@@ -7,6 +7,7 @@ matplotlib) only. Figures of fewer than ``MINIMUM_GROUP`` customers are not show
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -18,24 +19,35 @@ from matplotlib.figure import Figure
 from consentier.training.evaluation_result import (
     HISTORY_BUCKETS,
     MINIMUM_GROUP,
+    POPULARITY_BANDS,
     Contrast,
     ContrastRow,
     DataFigures,
     EvaluationResult,
     FunnelRow,
+    FusionVerdict,
+    GroupRow,
     HistoryRow,
     IntervalFigures,
+    ModelFigures,
+    PopularityBand,
+    PopularityRow,
     Population,
+    TargetSide,
     TierFigures,
     check_evaluation,
 )
 from consentier.training.plots import (
     DARK_GROUND,
+    GROUP_NAMES,
     LIGHT_GROUND,
+    SIDE_NAMES,
     coverage_figure,
     funnel_figure,
+    group_figure,
     history_figure,
     lift_figure,
+    popularity_figure,
     to_svg,
 )
 
@@ -43,6 +55,10 @@ __all__ = ["markdown_table", "print_rows", "render_report", "write_report"]
 
 _NOTHING = "–"
 _TOO_FEW = "too few to show"
+_ASCENDING = ("popular", "session", "online", "crm", "fused")
+"""Tiers, the one with the least permission first."""
+_UNBROKEN = re.compile(rf"\[[-+.0-9]+, [-+.0-9]+\];?|[0-9,]+ customers|{_TOO_FEW}")
+"""What stands on one line where a cell of a table takes several."""
 
 _STYLESHEET = f"""
 :root {{ color-scheme: light dark;
@@ -51,7 +67,7 @@ _STYLESHEET = f"""
   :root {{ --ground: {DARK_GROUND}; --ink: #e4e7eb; --line: #444c56; --soft: #20252b; }}
 }}
 body {{ background: var(--ground); color: var(--ink); font: 1rem/1.55 system-ui, sans-serif; margin: 0 auto;
-  max-width: 62rem; padding: 1.5rem; }}
+  max-width: 66rem; padding: 1.5rem; }}
 h1, h2, h3 {{ line-height: 1.25; }}
 h2 {{ border-top: 1px solid var(--line); margin-top: 2.5rem; padding-top: 1.25rem; }}
 p, ul, dl, figcaption {{ max-width: 46rem; }}
@@ -60,14 +76,18 @@ dt {{ font-weight: 600; }}
 dd {{ margin: 0; overflow-wrap: anywhere; }}
 figure {{ margin: 1.5rem 0; }}
 figure svg {{ height: auto; max-width: 100%; }}
+.verdict {{ border-left: .3rem solid var(--line); font-weight: 600; list-style: none; padding-left: 1rem; }}
+.verdict li + li {{ margin-top: .6rem; }}
+summary {{ cursor: pointer; }}
 figcaption, caption {{ font-size: .93rem; }}
 .scroll {{ margin: 1rem 0; overflow-x: auto; }}
 .scroll:focus-visible {{ outline: 2px solid currentColor; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 caption {{ padding-bottom: .4rem; text-align: left; }}
-th, td {{ border-bottom: 1px solid var(--line); padding: .3rem .7rem; text-align: right;
-  white-space: nowrap; }}
-th[scope=row], th:first-child {{ text-align: left; }}
+th, td {{ border-bottom: 1px solid var(--line); padding: .3rem .5rem; text-align: right;
+  vertical-align: top; }}
+th[scope=row], th:first-child {{ text-align: left; white-space: nowrap; }}
+.unbroken {{ white-space: nowrap; }}
 thead th {{ background: var(--soft); }}
 @media print {{ body {{ max-width: none; }} .scroll {{ overflow: visible; }} }}
 """
@@ -114,11 +134,16 @@ def render_report(evaluation: Mapping[str, Any]) -> str:
     title = f"Evaluation by permission level: {result['data']['name']}"
     sections = [
         _summary(result, metric),
+        _fusion(result["fusion"]),
         _estimand(result["population"], result["data"]),
+        _tests(result),
         _scores(result, metric),
         *(_contrast(contrast) for contrast in result["contrasts"]),
+        _groups(result["by_permission_group"], metric),
         _history(result["by_history_length"], metric),
+        _popularity(result["by_popularity"], result["cutoffs"][0]),
         _lists(result["tiers"], metric),
+        _models(result["models"]),
         _funnel(result["consent_funnel"]),
         _notes(result["notes"]),
     ]
@@ -239,7 +264,10 @@ def _finding(contrast: str, row: ContrastRow) -> str:
     else:
         verdict = f"no difference between {better} and {baseline} is shown"
     relative = "" if row["relative"] is None else f", {row['relative']:+.1%} of {baseline}"
-    text = f"{verdict}: {_interval_text(difference, sign='+')} {row['metric']}{relative} ({contrast})"
+    text = (
+        f"{verdict}: {_interval_text(difference, sign='+')} {row['metric']}{relative} "
+        f"({contrast}; p = {_p_value(row['p_holm'])} after Holm)"
+    )
     return f"<li>{escape(text)}</li>"
 
 
@@ -256,6 +284,35 @@ def _estimand(population: Population, data: DataFigures) -> str:
         "<p>The figures hold for customers who consent. The quality of the answers that level-1 customers "
         "receive cannot be observed, because nothing about these customers is kept; consenting customers may "
         "differ from them.</p>",
+    )
+
+
+def _fusion(verdicts: Sequence[FusionVerdict]) -> str:
+    if not verdicts:
+        return ""
+    items = "".join(f"<li>{escape(verdict['text'])}</li>" for verdict in verdicts)
+    return _section(
+        "fusion",
+        "Does joining both sources pay?",
+        f'<ul class="verdict">{items}</ul>',
+        "<p>The fused tier is held against whichever tier with less permission is best on these very "
+        "customers. That choice flatters the other tier, so a gain that is left is one.</p>",
+    )
+
+
+def _tests(result: EvaluationResult) -> str:
+    rows = sum(len(contrast["rows"]) for contrast in result["contrasts"])
+    if not rows:
+        return ""
+    return _section(
+        "tests",
+        "How differences are tested",
+        f"<p>Each of the {rows:,} differences below has a p-value of the paired randomisation test: if two "
+        "tiers were equally good, each customer's difference could as well have the other sign "
+        f"({result['randomisations']:,} random assignments of signs; Smucker, Allan and Carterette 2007). "
+        f"With {rows:,} tests some would look real by chance; the column after Holm (1979) corrects for all "
+        "of them together, so that reading each value below 0.05 as a difference errs even once in at most "
+        "5 % of such evaluations.</p>",
     )
 
 
@@ -284,10 +341,12 @@ def _contrast(contrast: Contrast) -> str:
             row["metric"],
             _interval_text(row["difference"], sign="+"),
             _NOTHING if row["relative"] is None else f"{row['relative']:+.1%}",
+            _p_value(row["p_value"]),
+            _p_value(row["p_holm"]),
         ]
         for row in contrast["rows"]
     ]
-    header = ["tier", "against", "metric", "difference", "relative"]
+    header = ["tier", "against", "metric", "difference", "relative", "p", "p after Holm"]
     name = contrast["name"]
     parts = [f"<p>{escape(contrast['explanation'])}</p>"]
     if rows:
@@ -326,6 +385,135 @@ def _history_cell(row: HistoryRow, metric: str) -> str:
     if row["customers"] < MINIMUM_GROUP:
         return _TOO_FEW
     return f"{_interval_text(row['metrics'].get(metric))}; {row['customers']:,} customers"
+
+
+def _groups(rows: Sequence[GroupRow], metric: str) -> str:
+    if not rows:
+        return ""
+    return _section(
+        "groups",
+        "Score by state of permission",
+        "<p>Consent selects customers. A tier that answers for one group can look better or worse than one "
+        "that answers for another because the customers differ, not the tiers. So each tier stands on every "
+        "group that it may answer. Compare tiers along a row: the same customers. Read down a column to see "
+        "selection: the same tier, other customers.</p>",
+        "<p>On the CRM side the target is what a customer orders; on the online side it is what a visitor "
+        "shows interest in on the same device. Figures of the two sides do not compare. Without a link that "
+        "may be read, nobody can tell whether a customer permits online usage too: CRM only and online only "
+        "hold such people as well. Both, not linked, are those who were linked within the test period only. "
+        f"Groups of fewer than {MINIMUM_GROUP} are not shown.</p>",
+        _figure(
+            group_figure(rows, metric),
+            "groups-figure",
+            f"{metric} of each tier for each state of permission, with intervals",
+            "Between two lines stands one tier. Where its marks lie apart, the customers differ: so much may "
+            "be selection where tiers are compared on different customers.",
+        ),
+        *(_group_table(rows, side, metric) for side in SIDE_NAMES),
+    )
+
+
+def _group_table(rows: Sequence[GroupRow], side: TargetSide, metric: str) -> str:
+    cells = {(row["group"], row["tier"]): row for row in rows if row["side"] == side}
+    if not cells:
+        return ""
+    tiers = [tier for tier in _ASCENDING if any(tier == asked for _, asked in cells)]
+    body = []
+    for group, name in GROUP_NAMES.items():
+        counts = [row["customers"] for (asked, _), row in cells.items() if asked == group]
+        if counts:
+            shown = _TOO_FEW if counts[0] < MINIMUM_GROUP else f"{counts[0]:,}"
+            scores = [_group_cell(cells.get((group, tier)), metric) for tier in tiers]
+            body.append([name, shown, *scores])
+    caption = f"{metric} by state of permission, judged by {SIDE_NAMES[side]}"
+    return _table(caption, ["permissions", "customers", *tiers], body)
+
+
+def _group_cell(row: GroupRow | None, metric: str) -> str:
+    if row is None or row["customers"] < MINIMUM_GROUP:
+        return _NOTHING
+    return _interval_text(row["metrics"].get(metric))
+
+
+def _popularity(rows: Sequence[PopularityRow], cutoff: int) -> str:
+    if not rows:
+        return ""
+    gain, share = f"ndcg@{cutoff}", f"recall@{cutoff}"
+    return _section(
+        "popularity",
+        "Score by popularity of the wanted item",
+        "<p>Items are ordered by the number of persons behind them before the cut-off. The head are the most "
+        "popular ones, which hold a third of all interactions; the middle hold the next third, the tail the "
+        "last; new items have none. A customer counts in each band that holds an item that the customer "
+        f"wanted, and the target is what lies in that band. Bands with fewer than {MINIMUM_GROUP} customers "
+        "are not shown.</p>",
+        _figure(
+            popularity_figure(rows, gain),
+            "popularity-figure",
+            f"{gain} of each tier by the popularity of the wanted item, with intervals",
+            "Each line is a tier. One that falls steeply to the right knows what everybody buys; what is "
+            "left in the tail is what personal data find. No model here can find a new item.",
+        ),
+        _popularity_table(rows, gain),
+        _popularity_table(rows, share),
+    )
+
+
+def _popularity_table(rows: Sequence[PopularityRow], metric: str) -> str:
+    bands = [band for band in POPULARITY_BANDS if any(row["band"] == band for row in rows)]
+    header = [_band_header(next(row for row in rows if row["band"] == band)) for band in bands]
+    cells: dict[tuple[str, PopularityBand], str] = {
+        (row["tier"], row["band"]): _TOO_FEW
+        if row["customers"] < MINIMUM_GROUP
+        else _interval_text(row["metrics"].get(metric))
+        for row in rows
+    }
+    tiers = list(dict.fromkeys(row["tier"] for row in rows))
+    body = [[tier, *(cells.get((tier, band), _NOTHING) for band in bands)] for tier in tiers]
+    return _table(f"{metric} by popularity of the wanted item", ["tier", *header], body)
+
+
+def _band_header(row: PopularityRow) -> str:
+    customers = "" if row["customers"] < MINIMUM_GROUP else f", {row['customers']:,} customers"
+    return f"{row['band']} ({row['items']:,} items{customers})"
+
+
+def _models(models: Sequence[ModelFigures]) -> str:
+    if not models:
+        return ""
+    rows = [
+        [
+            model["tier"],
+            model["algorithm"],
+            _weights(model["source_weights"]),
+            _weights(model["event_weights"]),
+            _NOTHING if model["recency_half_life"] is None else f"{model['recency_half_life']:g} days",
+            f"{model['attribute_weight']:g}" if model["attribute_weight"] else _NOTHING,
+        ]
+        for model in models
+    ]
+    header = ["tier", "method", "weight by source", "weight by event", "half-life", "attributes"]
+    parameters = [
+        f"<h3>{escape(model['tier'])}</h3>\n<ul>"
+        + "".join(f"<li>{escape(sentence)}</li>" for sentence in model["parameters"])
+        + "</ul>"
+        for model in models
+    ]
+    return _section(
+        "models",
+        "What the tiers weigh",
+        "<p>Out of the manifests of the models that were judged here: how much an event of each source and "
+        "of each type counts, after how many days an event counts half as much, and what a customer's "
+        "attributes count together without any history. A dash: the model knows no such thing.</p>",
+        _table("Weights of each tier", header, rows),
+        "<details><summary>All parameters, in plain words</summary>",
+        *parameters,
+        "</details>",
+    )
+
+
+def _weights(weights: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {weight:g}" for name, weight in sorted(weights.items())) or _NOTHING
 
 
 def _lists(tiers: Sequence[TierFigures], metric: str) -> str:
@@ -427,9 +615,9 @@ def _tier_table(tiers: Sequence[TierFigures], caption: str) -> str:
 
 def _table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table whose first column names the row; it scrolls by itself, also by keyboard."""
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
+    head = "".join(f'<th scope="col">{_cell(cell)}</th>' for cell in header)
     body = "\n".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+        f'<tr><th scope="row">{escape(row[0])}</th>' + "".join(f"<td>{_cell(cell)}</td>" for cell in row[1:])
         + "</tr>"
         for row in rows
     )  # fmt: skip
@@ -438,6 +626,10 @@ def _table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -
         f"<table>\n<caption>{escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n"
         f"<tbody>\n{body}\n</tbody>\n</table>\n</div>"
     )
+
+
+def _cell(text: str) -> str:
+    return _UNBROKEN.sub(r'<span class="unbroken">\g<0></span>', escape(text))
 
 
 def _headline_metric(result: EvaluationResult) -> str:
@@ -459,6 +651,10 @@ def _interval_text(figures: IntervalFigures | None, sign: str = "") -> str:
 
 def _number(value: float | None) -> str:
     return _NOTHING if value is None else f"{value:.3f}"
+
+
+def _p_value(value: float) -> str:
+    return "below 0.0001" if value < 0.00005 else f"{value:.4f}"
 
 
 def _share(value: float | None) -> str:

@@ -32,6 +32,7 @@ from consentier.features.validation import ValidationReport
 from consentier.models.bundle import open_bundle
 from consentier.training.config import Config, EvaluationConfig, TierConfig, TrackingConfig, TrainingConfig
 from consentier.training.evaluate import evaluate
+from consentier.training.evaluate_cases import links_of
 from consentier.training.train import TRAINED_TIERS, train
 
 CUTOFF = 100
@@ -388,27 +389,79 @@ def without_unreadable_rows(tables: ShopTables, end: dt.datetime) -> ShopTables:
             mask = [keep and at < end for keep, at in zip(mask, table["ts"].to_pylist(), strict=True)]
         return table.filter(pa.array(mask))
 
+    links = ledger.lawful_links(at=end)
+    pairs = zip(*(tables.identities[name].to_pylist() for name in ("visitor_id", "customer_id")), strict=True)
+    hold = [visitor in links and links[visitor].customer_id == customer for visitor, customer in pairs]
     return dataclasses.replace(
         tables,
         events=kept(tables.events, "visitor_id", "visitor", Permission.ONLINE),
         orders=kept(tables.orders, "customer_id", "customer", Permission.CRM),
         product_usage=kept(tables.product_usage, "customer_id", "customer", Permission.CRM),
         customers=kept(tables.customers, "customer_id", "customer", Permission.CRM),
+        identities=tables.identities.filter(pa.array(hold, pa.bool_())),
     )
 
 
-def test_evaluation_gives_the_same_figures_without_the_rows_that_it_may_not_read() -> None:
-    simulated = simulate(SimulationConfig(customers=160, items=40, days=60, seed=3))
+def with_withdrawals(tables: ShopTables, count: int, start: dt.datetime) -> ShopTables:
+    """The shop, in which some linked visitors withdraw within the test period; the customers do not."""
+    at = start + dt.timedelta(days=7)
+    withdrawals = [
+        {
+            **consent(visitor, "online", "withdrawn"),
+            "subject_kind": "visitor",
+            "valid_from": at,
+            "recorded_at": at,
+        }
+        for visitor in sorted(ledger_of(tables).lawful_links(at=start))[:count]
+    ]
+    more = pa.Table.from_pylist(withdrawals, schema=tables.consents.schema)
+    return dataclasses.replace(tables, consents=pa.concat_tables([tables.consents, more]))
+
+
+def check_evaluation_reads_what_it_may(simulation: SimulationConfig) -> None:
+    """One shop, with and without what is not permitted at the end of the test period: the same figures."""
+    simulated = simulate(simulation)
     tables = ShopTables(**simulated.tables, report=ValidationReport())
     start = pc.max(tables.events["ts"]).as_py() - dt.timedelta(days=20)
+    tables = with_withdrawals(tables, 12, start)
     config = CONFIG.with_cutoff(start).model_copy(
         update={"evaluation": EvaluationConfig(bootstrap_samples=100, horizon_days=14)}
     )
     less = without_unreadable_rows(tables, start + dt.timedelta(days=14))
     assert less.events.num_rows < 0.9 * tables.events.num_rows
     assert less.orders.num_rows < 0.9 * tables.orders.num_rows
+    assert less.identities.num_rows < tables.identities.num_rows
     results = [evaluate(each, config, name="shop", show_progress=False) for each in (tables, less)]
     funnels = [result.pop("consent_funnel") for result in results]  # type: ignore[misc]
     assert results[0] == results[1]
     assert [row["rows_kept"] for row in funnels[0]] == [row["rows_kept"] for row in funnels[1]]
     assert {figures["tier"] for figures in results[0]["tiers"]} >= {str(tier) for tier in TRAINED_TIERS}
+    shown = {row["group"] for row in results[0]["by_permission_group"] if row["metrics"]}
+    assert shown >= {"crm_only", "online_only", "both_linked"}
+
+
+JUDGED = SimulationConfig(customers=200, items=40, days=60, seed=3)
+
+
+def test_evaluation_gives_the_same_figures_without_the_rows_that_it_may_not_read() -> None:
+    check_evaluation_reads_what_it_may(JUDGED)
+
+
+@breaks(
+    Break(
+        "who withdrew within the test period is judged",
+        evaluate,
+        "ConsentGate(shop, ledger, end, policy)",
+        "ConsentGate(shop, ledger, start, policy, end)",
+        JUDGED,
+    ),
+    Break(
+        "a link that does not hold any more makes a customer one with both permissions",
+        links_of,
+        "in after.items()",
+        "in before.items()",
+        JUDGED,
+    ),
+)
+def test_judging_by_too_much_would_be_noticed(broken: Break) -> None:
+    assert_breaks(check_evaluation_reads_what_it_may, st.just(JUDGED), broken)

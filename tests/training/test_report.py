@@ -44,13 +44,49 @@ def evaluation() -> dict[str, Any]:
     lift = BASE["fused"] - BASE["online"]
     row = {"better": "fused", "baseline": "online", "metric": "ndcg@10", "difference": interval(lift)}
     flat = {"better": "crm", "baseline": "online", "metric": "ndcg@10", "difference": interval(0.001)}
+    row |= {"p_value": 0.0001, "p_holm": 0.0002}
+    flat |= {"p_value": 0.41, "p_holm": 0.82}
     return {
+        "version": 2,
         "data": {"name": "simulated shop", "cutoff": "2025-06-01T00:00:00Z", "horizon_days": 14},
         "population": "permissions",
         "cutoffs": [10, 20],
         "customers": 1162,
         "requests": 1874,
         "tiers": tiers(),
+        "models": [
+            {
+                "tier": tier,
+                "algorithm": algorithm,
+                "source_weights": sources,
+                "event_weights": {"view": 1.0, "cart": 2.5} if sources else {},
+                "recency_half_life": half_life,
+                "attribute_weight": 0.5 if tier == "crm" else 0.0,
+                "parameters": [f"Method of {tier}.", "Of each source, the latest 200 events count."],
+            }
+            for tier, algorithm, sources, half_life in (
+                ("crm", "local_ridge", {"crm": 1.0}, 30.0),
+                ("fused", "local_ridge", {"session": 5.0, "online": 1.0, "crm": 4.0}, None),
+                ("popular", "popularity", {}, None),
+            )
+        ],
+        "randomisations": 10_000,
+        "fusion": [
+            {
+                "metric": "ndcg@10",
+                "best_other": "crm",
+                "difference": interval(0.034),
+                "beats": True,
+                "text": "In lists of 10, fused beats crm.",
+            },
+            {
+                "metric": "ndcg@20",
+                "best_other": "crm",
+                "difference": interval(0.001),
+                "beats": False,
+                "text": "In lists of 20, fused does not beat crm. Serve level 3 by crm.",
+            },
+        ],
         "contrasts": [
             {
                 "name": "one cohort, inputs restricted",
@@ -63,6 +99,28 @@ def evaluation() -> dict[str, Any]:
             {"tier": tier, "bucket": bucket, "customers": size, "metrics": {"ndcg@10": interval(score)}}
             for tier, score in (("online", 0.0811), ("fused", 0.1271))
             for bucket, size in zip(HISTORY_BUCKETS, (150, 90, 40, 20, 19, 1), strict=True)
+        ],
+        "by_popularity": [
+            {
+                "tier": tier,
+                "band": band,
+                "items": items,
+                "targets": size + 5,
+                "customers": size,
+                "metrics": {"ndcg@10": interval(score)} if size >= 20 else {},
+            }
+            for band, items, size in (("head", 9, 140), ("middle", 31, 110), ("tail", 160, 90), ("new", 4, 7))
+            for tier, score in (("popular", 0.0312), ("fused", 0.1272))
+        ],
+        "by_permission_group": [
+            {"group": group, "side": side, "tier": tier, "customers": size, "metrics": figures}
+            for group, side, size, figures in (
+                ("crm_only", "crm", 211, {"ndcg@10": interval(0.0613)}),
+                ("both_unlinked", "crm", 11, {}),
+                ("both_linked", "crm", 1162, {"ndcg@10": interval(0.0713)}),
+                ("online_only", "online", 344, {"ndcg@10": interval(0.0813)}),
+            )
+            for tier in ("popular", "online" if side == "online" else "crm")
         ],
         "consent_funnel": [
             {
@@ -116,9 +174,9 @@ def test_the_page_is_well_formed_and_accessible(evaluation: dict[str, Any]) -> N
     assert levels.count(1) == 1
     assert all(after - before <= 1 for before, after in pairwise(levels))
     figures = [attributes for attributes in page.elements("svg") if attributes.get("role") == "img"]
-    assert len(figures) == len(page.elements("svg")) == len(page.elements("figcaption")) == 4
+    assert len(figures) == len(page.elements("svg")) == len(page.elements("figcaption")) == 6
     assert all(attributes["aria-label"] for attributes in figures)
-    assert len(page.elements("caption")) == len(page.elements("table")) == 6
+    assert len(page.elements("caption")) == len(page.elements("table")) == 11
     assert all(attributes["scope"] in ("col", "row") for attributes in page.elements("th"))
     identifiers = [attributes["id"] for _, attributes in page.started if "id" in attributes]
     assert len(identifiers) == len(set(identifiers))
@@ -157,6 +215,64 @@ def test_the_page_says_what_is_compared_and_what_was_found(evaluation: dict[str,
         assert words in text
 
 
+def rows_of(text: str, caption: str) -> list[list[str]]:
+    """The cells of one table of the page, row by row."""
+    (table,) = re.findall(rf"<caption>{re.escape(caption)}</caption>(.*?)</table>", text, re.DOTALL)
+    return [
+        [re.sub(r"<[^>]*>", "", cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL)]
+        for row in re.findall(r"<tr>.*?</tr>", table, re.DOTALL)
+    ]
+
+
+def test_the_page_says_whether_joining_pays_before_all_tables(evaluation: dict[str, Any]) -> None:
+    text = report.render_report(evaluation)
+    for verdict in evaluation["fusion"]:
+        assert 0 < text.index(verdict["text"]) < text.index("<table")
+
+
+def test_differences_are_shown_with_both_p_values(evaluation: dict[str, Any]) -> None:
+    text = report.render_report(evaluation)
+    table = rows_of(text, "Paired differences: one cohort, inputs restricted")
+    assert table[0][-2:] == ["p", "p after Holm"]
+    assert [row[-2:] for row in table[1:]] == [["0.0001", "0.0002"], ["0.4100", "0.8200"]]
+    assert "p = 0.0002 after Holm" in text
+    assert "10,000 random assignments" in text
+
+
+def test_one_tier_stands_below_itself_for_each_state_of_permission(evaluation: dict[str, Any]) -> None:
+    text = report.render_report(evaluation)
+    assert rows_of(text, "ndcg@10 by state of permission, judged by orders") == [
+        ["permissions", "customers", "popular", "crm"],
+        ["CRM only", "211", "0.0613 [0.0553, 0.0673]", "0.0613 [0.0553, 0.0673]"],
+        ["both, not linked", "too few to show", "–", "–"],
+        ["both, linked", "1,162", "0.0713 [0.0653, 0.0773]", "0.0713 [0.0653, 0.0773]"],
+    ]
+    other = rows_of(text, "ndcg@10 by state of permission, judged by items looked at")
+    assert [row[:2] for row in other] == [["permissions", "customers"], ["online only", "344"]]
+
+
+def test_bands_of_popularity_stand_side_by_side(evaluation: dict[str, Any]) -> None:
+    table = rows_of(report.render_report(evaluation), "ndcg@10 by popularity of the wanted item")
+    assert table[0] == [
+        "tier",
+        "head (9 items, 140 customers)",
+        "middle (31 items, 110 customers)",
+        "tail (160 items, 90 customers)",
+        "new (4 items)",
+    ]
+    assert table[2] == ["fused", *["0.1272 [0.1212, 0.1332]"] * 3, "too few to show"]
+
+
+def test_the_weights_of_each_tier_are_listed(evaluation: dict[str, Any]) -> None:
+    text = report.render_report(evaluation)
+    assert rows_of(text, "Weights of each tier")[1:] == [
+        ["crm", "local_ridge", "crm 1", "cart 2.5, view 1", "30 days", "0.5"],
+        ["fused", "local_ridge", "crm 4, online 1, session 5", "cart 2.5, view 1", "–", "–"],
+        ["popular", "popularity", "–", "–", "–", "–"],
+    ]
+    assert "Method of fused." in text
+
+
 def test_a_tier_that_loses_is_called_worse(evaluation: dict[str, Any]) -> None:
     evaluation["contrasts"][0]["rows"][0]["difference"] = interval(-0.02)
     assert "fused is worse than online: -0.0200 [-0.0260, -0.0140]" in report.render_report(evaluation)
@@ -173,13 +289,30 @@ def test_small_groups_are_not_shown(evaluation: dict[str, Any]) -> None:
             row["metrics"] = {"ndcg@10": interval(0.7654)}
     text = report.render_report(evaluation)
     assert "0.7654" not in text
-    assert text.count("too few to show") == 4
+    for row in evaluation["by_popularity"]:
+        row["metrics"] = row["metrics"] or {"ndcg@10": interval(0.7654)}
+    for row in evaluation["by_permission_group"]:
+        row["metrics"] = row["metrics"] or {"ndcg@10": interval(0.7654)}
+    assert "0.7654" not in report.render_report(evaluation)
+    # Two tiers in two lengths of history, in the new items of two tables, and one state of permission.
+    assert text.count("too few to show") == 2 * 2 + 2 * 2 + 1
     assert "19 customers" not in text
     assert "20 customers" in text
 
     figure = plots.history_figure(evaluation["by_history_length"], "ndcg@10")
     assert figure is not None
     assert drawn_points(figure) == [4, 4]
+    bands = plots.popularity_figure(evaluation["by_popularity"], "ndcg@10")
+    assert bands is not None
+    assert drawn_points(bands) == [3, 3]
+    groups = plots.group_figure(evaluation["by_permission_group"], "ndcg@10")
+    assert groups is not None
+    assert [[label.get_text() for label in axes.get_yticklabels()] for axes in groups.axes] == [
+        ["crm: CRM only", "crm: both, linked", "popular: CRM only", "popular: both, linked"],
+        ["online: online only", "popular: online only"],
+    ]
+    assert plots.group_figure([], "ndcg@10") is None
+    assert plots.popularity_figure(evaluation["by_popularity"][-2:], "ndcg@10") is None
     small = [row for row in evaluation["by_history_length"] if row["customers"] < 20]
     assert plots.history_figure(small, "ndcg@10") is None
 
@@ -208,7 +341,8 @@ def test_the_same_evaluation_gives_the_same_bytes(evaluation: dict[str, Any]) ->
 
 
 def test_an_evaluation_without_optional_parts_is_reported(evaluation: dict[str, Any]) -> None:
-    for part in ("contrasts", "by_history_length", "consent_funnel", "notes"):
+    parts = ("contrasts", "models", "fusion", "by_history_length", "by_popularity", "by_permission_group")
+    for part in (*parts, "consent_funnel", "notes"):
         evaluation[part] = []
     for tier in evaluation["tiers"]:
         tier["coverage"] = None
@@ -297,6 +431,11 @@ def change(*path: Any, to: Any) -> Any:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (change("version", to=1), "is of version 1, and this release reads version 2"),
+        (
+            change("contrasts", 0, "rows", 0, "p_holm", to=0.00001),
+            r"contrasts\[0\].rows\[0\]: p_value must be above 0, p_holm no smaller",
+        ),
         (change("customers", to="many"), "evaluation.customers must be a whole number"),
         (change("requests", to=True), "evaluation.requests must be a whole number"),
         (change("surprise", to=1), "evaluation.surprise is not a known field"),

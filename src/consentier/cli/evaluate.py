@@ -77,7 +77,7 @@ def print_evaluation(evaluation: Mapping[str, Any]) -> None:
     for contrast in evaluation["contrasts"]:
         say()
         print_table(
-            ["tier", "against", "metric", "difference", "interval", "relative"],
+            ["tier", "against", "metric", "difference", "interval", "relative", "p (Holm)"],
             [
                 [
                     row["better"],
@@ -86,6 +86,7 @@ def print_evaluation(evaluation: Mapping[str, Any]) -> None:
                     f"{row['difference']['mean']:+.4f}",
                     f"{row['difference']['low']:+.4f} to {row['difference']['high']:+.4f}",
                     "-" if row["relative"] is None else f"{row['relative']:+.1%}",
+                    f"{row['p_holm']:.4f}",
                 ]
                 for row in contrast["rows"]
             ],

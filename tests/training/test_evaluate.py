@@ -1,0 +1,177 @@
+"""Whole evaluations of small shops whose right answer is known by hand."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from shops import consent, day, event, link, order, shop
+
+from consentier.features.tables import ShopTables
+from consentier.training.config import Config, EvaluationConfig, TierConfig, TrackingConfig, TrainingConfig
+from consentier.training.evaluate import evaluate
+from consentier.training.evaluation_result import EVALUATION_VERSION, EvaluationResult, check_evaluation
+
+START = 100
+
+
+def config(*, cutoffs: tuple[int, ...] = (1, 3), **tiers: Any) -> Config:
+    small = {"neighbours": 5, "regularisation": 1.0, "repeat_weight": 0.0, "item_exponent": 0.0}
+    return Config(
+        training=TrainingConfig(cutoff=day(START), threads=1),
+        tracking=TrackingConfig(enabled=False),
+        evaluation=EvaluationConfig(cutoffs=cutoffs, bootstrap_samples=100),
+        **{
+            tier: TierConfig(**{**small, **tiers.get(tier, {})})
+            for tier in ("session", "online", "crm", "fused")
+        },
+    )
+
+
+def evaluated(tables: ShopTables, settings: Config) -> EvaluationResult:
+    result = evaluate(tables, settings, name="shop", show_progress=False)
+    return check_evaluation(json.loads(json.dumps(result)))
+
+
+def hits(result: EvaluationResult, tier: str) -> float:
+    (found,) = [each for each in result["tiers"] if each["tier"] == tier]
+    return found["metrics"]["hit_rate@1"]["mean"]
+
+
+def forgetful_shop() -> ShopTables:
+    """Who bought "a" buys "p" next, who bought "b" buys "q"; 25 customers bought "b" last."""
+    orders = []
+    for number in range(30):
+        orders += [order(f"c-p{number}", "a", 90), order(f"c-p{number}", "p", 90)]
+        orders += [order(f"c-q{number}", "b", 90), order(f"c-q{number}", "q", 90)]
+    for number in range(25):
+        orders += [order(f"c-{number}", "a", 10), order(f"c-{number}", "b", 99)]
+        orders += [order(f"c-{number}", "q", START + 1)]
+    customers = sorted({row["customer_id"] for row in orders})
+    return shop(orders=orders, consents=[consent(name, "crm", at=1) for name in customers])
+
+
+def test_older_events_count_less_in_the_evaluation_too() -> None:
+    """Without the times of the histories "p" and "q" would have equal scores, and the id decides for "p"."""
+    forgetting = config(crm={"recency_half_life": 5.0, "hide": ("crm",)})
+    result = evaluated(forgetful_shop(), forgetting)
+    assert (result["population"], result["customers"]) == ("orders", 25)
+    assert hits(result, "crm") == 1.0
+    assert hits(evaluated(forgetful_shop(), config(crm={"hide": ("crm",)})), "crm") == 0.0
+
+
+def joint_shop(*, crm_only: int = 0) -> ShopTables:
+    """40 linked customers. What they ordered tells what they order next; what they looked at tells nothing.
+
+    30 customers without a target teach the CRM tier what follows what. Those of `crm_only` order something
+    else after the cut-off.
+    """
+    orders, events = [], []
+    for number in range(40):
+        before, after = ("ap", "bq")[number % 2]
+        orders += [order(f"c{number}", before, 50), order(f"c{number}", after, START + 1)]
+        for place, at in enumerate((40, 45, START + 2)):
+            events.append(event(f"v{number}", "xyw"[(number // 2 + place) % 3], at, session=f"s{at}"))
+    for number in range(30):
+        orders += [order(f"cteacher{number}", item, 50) for item in ("ap", "bq")[number % 2]]
+    for number in range(crm_only):
+        orders += [order(f"calone{number}", "a", 50), order(f"calone{number}", "z", START + 1)]
+    customers = sorted({row["customer_id"] for row in orders})
+    return shop(
+        orders=orders,
+        events=events,
+        identities=[link(f"v{number}", f"c{number}", 5) for number in range(40)],
+        consents=[
+            *(consent(name, "crm", at=1) for name in customers),
+            *(consent(f"v{number}", "online", at=1) for number in range(40)),
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def joint() -> EvaluationResult:
+    return evaluated(joint_shop(), config())
+
+
+def test_one_tier_stands_on_both_groups_that_it_may_answer() -> None:
+    """The CRM tier is right for every linked customer and wrong for all others: selection, not quality."""
+    result = evaluated(joint_shop(crm_only=21), config())
+    assert result["population"] == "permissions"
+    found = {(row["group"], row["side"], row["tier"]): row for row in result["by_permission_group"]}
+    assert {tier for group, side, tier in found if (group, side) == ("crm_only", "crm")} == {"popular", "crm"}
+    linked, alone = found["both_linked", "crm", "crm"], found["crm_only", "crm", "crm"]
+    assert (linked["customers"], alone["customers"]) == (40, 21)
+    assert linked["metrics"]["hit_rate@1"]["mean"] == 1.0
+    assert alone["metrics"]["hit_rate@1"]["mean"] == 0.0
+    # The linked ones are those of the headline.
+    (headline,) = [each for each in result["tiers"] if each["tier"] == "crm"]
+    assert linked["metrics"] == headline["metrics"]
+    assert {tier for group, side, tier in found if (group, side) == ("both_linked", "online")} == {
+        "popular", "session", "online", "fused",
+    }  # fmt: skip
+
+
+def test_small_groups_are_counted_and_not_judged() -> None:
+    result = evaluated(joint_shop(crm_only=19), config())
+    rows = [row for row in result["by_permission_group"] if row["group"] == "crm_only"]
+    assert [(row["customers"], row["metrics"]) for row in rows] == [(19, {}), (19, {})]
+
+
+def test_contrasts_are_tested_and_corrected_as_one_family(joint: EvaluationResult) -> None:
+    rows = [row for contrast in joint["contrasts"] for row in contrast["rows"]]
+    assert all(1 / (joint["randomisations"] + 1) <= row["p_value"] <= row["p_holm"] <= 1 for row in rows)
+    smallest = min(row["p_value"] for row in rows)
+    assert min(row["p_holm"] for row in rows) == pytest.approx(smallest * len(rows))
+    equal = [row for row in rows if row["difference"]["low"] == row["difference"]["high"] == 0]
+    assert all(row["p_value"] == 1.0 for row in equal)
+    sure = [row for row in rows if row["difference"]["low"] > 0.3]
+    assert sure
+    assert all(row["p_value"] < 0.001 for row in sure)
+    assert evaluated(joint_shop(), config()) == joint
+
+
+def test_a_fused_tier_that_loses_is_said_to_lose() -> None:
+    """The fused model is told to listen to what the customers looked at only; the orders tell everything."""
+    deaf = {"source_weights": {"session": 1.0, "online": 1.0, "crm": 0.0}}
+    result = evaluated(joint_shop(), config(fused=deaf))
+    assert [verdict["beats"] for verdict in result["fusion"]] == [False, False]
+    assert {verdict["best_other"] for verdict in result["fusion"]} == {"crm"}
+    assert result["fusion"][0]["difference"]["high"] < 0
+    assert "In lists of 1, fused is worse than crm" in result["notes"][0]
+    assert "Serve level 3 by crm" in result["notes"][0]
+
+
+def test_the_result_says_what_the_models_weigh() -> None:
+    weights = {"recency_half_life": 30.0, "source_weights": {"session": 5.0, "online": 1.0, "crm": 4.0}}
+    result = evaluated(joint_shop(), config(fused=weights))
+    models = {model["tier"]: model for model in result["models"]}
+    assert list(models) == ["session", "online", "crm", "fused", "popular"]
+    fused = models["fused"]
+    assert fused["algorithm"] == "local_ridge"
+    assert fused["source_weights"] == {"session": 5.0, "online": 1.0, "crm": 4.0}
+    assert fused["event_weights"]["cart"] == 2.0
+    assert fused["recency_half_life"] == 30.0
+    # There are no attributes in this shop to weigh.
+    assert fused["attribute_weight"] == 0.0
+    assert any("30 days older" in sentence for sentence in fused["parameters"])
+    assert models["popular"]["source_weights"] == {}
+    assert models["crm"]["recency_half_life"] is None
+    # The weights of sources that the tier cannot read say nothing.
+    assert models["crm"]["source_weights"] == {"crm": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [(None, "carries no version"), (1, "is of version 1"), (EVALUATION_VERSION + 1, "is of version 3")],
+)
+def test_results_of_other_versions_are_refused(
+    joint: EvaluationResult, version: int | None, message: str
+) -> None:
+    result: Any = dict(joint)
+    if version is None:
+        del result["version"]
+    else:
+        result["version"] = version
+    with pytest.raises(ValueError, match=rf"{message}.*run 'consentier evaluate' again"):
+        check_evaluation(result)
