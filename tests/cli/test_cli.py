@@ -413,6 +413,10 @@ def test_evaluate_and_report(workshop: Workshop, tmp_path: Path) -> None:
     assert written["data"]["name"] == "shop"
     for tier in ("session", "online", "crm", "fused"):
         assert tier in outcome.out
+    assert len(written["fusion"]) == len(written["cutoffs"])
+    said = " ".join(outcome.out.split())
+    for verdict in written["fusion"]:
+        assert f"note: {verdict['text']}" in said
     assert run("report", results, "--out", page, "--json").json == {"out": str(page)}
     assert page.read_text().startswith("<!DOCTYPE html>")
 
