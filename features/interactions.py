@@ -15,7 +15,7 @@ from consentier.features.gate import PermittedRows
 from consentier.models.attribute_encoding import AttributeEncoder
 from consentier.models.recency import recency_weights
 
-__all__ = ["Interactions", "interactions", "person_counts"]
+__all__ = ["CodedRows", "Interactions", "interactions", "largest_then_summed", "person_counts"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,6 +35,96 @@ class Interactions:
     item_ids: tuple[str, ...]
     matrix: sp.csr_matrix
     persons: NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CodedRows:
+    """Permitted rows with numbers for their texts, of which matrices with other weights can be made quickly.
+
+    Attributes
+    ----------
+    item_ids, person_ids
+        Ascending by UTF-8 bytes.
+    source_names, event_types
+        What the codes of sources and event types stand for.
+    items, histories, sources, types
+        int64, shape (rows,): number of each row's item, history, source and event type.
+    ages
+        int64, shape (rows,): microseconds between each row and the newest one of its history.
+    owners
+        int64, shape (histories,): number of each history's person.
+    by_session
+        Whether a history is one session, or all that a person has.
+    """
+
+    item_ids: tuple[str, ...]
+    person_ids: tuple[str, ...]
+    source_names: tuple[str, ...]
+    event_types: tuple[str, ...]
+    items: NDArray[np.int64]
+    histories: NDArray[np.int64]
+    sources: NDArray[np.int64]
+    types: NDArray[np.int64]
+    ages: NDArray[np.int64]
+    owners: NDArray[np.int64]
+    by_session: bool
+
+    @classmethod
+    def of(cls, permitted: PermittedRows, *, by_session: bool) -> CodedRows:
+        """Number the rows, one history per session (True) or per person. n log n in the distinct texts."""
+        rows = permitted.rows
+        item_ids, items = _codes(rows["item_id"])
+        person_ids, person_of_row = _codes(rows["person"])
+        histories, owners = person_of_row, np.arange(len(person_ids), dtype=np.int64)
+        if by_session:
+            histories, owners = _sessions(rows, person_of_row)
+        source_names, sources = _codes(rows["source"])
+        event_types, types = _codes(rows["event_type"])
+        return cls(
+            item_ids, person_ids, source_names, event_types, items, histories, sources, types,
+            _ages(rows, histories, owners.size), owners, by_session,
+        )  # fmt: skip
+
+    def interactions(
+        self,
+        *,
+        source_weights: Mapping[str, float],
+        event_weights: Mapping[str, float],
+        attributes: sp.csr_matrix | None = None,
+        half_life: int | None = None,
+    ) -> Interactions:
+        """Build the matrix as `interactions` does; `attributes` comes from `attribute_inputs`."""
+        weights = self._weights(source_weights, event_weights)
+        if half_life is not None:
+            weights = weights * recency_weights(self.ages, half_life)
+        entries, values = largest_then_summed(
+            self.histories, self.items, self.sources, weights, len(self.item_ids)
+        )
+        row, column = np.divmod(entries, max(len(self.item_ids), 1))
+        shape = (self.owners.size, len(self.item_ids))
+        matrix = sp.csr_matrix((values.astype(np.float32), (row, column)), shape=shape)
+        matrix.eliminate_zeros()
+        if attributes is not None:
+            matrix = sp.csr_matrix(sp.hstack([matrix, attributes], format="csr"))
+        return Interactions(self.item_ids, matrix, self.owners)
+
+    def attribute_inputs(
+        self, attributes: pa.Table | None, encoder: AttributeEncoder | None
+    ) -> sp.csr_matrix | None:
+        """One row per person, one column per attribute input; None where a history is a session."""
+        if encoder is None or attributes is None or self.by_session:
+            return None
+        return _attribute_inputs(self.person_ids, attributes, encoder, len(self.item_ids))
+
+    def _weights(
+        self, source_weights: Mapping[str, float], event_weights: Mapping[str, float]
+    ) -> NDArray[np.float64]:
+        if not self.items.size:
+            return np.empty(0)
+        by_source = np.array([source_weights.get(name, 0.0) for name in self.source_names])
+        by_type = np.array([event_weights.get(name, 1.0) for name in self.event_types])
+        weights: NDArray[np.float64] = by_source[self.sources] * by_type[self.types]
+        return weights
 
 
 def interactions(
@@ -69,25 +159,13 @@ def interactions(
     -----
     n log n in the rows.
     """
-    rows = permitted.rows
-    item_ids, items = _codes(rows["item_id"])
-    persons, person_of_row = _codes(rows["person"])
-    histories, owners = person_of_row, np.arange(len(persons), dtype=np.int64)
-    if by_session:
-        histories, owners = _sessions(rows, person_of_row)
-    weights = _weights(rows, source_weights, event_weights)
-    if half_life is not None:
-        weights = weights * recency_weights(_ages(rows, histories, owners.size), half_life)
-    entries, values = _largest_then_summed(
-        histories, items, _codes(rows["source"])[1], weights, len(item_ids)
+    coded = CodedRows.of(permitted, by_session=by_session)
+    return coded.interactions(
+        source_weights=source_weights,
+        event_weights=event_weights,
+        attributes=coded.attribute_inputs(permitted.attributes, encoder),
+        half_life=half_life,
     )
-    row, column = np.divmod(entries, max(len(item_ids), 1))
-    shape = (owners.size, len(item_ids))
-    matrix = sp.csr_matrix((values.astype(np.float32), (row, column)), shape=shape)
-    matrix.eliminate_zeros()
-    if encoder is not None and permitted.attributes is not None and not by_session:
-        matrix = _with_attributes(matrix, persons, permitted.attributes, encoder)
-    return Interactions(item_ids, matrix, owners)
 
 
 def person_counts(permitted: PermittedRows, *, by_session: bool = False) -> dict[str, int]:
@@ -115,19 +193,6 @@ def _sessions(
     return session_of_row.astype(np.int64), pairs // max(len(ids), 1)
 
 
-def _weights(
-    rows: pa.Table, source_weights: Mapping[str, float], event_weights: Mapping[str, float]
-) -> NDArray[np.float64]:
-    sources, source_codes = _codes(rows["source"])
-    types, type_codes = _codes(rows["event_type"])
-    by_source = np.array([source_weights.get(name, 0.0) for name in sources])
-    by_type = np.array([event_weights.get(name, 1.0) for name in types])
-    if not rows.num_rows:
-        return np.empty(0)
-    weights: NDArray[np.float64] = by_source[source_codes] * by_type[type_codes]
-    return weights
-
-
 def _ages(rows: pa.Table, histories: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Microseconds between each event and the newest one of its history."""
     times = rows["ts"].to_numpy(zero_copy_only=False).astype(np.int64)
@@ -137,14 +202,29 @@ def _ages(rows: pa.Table, histories: NDArray[np.int64], count: int) -> NDArray[n
     return ages
 
 
-def _largest_then_summed(
+def largest_then_summed(
     histories: NDArray[np.int64],
     items: NDArray[np.int64],
     sources: NDArray[np.int64],
     weights: NDArray[np.float64],
     item_count: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Entries (history × item_count + item), ascending, with their values."""
+    """Take the largest weight of an item within a source of a history, and add those of its sources.
+
+    Parameters
+    ----------
+    histories, items, sources
+        int64, shape (n,): numbers. The sources of an item are added in ascending order.
+    weights
+        float64, shape (n,).
+    item_count
+        Above every item's number.
+
+    Returns
+    -------
+    entries, values : ndarray of int64, ndarray of float64
+        ``history * item_count + item``, ascending, and the sums. O(n log n).
+    """
     if not histories.size:
         return np.empty(0, np.int64), np.empty(0)
     entries = histories * item_count + items
@@ -156,10 +236,10 @@ def _largest_then_summed(
     return entries[first], np.add.reduceat(weights, first)
 
 
-def _with_attributes(
-    matrix: sp.csr_matrix, persons: tuple[str, ...], attributes: pa.Table, encoder: AttributeEncoder
+def _attribute_inputs(
+    persons: tuple[str, ...], attributes: pa.Table, encoder: AttributeEncoder, first: int
 ) -> sp.csr_matrix:
-    """Append one column per attribute input; customers without rows of their own add nothing."""
+    """The columns that stand behind the items; customers without rows of their own have none."""
     position = {person: number for number, person in enumerate(persons)}
     row, column = [], []
     names = [name for name in attributes.column_names if name != "person"]
@@ -170,9 +250,7 @@ def _with_attributes(
         inputs = encoder.inputs({name: entry[name] for name in names})
         row.extend([number] * len(inputs))
         column.extend(inputs)
-    first = matrix.shape[1]
-    block = sp.csr_matrix(
+    return sp.csr_matrix(
         (np.ones(len(row), np.float32), (np.array(row, np.int64), np.array(column, np.int64) - first)),
-        shape=(matrix.shape[0], encoder.input_count),
+        shape=(len(persons), encoder.input_count),
     )
-    return sp.csr_matrix(sp.hstack([matrix, block], format="csr"))

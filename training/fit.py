@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ from consentier.consent import Side, Tier
 from consentier.errors import TrainingError
 from consentier.features.attributes import fit_attributes
 from consentier.features.gate import ConsentGate, PermittedRows
-from consentier.features.interactions import Interactions, interactions, person_counts
+from consentier.features.interactions import CodedRows, Interactions, interactions, person_counts
 from consentier.models.attribute_encoding import AttributeEncoder, category_text
 from consentier.models.gram import GramStatistics
 from consentier.models.item_index import ItemIndex
@@ -36,6 +36,7 @@ __all__ = [
     "ANONYMOUS",
     "PERSONS",
     "FittedTier",
+    "TierRows",
     "attribute_counts",
     "distinct_persons",
     "estimator",
@@ -50,6 +51,8 @@ __all__ = [
     "tier_interactions",
     "with_repeats",
 ]
+
+_T = TypeVar("_T")
 
 PERSONS = "persons"
 """Name of a model's counts of distinct persons in its statistics; the popular list has one per side."""
@@ -119,28 +122,107 @@ def fit_tier(
     -----
     See `models.gram` and `models.local_ridge` for the costs.
     """
-    published = _without_rare_items(permitted, min_persons)
-    if not published.rows.num_rows:
-        reasons = "; ".join(
-            f"{funnel.source}: {funnel.rows_in} rows came in, kept out: {dict(funnel.excluded) or 'none'}"
-            for funnel in permitted.funnel
-        )
-        raise TrainingError(f"the {tier} tier has no permitted rows to train on ({reasons})")
-    encoder = _encoder(published, config, min_persons)
-    data = tier_interactions(tier, published, config, encoder)
-    items = len(data.item_ids)
-    model = estimator(config, items, min_persons, threads)
-    gram = None
-    if solves_counts(model):
-        with progress(f"Fitting {type(model).__name__}", items, enabled=show_progress) as advance:
-            gram = model.count(data.matrix, persons=data.persons)
-            weights = model.solve(gram, advance=advance)
-    else:
-        weights = model.fit(data.matrix, show_progress, persons=data.persons).weights
-    index = ItemIndex.from_ids(data.item_ids)
-    arrays = tier_arrays(index, with_repeats(model, weights, config.repeat_weight))
+    rows = TierRows(tier, permitted, min_persons)
+    fitted, gram = rows.fit(config, threads=threads, show_progress=show_progress)
     statistics = _tier_statistics(permitted, config, gram) if keep else None
-    return FittedTier(len(index), arrays, _scoring(tier, config, encoder), statistics)
+    return dataclasses.replace(fitted, statistics=statistics)
+
+
+class TierRows:
+    """What one tier may publish, ready to be fitted with one configuration after the other.
+
+    What two fits in a row have in common is computed once: the numbered rows always, the inputs of the
+    attributes, the matrix and the co-occurrence counts as long as no parameter changes them.
+
+    Parameters
+    ----------
+    tier
+        Which.
+    permitted
+        What the gate let through for it.
+    min_persons
+        Distinct persons that must stand behind each published item and pair.
+
+    Raises
+    ------
+    TrainingError
+        If nothing is left to train on.
+    """
+
+    def __init__(self, tier: Tier, permitted: PermittedRows, min_persons: int) -> None:
+        published = _without_rare_items(permitted, min_persons)
+        if not published.rows.num_rows:
+            reasons = "; ".join(
+                f"{funnel.source}: {funnel.rows_in} rows came in, kept out: {dict(funnel.excluded) or 'none'}"
+                for funnel in permitted.funnel
+            )
+            raise TrainingError(f"the {tier} tier has no permitted rows to train on ({reasons})")
+        self.tier = tier
+        self.published = published
+        self.min_persons = min_persons
+        self.coded = CodedRows.of(published, by_session=tier is Tier.SESSION)
+        self._last: dict[str, tuple[object, Any]] = {}
+
+    def fit(
+        self, config: TierConfig, *, threads: int | None, show_progress: bool = False
+    ) -> tuple[FittedTier, GramStatistics | None]:
+        """Fit the tier's model; also the counts that it was solved from, where it is a function of counts.
+
+        Parameters
+        ----------
+        config
+            Algorithm and its parameters.
+        threads
+            Threads of the solver; the result does not depend on it. None: all cores.
+        show_progress
+            Report progress on standard error.
+        """
+        encoder, data = self._data(config)
+        items = len(data.item_ids)
+        model = estimator(config, items, self.min_persons, threads)
+        gram = None
+        if solves_counts(model):
+            with progress(f"Fitting {type(model).__name__}", items, enabled=show_progress) as advance:
+                gram = self._counts(model, data)
+                weights = model.solve(gram, advance=advance)
+        else:
+            weights = model.fit(data.matrix, show_progress, persons=data.persons).weights
+        index = ItemIndex.from_ids(data.item_ids)
+        arrays = tier_arrays(index, with_repeats(model, weights, config.repeat_weight))
+        return FittedTier(len(index), arrays, _scoring(self.tier, config, encoder)), gram
+
+    def _data(self, config: TierConfig) -> tuple[AttributeEncoder, Interactions]:
+        """The matrix, and the encoder of its attributes."""
+        attributes = self.published.attributes
+        known = bool(config.attribute_weight) and config.attribute_min_persons
+
+        def encoded() -> tuple[AttributeEncoder, sp.csr_matrix | None]:
+            encoder = _encoder(self.published, config, self.min_persons)
+            return encoder, self.coded.attribute_inputs(attributes, encoder)
+
+        encoder, inputs = self._unless_same("attributes", known, encoded)
+        settings = _matrix_settings(self.tier, config)
+        key = (
+            known,
+            *(sorted(each.items()) if isinstance(each, dict) else each for each in settings.values()),
+        )
+        data = self._unless_same("data", key, lambda: self.coded.interactions(attributes=inputs, **settings))
+        return encoder, data
+
+    def _counts(self, model: LocalRidge | ItemKNN, data: Interactions) -> GramStatistics:
+        matrix, _ = self._last["data"]
+        key = (matrix, getattr(model, "row_exponent", None), getattr(model, "max_gram_entries", None))
+        return self._unless_same("counts", key, lambda: model.count(data.matrix, persons=data.persons))
+
+    def _unless_same(self, name: str, key: object, compute: Callable[[], _T]) -> _T:
+        """What was computed last under this name, if the key is still the same."""
+        found = self._last.get(name)
+        if found is not None and found[0] == key:
+            return cast("_T", found[1])
+        self._last.pop(name, None)  # not two of them in memory
+        value = compute()
+        self._last[name] = (key, value)
+        return value
 
 
 def fit_popular(
@@ -272,11 +354,18 @@ def tier_interactions(
     return interactions(
         permitted,
         by_session=tier is Tier.SESSION,
-        source_weights={"online": 1.0} if tier is Tier.SESSION else config.source_weights,
-        event_weights=config.event_weights,
         encoder=encoder,
-        half_life=_half_life(tier, config),
+        **_matrix_settings(tier, config),
     )
+
+
+def _matrix_settings(tier: Tier, config: TierConfig) -> dict[str, Any]:
+    """What a tier's matrix depends on besides its rows and the attributes' encoder."""
+    return {
+        "source_weights": {"online": 1.0} if tier is Tier.SESSION else config.source_weights,
+        "event_weights": config.event_weights,
+        "half_life": _half_life(tier, config),
+    }
 
 
 def _half_life(tier: Tier, config: TierConfig) -> int | None:
