@@ -23,9 +23,9 @@ from consentier.serving.catalogue import Catalogue
 from consentier.serving.request import Event
 from consentier.serving.view import PermittedView
 
-__all__ = ["LinearScorer", "PopularScorer", "Query", "Scored", "ScoringSettings"]
+__all__ = ["NO_INTEREST", "LinearScorer", "PopularScorer", "Query", "Scored", "ScoringSettings"]
 
-_NO_INTEREST = frozenset({"remove", "unfavourite", "cancelled", "returned"})
+NO_INTEREST = frozenset({"remove", "unfavourite", "cancelled", "returned"})
 """Types of events that end an interest: training leaves them out, and so does the input of a model."""
 
 
@@ -241,7 +241,7 @@ class LinearScorer:
 
     def _latest(self, events: tuple[Event, ...]) -> list[Event]:
         """The latest events of a source that show an interest, oldest first."""
-        shown = [event for event in events if event.event_type not in _NO_INTEREST]
+        shown = [event for event in events if event.event_type not in NO_INTEREST]
         return shown[-self._settings.max_history :]
 
     def _event_weight(self, source: Source, event: Event, distance: int) -> float:

@@ -1,0 +1,588 @@
+"""What a tier's model is worth on a validation period: its requests, and a quick way to answer them all.
+
+The validation period lies before the training cut-off, and nothing at or after that is read. Every row, to
+fit on and to judge by, has passed the consent gate of the tier itself at the cut-off, the *end* of the
+period; a tier is judged by no other rows than its own.
+
+`BatchScorer` gives the lists that `serving.scorer.LinearScorer` gives for the same views, without asking for
+one after the other: what is chosen here is what is served.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import scipy.sparse as sp
+from joblib import Parallel, delayed
+from numpy.typing import NDArray
+
+from consentier.consent import Source, Tier, microseconds
+from consentier.errors import TrainingError
+from consentier.features.gate import PermittedRows
+from consentier.features.interactions import largest_then_summed, person_counts
+from consentier.models.attribute_encoding import AttributeEncoder, AttributeValue
+from consentier.models.bundle import TIERS
+from consentier.models.compiled import compiled
+from consentier.models.item_index import ItemIndex
+from consentier.models.recency import microseconds_of_days, recency_weights
+from consentier.serving.request import Event
+from consentier.serving.scorer import NO_INTEREST, ScoringSettings
+from consentier.serving.view import PermittedView
+from consentier.training.evaluation_result import MINIMUM_GROUP
+from consentier.training.metrics import PADDING, Relevant
+
+__all__ = ["BatchScorer", "Requests", "ValidationSet", "validation_set"]
+
+_SOURCES = (Source.SESSION, Source.ONLINE, Source.CRM)
+"""In the order in which a scorer adds them up."""
+
+_REQUESTS_AT_ONCE = 512
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
+
+# ---- Requests ----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Requests:
+    """What many requests may read, as numbers.
+
+    Attributes
+    ----------
+    item_ids
+        Every item of any history, ascending.
+    event_types
+        Every type of event; the empty one where the shop does not say.
+    requests, sources, items, types
+        int64, shape (events,): number of each event's request, source (session, online, CRM), item and type;
+        requests ascend.
+    interest
+        bool, shape (events,): whether the event shows an interest; others do not enter a history.
+    distances
+        int64, shape (events,): later events of the same request and source that show an interest.
+    times
+        int64, shape (events,): microseconds since the epoch.
+    timed
+        bool, shape (events,): whether the event has a time.
+    attributes
+        Of each request.
+    """
+
+    item_ids: tuple[str, ...]
+    event_types: tuple[str, ...]
+    requests: NDArray[np.int64]
+    sources: NDArray[np.int64]
+    items: NDArray[np.int64]
+    types: NDArray[np.int64]
+    interest: NDArray[np.bool_]
+    distances: NDArray[np.int64]
+    times: NDArray[np.int64]
+    timed: NDArray[np.bool_]
+    attributes: tuple[Mapping[str, AttributeValue], ...]
+
+    @classmethod
+    def from_views(cls, views: Sequence[PermittedView]) -> Requests:
+        """Number the events of permitted views. O(events), some microseconds each."""
+        item_ids: dict[str, int] = {}
+        event_types: dict[str, int] = {}
+        rows: list[tuple[int, int, int, int, bool, int, int, bool]] = []
+        for number, view in enumerate(views):
+            for source, events in enumerate((view.session, view.online_history, view.crm_history)):
+                later = 0
+                for event in reversed(events):
+                    item = item_ids.setdefault(event.item_id, len(item_ids))
+                    kind = event_types.setdefault(event.event_type or "", len(event_types))
+                    interest = event.event_type not in NO_INTEREST
+                    time = 0 if event.ts is None else microseconds(event.ts)
+                    rows.append((number, source, item, kind, interest, later, time, event.ts is not None))
+                    later += interest
+        table = np.array(rows, dtype=np.int64).reshape(-1, 8)
+        names = sorted(item_ids, key=_utf8)
+        place = np.empty(len(names), dtype=np.int64)
+        place[[item_ids[name] for name in names]] = np.arange(len(names))
+        return cls(
+            tuple(names),
+            tuple(event_types),
+            table[:, 0],
+            table[:, 1],
+            place[table[:, 2]],
+            table[:, 3],
+            table[:, 4].astype(np.bool_),
+            table[:, 5],
+            table[:, 6],
+            table[:, 7].astype(np.bool_),
+            tuple(view.attributes for view in views),
+        )
+
+    def __len__(self) -> int:
+        return len(self.attributes)
+
+
+# ---- Answers -----------------------------------------------------------------------------------------------
+
+
+class BatchScorer:
+    """Answers many requests by a linear model as `serving.scorer.LinearScorer` answers each of them.
+
+    Parameters
+    ----------
+    arrays
+        The arrays of a bundle of a linear model.
+    scoring
+        The scoring settings of its manifest.
+
+    Notes
+    -----
+    Lists are equal to the last bit of a score: the inputs of a request are the same float32 numbers, and
+    their products, exact in float64, are added in the same order. There is no catalogue: every item of the
+    model may be shown.
+    """
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]], scoring: Mapping[str, Any]) -> None:
+        settings = dict(scoring)
+        encoded = settings.pop("attributes", [])
+        self.index = ItemIndex(arrays["item_ids"], arrays["item_offsets"], verify=False)
+        self._numbers = {item: k for k, item in enumerate(self.index.ids(np.arange(len(self.index))))}
+        self._settings = ScoringSettings.from_json(settings)
+        self._attributes = AttributeEncoder.from_json(encoded, first_input=len(self.index))
+        self._weights = (arrays["indptr"], arrays["indices"], arrays["data"])
+
+    def lists(
+        self,
+        requests: Requests,
+        n: int,
+        *,
+        first: int = 0,
+        last: int | None = None,
+        threads: int | None = None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Answer the requests from `first` up to (not including) `last` with up to `n` items each.
+
+        Parameters
+        ----------
+        requests
+            What each may read.
+        n
+            Length of the lists.
+        first, last
+            Which requests; all by default.
+        threads
+            Threads to use; all cores by default. The result does not depend on it.
+
+        Returns
+        -------
+        items : ndarray of int64
+            Shape (requests, n): numbers of the model's items, best first, equal scores by ascending id, only
+            those with a positive score; padded with -1.
+        scores : ndarray of float64
+            Same shape; 0 for padding.
+
+        Notes
+        -----
+        O(entries of the weights of all histories), and `item_count` × 17 bytes per thread.
+        """
+        last = len(requests) if last is None else last
+        numbers = self.numbers(requests.item_ids)
+        inputs = self.inputs(requests, numbers)
+        hidden = self._hidden(requests, numbers)
+        chunks = [(k, min(k + _REQUESTS_AT_ONCE, last)) for k in range(first, last, _REQUESTS_AT_ONCE)]
+        parts = Parallel(n_jobs=-1 if threads is None else threads, prefer="threads")(
+            delayed(_best)(
+                *_plain(inputs), inputs.data, *self._weights, *_plain(hidden), len(self.index), n, *chunk
+            )
+            for chunk in chunks
+        )  # fmt: skip
+        if not parts:
+            return np.empty((0, n), np.int64), np.empty((0, n))
+        return np.concatenate([items for items, _ in parts]), np.concatenate([each for _, each in parts])
+
+    def numbers(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
+        """The model's number of each item; -1 where it does not know one."""
+        return np.array([self._numbers.get(item, -1) for item in item_ids], dtype=np.int64)
+
+    def inputs(self, requests: Requests, numbers: NDArray[np.int64]) -> sp.csr_matrix:
+        """The weighted history of each request, requests × inputs, as float32 numbers in float64."""
+        read = requests.interest & (requests.distances < self._settings.max_history)
+        weights = self._event_weights(requests) * self._recency(requests, read)
+        kept = read & (numbers[requests.items] >= 0) & (weights > 0)
+        width = len(self.index)
+        entries, values = largest_then_summed(
+            requests.requests[kept],
+            numbers[requests.items[kept]],
+            requests.sources[kept],
+            weights[kept],
+            width,
+        )
+        rows, columns = np.divmod(entries, max(width, 1))
+        if self._attributes.columns:
+            known = np.bincount(rows, minlength=len(requests))
+            extra = self._attribute_entries(requests, known)
+            rows, columns, values = (
+                np.concatenate(pair) for pair in zip((rows, columns, values), extra, strict=True)
+            )
+        shape = (len(requests), width + self._attributes.input_count)
+        matrix = sp.csr_matrix((values.astype(np.float32).astype(np.float64), (rows, columns)), shape=shape)
+        matrix.sort_indices()
+        return matrix
+
+    def _event_weights(self, requests: Requests) -> NDArray[np.float64]:
+        settings = self._settings
+        by_type = np.array([settings.event_weights.get(name, 1.0) for name in requests.event_types])
+        by_source = np.array([settings.source_weights.get(source, 0.0) for source in _SOURCES])
+        # One call per distance, as in serving: a vector's exponentials may differ in the last bit.
+        longest = min(int(requests.distances.max(initial=0)) + 1, settings.max_history)
+        decay = np.array([float(np.exp(-d / settings.session_decay)) for d in range(longest)])
+        weights = by_type[requests.types] if len(by_type) else np.empty(0)
+        in_session = (requests.sources == 0) & (requests.distances < longest)
+        weights[in_session] *= decay[requests.distances[in_session]]
+        found: NDArray[np.float64] = by_source[requests.sources] * weights
+        return found
+
+    def _recency(self, requests: Requests, read: NDArray[np.bool_]) -> NDArray[np.float64]:
+        days = self._settings.recency_half_life
+        factors = np.ones(len(requests.requests))
+        if days is None:
+            return factors
+        timed = read & requests.timed
+        newest = np.full(len(requests), np.iinfo(np.int64).min)
+        np.maximum.at(newest, requests.requests[timed], requests.times[timed])
+        ages = newest[requests.requests[timed]] - requests.times[timed]
+        factors[timed] = recency_weights(ages, microseconds_of_days(days))
+        return factors
+
+    def _attribute_entries(
+        self, requests: Requests, known: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        rows, columns, values = [], [], []
+        for number, attributes in enumerate(requests.attributes):
+            inputs = self._attributes.inputs(attributes)
+            if inputs:
+                fade = 1 + int(known[number]) / self._settings.attribute_fade
+                share = self._settings.attribute_weight / fade / len(inputs)
+                rows += [number] * len(inputs)
+                columns += inputs
+                values += [share] * len(inputs)
+        return np.array(rows, np.int64), np.array(columns, np.int64), np.array(values, np.float64)
+
+    def _hidden(self, requests: Requests, numbers: NDArray[np.int64]) -> sp.csr_matrix:
+        """What each request is not to be recommended again, requests × items."""
+        sources = [number for number, source in enumerate(_SOURCES) if source in self._settings.hide]
+        barred = np.isin(requests.sources, sources) & (numbers[requests.items] >= 0)
+        rows, columns = requests.requests[barred], numbers[requests.items[barred]]
+        ones = np.ones(rows.size, np.bool_)
+        return sp.csr_matrix((ones, (rows, columns)), shape=(len(requests), len(self.index)))
+
+
+def _plain(matrix: sp.csr_matrix) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Starts and columns in one type, so that the loop is compiled once."""
+    return matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64)
+
+
+@compiled
+def _best(
+    input_starts: NDArray[np.integer],
+    input_rows: NDArray[np.integer],
+    input_weights: NDArray[np.float64],
+    starts: NDArray[np.integer],
+    indices: NDArray[np.integer],
+    data: NDArray[np.float32],
+    hidden_starts: NDArray[np.integer],
+    hidden_items: NDArray[np.integer],
+    item_count: int,
+    n: int,
+    first: int,
+    last: int,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Add up rows of the weights for each request, and keep its best items in order."""
+    lists = np.full((last - first, n), -1, dtype=np.int64)
+    best = np.zeros((last - first, n), dtype=np.float64)
+    sums = np.zeros(item_count, dtype=np.float64)
+    seen = np.zeros(item_count, dtype=np.bool_)
+    touched = np.empty(item_count, dtype=np.int64)
+    for request in range(first, last):
+        count = 0
+        for k in range(input_starts[request], input_starts[request + 1]):
+            row, weight = input_rows[k], input_weights[k]
+            for entry in range(starts[row], starts[row + 1]):
+                item = indices[entry]
+                if not seen[item]:
+                    seen[item] = True
+                    touched[count] = item
+                    count += 1
+                sums[item] += weight * np.float64(data[entry])
+        for k in range(hidden_starts[request], hidden_starts[request + 1]):
+            sums[hidden_items[k]] = 0.0
+        items, scores = lists[request - first], best[request - first]
+        found = 0
+        for k in range(count):
+            item = touched[k]
+            score = sums[item]
+            sums[item] = 0.0
+            seen[item] = False
+            if score <= 0.0:
+                continue
+            place = found
+            while place > 0 and (
+                score > scores[place - 1] or (score == scores[place - 1] and item < items[place - 1])
+            ):
+                if place < n:
+                    items[place] = items[place - 1]
+                    scores[place] = scores[place - 1]
+                place -= 1
+            if place < n:
+                items[place] = item
+                scores[place] = score
+                found = min(found + 1, n)
+    return lists, best
+
+
+# ---- A validation period -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ValidationSet:
+    """What one tier's models are fitted on and judged by.
+
+    Attributes
+    ----------
+    tier
+        Whose.
+    start, end
+        The validation period, [start, end).
+    rows
+        What to fit on: the permitted rows from before it.
+    views
+        What each request may read.
+    requests
+        The same as numbers.
+    targets
+        The relevant items of each request, as positions in `item_ids`.
+    item_ids
+        Every item of the permitted rows, ascending.
+    persons
+        int64, shape (requests,), ascending: number of the person behind each request, in an order drawn at
+        random.
+    """
+
+    tier: Tier
+    start: dt.datetime
+    end: dt.datetime
+    rows: PermittedRows
+    views: tuple[PermittedView, ...]
+    requests: Requests
+    targets: Relevant
+    item_ids: tuple[str, ...]
+    persons: NDArray[np.int64]
+
+    def requests_of(self, share: float) -> int:
+        """How many requests the first persons make, who are this share of all (and one at least)."""
+        persons = int(self.persons[-1]) + 1
+        return int(np.searchsorted(self.persons, max(1, round(share * persons))))
+
+    def lists_of(self, scorer: BatchScorer, n: int, *, first: int, last: int, threads: int | None) -> Any:
+        """A model's lists for some of the requests, as positions in `item_ids`; int64 (requests, n)."""
+        numbers, _ = scorer.lists(self.requests, n, first=first, last=last, threads=threads)
+        position = np.full(len(scorer.index) + 1, PADDING, dtype=np.int64)
+        of_model = scorer.numbers(self.item_ids)
+        position[of_model[of_model >= 0]] = np.flatnonzero(of_model >= 0)
+        return position[numbers]  # padding, -1, is the last entry
+
+    def popular_lists(self, n: int) -> NDArray[np.int64]:
+        """The same list for everybody: items by the number of distinct persons, int64 (requests, n).
+
+        Where the targets are orders, orders are counted.
+        """
+        rows = self.rows.rows
+        source = "crm" if self.tier in (Tier.CRM, Tier.FUSED) else "online"
+        counted = person_counts(
+            dataclasses.replace(self.rows, rows=rows.filter(pc.equal(rows["source"], source)))
+        )
+        counts = np.array([counted.get(item, 0) for item in self.item_ids])
+        best = np.argsort(-counts, kind="stable")[:n]
+        listed = np.full(n, PADDING, dtype=np.int64)
+        listed[: best.size] = best
+        return np.tile(listed, (len(self.requests), 1))
+
+
+def validation_set(
+    tier: Tier,
+    permitted: PermittedRows,
+    start: dt.datetime,
+    end: dt.datetime,
+    *,
+    max_persons: int | None,
+    seed: int,
+) -> ValidationSet:
+    """Split what a tier may read into what to fit on and what to judge by.
+
+    * *session*: every prefix of every session that begins in the period predicts its next item.
+    * *online*: one request per visitor at `start`, with the last visit before it as the running session; the
+      target is every item of the visitor's events in the period.
+    * *crm*, *fused*: one request per customer at `start`; the target is every item ordered in the period.
+      Fused requests have the last visit before it as the running session.
+
+    Requests that would read nothing are left out.
+
+    Parameters
+    ----------
+    tier
+        Which.
+    permitted
+        What the gate lets through for it at `end`.
+    start, end
+        The validation period.
+    max_persons
+        Persons at most; None: all.
+    seed
+        Of the order in which persons are drawn.
+
+    Raises
+    ------
+    TrainingError
+        If there are too few persons to judge by.
+
+    Notes
+    -----
+    O(rows) in Python for the persons drawn, some ten microseconds each.
+    """
+    instant = microseconds(start)
+    rows = permitted.rows
+    before = dataclasses.replace(permitted, rows=rows.filter(pc.less(rows["ts"], instant)))
+    histories = _Histories(rows, permitted.attributes)
+    by_person: list[list[_Case]] = []
+    for person in _in_random_order(_judged_persons(tier, rows, instant), seed):
+        if max_persons is not None and len(by_person) == max_persons:
+            break
+        found = list(_cases(tier, histories, person, instant))
+        if found:
+            by_person.append(found)
+    if len(by_person) < MINIMUM_GROUP:
+        raise TrainingError(
+            f"the {tier} tier has {len(by_person)} persons to judge by between {start.isoformat()} and "
+            f"{end.isoformat()}, and needs {MINIMUM_GROUP}: make the validation period longer, or its end "
+            "earlier"
+        )
+    views = tuple(view for found in by_person for view, _ in found)
+    item_ids = tuple(sorted(pc.unique(rows["item_id"]).to_pylist(), key=_utf8))
+    position = {item: number for number, item in enumerate(item_ids)}
+    targets = [
+        np.array([position[item] for item in target], dtype=np.int64)
+        for found in by_person
+        for _, target in found
+    ]
+    persons = np.repeat(np.arange(len(by_person)), [len(found) for found in by_person])
+    return ValidationSet(
+        tier, start, end, before, views, Requests.from_views(views), Relevant.from_lists(targets), item_ids,
+        persons,
+    )  # fmt: skip
+
+
+_Case = tuple[PermittedView, tuple[str, ...]]
+"""What one request may read, and what it should have found."""
+
+_Row = dict[str, Any]
+
+
+class _Histories:
+    """Rows and attributes of one person at a time."""
+
+    def __init__(self, rows: pa.Table, attributes: pa.Table | None) -> None:
+        self._rows = rows
+        self._attributes = attributes
+        # The gate's rows stand person by person.
+        persons = rows["person"].combine_chunks()
+        starts = pc.run_end_encode(persons).run_ends.to_numpy() if len(persons) else np.empty(0, np.int64)
+        names = [persons[int(end) - 1].as_py() for end in starts]
+        self._span = dict(
+            zip(names, zip([0, *starts[:-1].tolist()], starts.tolist(), strict=True), strict=True)
+        )
+        known = [] if attributes is None else attributes["person"].to_pylist()
+        self._position = {person: number for number, person in enumerate(known)}
+
+    def rows(self, person: str) -> list[_Row]:
+        """In canonical order: by time, first of all."""
+        first, end = self._span[person]
+        found: list[_Row] = self._rows.slice(first, end - first).to_pylist()
+        return found
+
+    def attributes(self, person: str) -> dict[str, AttributeValue]:
+        """Those that have a value."""
+        number = self._position.get(person)
+        if number is None or self._attributes is None:
+            return {}
+        (row,) = self._attributes.slice(number, 1).to_pylist()
+        return {name: value for name, value in row.items() if name != "person" and value is not None}
+
+
+def _judged_persons(tier: Tier, rows: pa.Table, instant: int) -> list[str]:
+    """Persons with something in the period to be judged by, ascending."""
+    wanted = pc.greater_equal(rows["ts"], instant)
+    if tier in (Tier.CRM, Tier.FUSED):
+        wanted = pc.and_(
+            wanted, pc.and_(pc.equal(rows["source"], "crm"), pc.equal(rows["event_type"], "order"))
+        )
+    return sorted(pc.unique(rows.filter(wanted)["person"]).to_pylist(), key=_utf8)
+
+
+def _in_random_order(persons: Sequence[str], seed: int) -> Iterator[str]:
+    for number in np.random.default_rng(seed).permutation(len(persons)).tolist():
+        yield persons[number]
+
+
+def _cases(tier: Tier, histories: _Histories, person: str, instant: int) -> Iterator[_Case]:
+    rows = histories.rows(person)
+    if tier is Tier.SESSION:
+        yield from _prefixes(rows, instant)
+        return
+    before, after = (
+        [row for row in rows if row["ts"] < instant],
+        [row for row in rows if row["ts"] >= instant],
+    )
+    online = [row for row in before if row["source"] == "online"]
+    crm = [row for row in before if row["source"] == "crm"]
+    if tier is not Tier.ONLINE:
+        after = [row for row in after if row["source"] == "crm" and row["event_type"] == "order"]
+    running = online[-1]["session_id"] if online else None
+    view = PermittedView(
+        sources=_sources(tier),
+        session=_events(row for row in online if row["session_id"] == running),
+        online_history=_events(row for row in online if row["session_id"] != running),
+        crm_history=_events(crm),
+        attributes={} if tier is Tier.ONLINE else histories.attributes(person),
+    )
+    if after and (view.session or view.crm_history or view.attributes):
+        yield view, tuple(sorted({row["item_id"] for row in after}, key=_utf8))
+
+
+def _prefixes(rows: Sequence[_Row], instant: int) -> Iterator[_Case]:
+    """Every prefix of every session that begins in the period, with its next item."""
+    sessions: dict[str, list[_Row]] = {}
+    for row in rows:
+        sessions.setdefault(row["session_id"], []).append(row)
+    for session in sessions.values():
+        if session[0]["ts"] >= instant:
+            events = _events(session)
+            for end in range(1, len(events)):
+                view = PermittedView(sources=_sources(Tier.SESSION), session=events[:end])
+                yield view, (events[end].item_id,)
+
+
+def _sources(tier: Tier) -> frozenset[Source]:
+    return frozenset(Source(name) for name in TIERS[tier][0])
+
+
+def _events(rows: Iterable[_Row]) -> tuple[Event, ...]:
+    return tuple(
+        Event(row["item_id"], _EPOCH + dt.timedelta(microseconds=row["ts"]), row["event_type"])
+        for row in rows
+    )
+
+
+def _utf8(item: str) -> bytes:
+    return item.encode("utf-8", "surrogatepass")
