@@ -36,6 +36,7 @@ __all__ = [
     "TierConfig",
     "TrackingConfig",
     "TrainingConfig",
+    "TuningConfig",
     "config_hash",
     "load_config",
 ]
@@ -128,6 +129,29 @@ class EvaluationConfig(_Section):
         if any(length < 1 for length in value) or len(set(value)) != len(value):
             raise ValueError("lengths of list must be distinct and at least 1")
         return tuple(sorted(value))
+
+
+class TuningConfig(_Section):
+    """How `tune` searches for a tier's parameters, on a validation period before the cut-off."""
+
+    metric: str = Field(
+        default="ndcg@20",
+        pattern=r"^(hit_rate|recall|capped_recall|ndcg|mrr|map)@[1-9][0-9]{0,2}$",
+        description="What is maximised: a ranking metric and the length of the list.",
+    )
+    horizon_days: int | None = Field(
+        default=None,
+        ge=1,
+        le=3650,
+        description="Days of the validation period, which ends at the cut-off; absent: those of evaluation.",
+    )
+    trials: int = Field(
+        default=40, ge=1, le=10_000, description="Configurations tried per tier, the current one included."
+    )
+    patience: int = Field(
+        default=20, ge=1, description="The search of a tier ends after so many trials without a better one."
+    )
+    max_persons: int = Field(default=5000, ge=1, description="Persons at most to judge by, drawn at random.")
 
 
 class TierConfig(_Section):
@@ -240,6 +264,7 @@ class Config(_Section):
     training: TrainingConfig = TrainingConfig()
     tracking: TrackingConfig = TrackingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    tuning: TuningConfig = TuningConfig()
     session: TierConfig = TierConfig(
         neighbours=300,
         regularisation=30.0,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from consentier.progress import progress
 from consentier.training.config import Config
 
-__all__ = ["track_run"]
+__all__ = ["RecordTrial", "not_recorded", "track_run", "tracked_search"]
 
 
 def track_run(
@@ -48,16 +50,8 @@ def track_run(
     """
     if not config.tracking.enabled:
         return {}
-    # Before MLflow is imported: nothing that we load from a store may be a pickle.
-    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     with progress("recording the run in MLflow", len(digests), enabled=show_progress) as advance:
-        import mlflow
-
-        logging.getLogger("mlflow").setLevel(logging.WARNING)  # its notes on new tables are of no use here
-        client = mlflow.MlflowClient(tracking_uri=config.tracking.uri or _local_store(out))
-        experiment = _experiment(client, config.tracking.experiment, out)
+        client, experiment = _opened(config, out)
         parent = client.create_run(
             experiment, run_name="train", tags={"mlflow.source.name": "consentier train"}
         )
@@ -73,6 +67,103 @@ def track_run(
             advance()
         client.set_terminated(parent.info.run_id)
     return run_ids
+
+
+class RecordTrial(Protocol):
+    """Called with each trial of a search when it has ended."""
+
+    def __call__(
+        self, number: int, parameters: Mapping[str, Any], value: float | None, state: str, seconds: float
+    ) -> None: ...
+
+
+@contextlib.contextmanager
+def tracked_search(
+    config: Config, folder: Path, tier: str, facts: Mapping[str, Any], *, show_progress: bool
+) -> Iterator[RecordTrial]:
+    """Record the search for a tier's parameters: one run, with one child for each trial.
+
+    Parameters
+    ----------
+    config
+        The resolved configuration; its ``tracking`` says where to.
+    folder
+        Where the SQLite file is, if it names no other place.
+    tier
+        Whose parameters.
+    facts
+        What to record of the search as a whole.
+    show_progress
+        Say on standard error what is being done.
+
+    Yields
+    ------
+    RecordTrial
+        Records one trial; does nothing where tracking is switched off.
+
+    Notes
+    -----
+    A search that is interrupted leaves the trials that it had finished, and a parent marked as killed.
+    """
+    if not config.tracking.enabled:
+        yield not_recorded
+        return
+    with progress("opening the MLflow store", None, enabled=show_progress):
+        folder.mkdir(parents=True, exist_ok=True)
+        client, experiment = _opened(config, folder)
+        from mlflow.entities import Metric, Param
+    parent = client.create_run(
+        experiment,
+        run_name=f"tune {tier}",
+        tags={"mlflow.source.name": "consentier tune", "tier": tier},
+    ).info.run_id
+    client.log_dict(parent, config.resolved(), "config.json")
+    client.log_batch(parent, params=[Param(name, str(value)) for name, value in facts.items()])
+    best: float | None = None
+
+    def record(
+        number: int, parameters: Mapping[str, Any], value: float | None, state: str, seconds: float
+    ) -> None:
+        nonlocal best
+        tags = {"mlflow.parentRunId": parent, "tier": tier, "state": state}
+        child = client.create_run(experiment, run_name=f"{tier} {number}", tags=tags).info.run_id
+        figures = {"seconds": seconds} if value is None else {"seconds": seconds, "value": value}
+        now = int(time.time() * 1000)
+        client.log_batch(
+            child,
+            metrics=[Metric(name, figure, now, 0) for name, figure in figures.items()],
+            params=[Param(name, str(each)) for name, each in parameters.items()],
+        )
+        client.set_terminated(child, status="FAILED" if state == "failed" else "FINISHED")
+        if state == "complete" and value is not None and (best is None or value > best):
+            best = value
+            client.log_metric(parent, "best", best, step=number)
+
+    status = "KILLED"
+    try:
+        yield record
+        status = "FINISHED"
+    finally:
+        client.set_terminated(parent, status=status)
+
+
+def not_recorded(
+    number: int, parameters: Mapping[str, Any], value: float | None, state: str, seconds: float
+) -> None:
+    """Record nothing."""
+
+
+def _opened(config: Config, folder: Path) -> tuple[Any, str]:
+    """A client of the store that the configuration names, and the id of the experiment."""
+    # Before MLflow is imported: nothing that we load from a store may be a pickle.
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    import mlflow
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # its notes on new tables are of no use here
+    client = mlflow.MlflowClient(tracking_uri=config.tracking.uri or _local_store(folder))
+    return client, _experiment(client, config.tracking.experiment, folder)
 
 
 def _local_store(out: Path) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -495,13 +496,11 @@ class _Histories:
     def __init__(self, rows: pa.Table, attributes: pa.Table | None) -> None:
         self._rows = rows
         self._attributes = attributes
-        # The gate's rows stand person by person.
-        persons = rows["person"].combine_chunks()
-        starts = pc.run_end_encode(persons).run_ends.to_numpy() if len(persons) else np.empty(0, np.int64)
-        names = [persons[int(end) - 1].as_py() for end in starts]
-        self._span = dict(
-            zip(names, zip([0, *starts[:-1].tolist()], starts.tolist(), strict=True), strict=True)
-        )
+        # The gate's rows stand person by person, so that these codes ascend.
+        names = pc.unique(rows["person"])
+        codes = pc.index_in(rows["person"], value_set=names).to_numpy()
+        ends = np.searchsorted(codes, np.arange(len(names)), side="right").tolist()
+        self._span = dict(zip(names.to_pylist(), pairwise([0, *ends]), strict=True))
         known = [] if attributes is None else attributes["person"].to_pylist()
         self._position = {person: number for number, person in enumerate(known)}
 

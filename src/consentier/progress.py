@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
-__all__ = ["Advance", "progress"]
+__all__ = ["Advance", "Report", "progress"]
 
 
 class Advance(Protocol):
@@ -21,10 +21,16 @@ class Advance(Protocol):
     def __call__(self, steps: int = 1, /) -> None: ...
 
 
+class Report(Advance, Protocol):
+    """The same; it may say with a few figures how the work stands."""
+
+    def __call__(self, steps: int = 1, /, *, note: str = "") -> None: ...
+
+
 @contextmanager
 def progress(
     description: str, total: int | None, *, stream: TextIO | None = None, enabled: bool = True
-) -> Iterator[Advance]:
+) -> Iterator[Report]:
     """Report the progress of one piece of work.
 
     Parameters
@@ -35,14 +41,15 @@ def progress(
         Units of work, or None where that is unknown.
     stream
         Where to write; standard error by default. A terminal gets a bar (with ``rich``, where that is
-        installed); anything else gets one JSON line at the start and one at the end.
+        installed); anything else gets one JSON line at the start, one at the end, and one for each new note.
     enabled
         Switch all output off.
 
     Yields
     ------
-    Advance
-        ``advance(steps)``; safe to call from the thread that opened the context.
+    Report
+        ``advance(steps, note=…)``; safe to call from the thread that opened the context. A note holds figures
+        about the work and no identifiers of people.
     """
     out = stream if stream is not None else sys.stderr
     if not enabled:
@@ -60,16 +67,26 @@ def progress(
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
             )
             with Progress(*columns, console=Console(file=out)) as bar:
-                task = bar.add_task(description, total=total)
-                yield lambda steps=1, /: bar.advance(task, steps)
-            return
-    done = 0
+                task = bar.add_task(description, total=total, note="")
 
-    def count(steps: int = 1, /) -> None:
-        nonlocal done
+                def show(steps: int = 1, /, *, note: str = "") -> None:
+                    bar.advance(task, steps)
+                    if note:
+                        bar.update(task, note=note)
+
+                yield show
+            return
+    done, said = 0, ""
+
+    def count(steps: int = 1, /, *, note: str = "") -> None:
+        nonlocal done, said
         done += steps
+        if note and note != said:
+            said = note
+            _line(out, event="running", work=description, done=done, total=total, note=note)
 
     started = time.monotonic()
     _line(out, event="started", work=description, total=total)
@@ -84,7 +101,7 @@ def progress(
         )  # fmt: skip
 
 
-def _ignore(steps: int = 1, /) -> None:
+def _ignore(steps: int = 1, /, *, note: str = "") -> None:
     """Take a step that nobody watches."""
 
 

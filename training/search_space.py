@@ -1,0 +1,237 @@
+"""What `tune` searches: one table, from a tier's parameters to the range in which each is sought."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import optuna
+import pyarrow.compute as pc
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalChoiceType,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from consentier.consent import Tier
+from consentier.features.gate import PermittedRows
+from consentier.training.config import TierConfig
+
+__all__ = ["SPACE", "Facts", "Parameter", "configured", "facts_of", "space_of", "values_of"]
+
+_ON = "?"
+"""Marks the choice whether an optional parameter is used at all."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Facts:
+    """What of a tier's rows decides which parameters can matter.
+
+    Attributes
+    ----------
+    tier
+        Whose rows.
+    event_types
+        The types of events that occur, the most frequent one first.
+    sources
+        The sources that occur.
+    attributes
+        Whether there are any.
+    aged
+        Whether the rows are from more than one instant.
+    """
+
+    tier: Tier
+    event_types: tuple[str, ...]
+    sources: frozenset[str]
+    attributes: bool
+    aged: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Parameter:
+    """One line of the table.
+
+    Attributes
+    ----------
+    name
+        The field of `TierConfig`, or one entry of a table of weights such as ``source_weights.crm``.
+        ``event_weights.*`` stands for each type of event that occurs, apart from the most frequent one:
+        only ratios of weights matter.
+    distribution
+        Where it is sought. A current value outside widens it.
+    tiers
+        The tiers that have it.
+    algorithms
+        The algorithms that have it; None: all.
+    off
+        For an optional parameter, a tuple with the one value that switches it off; None: not optional.
+    matters
+        Whether it can matter on given rows.
+    """
+
+    name: str
+    distribution: BaseDistribution
+    tiers: frozenset[Tier]
+    algorithms: frozenset[str] | None = None
+    off: tuple[Any] | None = None
+    matters: Callable[[Facts], bool] = lambda facts: True
+
+
+_ALL = frozenset({Tier.SESSION, Tier.ONLINE, Tier.CRM, Tier.FUSED})
+_PERSONS = _ALL - {Tier.SESSION}
+_RUNNING = _ALL - {Tier.CRM}
+_RIDGE = frozenset({"local_ridge"})
+_WEIGHT = FloatDistribution(0.1, 10, log=True)
+
+
+def _has_attributes(facts: Facts) -> bool:
+    return facts.attributes
+
+
+SPACE: tuple[Parameter, ...] = (
+    Parameter("algorithm", CategoricalDistribution(("local_ridge", "cosine", "tfidf", "bm25")), _ALL),
+    Parameter("neighbours", IntDistribution(20, 400, log=True), _ALL),
+    Parameter("regularisation", FloatDistribution(0.3, 1000, log=True), _ALL, _RIDGE),
+    Parameter("popularity_regularisation", FloatDistribution(0, 2), _ALL, _RIDGE),
+    Parameter("row_exponent", FloatDistribution(0, 0.75), _ALL, _RIDGE),
+    Parameter("item_exponent", FloatDistribution(0, 0.75), _ALL, _RIDGE),
+    Parameter("repeat_weight", FloatDistribution(0, 2), _ALL),
+    Parameter("session_decay", FloatDistribution(0.5, 50, log=True), _RUNNING),
+    Parameter("max_history", IntDistribution(5, 500, log=True), _ALL),
+    Parameter(
+        "recency_half_life",
+        FloatDistribution(2, 500, log=True),
+        _PERSONS,
+        off=(None,),
+        matters=lambda facts: facts.aged,
+    ),
+    Parameter("source_weights.session", _WEIGHT, frozenset({Tier.ONLINE, Tier.FUSED})),
+    Parameter("source_weights.crm", _WEIGHT, frozenset({Tier.FUSED})),
+    Parameter("event_weights.*", _WEIGHT, _ALL),
+    Parameter(
+        "attribute_weight",
+        FloatDistribution(0.05, 5, log=True),
+        frozenset({Tier.CRM, Tier.FUSED}),
+        off=(0.0,),
+        matters=_has_attributes,
+    ),
+    Parameter(
+        "attribute_fade",
+        FloatDistribution(1, 50, log=True),
+        frozenset({Tier.CRM, Tier.FUSED}),
+        matters=_has_attributes,
+    ),
+)
+"""All parameters, in the order in which a trial draws them; the first one decides which others there are."""
+
+
+def facts_of(tier: Tier, permitted: PermittedRows) -> Facts:
+    """What of these rows decides which parameters can matter. O(rows)."""
+    rows, attributes = permitted.rows, permitted.attributes
+    counts = Counter(
+        {pair["values"]: pair["counts"] for pair in pc.value_counts(rows["event_type"]).to_pylist()}
+    )
+    span = pc.min_max(rows["ts"]).as_py()
+    return Facts(
+        tier=tier,
+        event_types=tuple(sorted(counts, key=lambda name: (-counts[name], name))),
+        sources=frozenset(pc.unique(rows["source"]).to_pylist()),
+        attributes=attributes is not None and attributes.num_rows > 0 and attributes.num_columns > 1,
+        aged=span["min"] != span["max"],
+    )
+
+
+def space_of(facts: Facts, base: TierConfig) -> tuple[Parameter, ...]:
+    """The lines of the table that can matter for a tier, each widened to hold its current value."""
+    found = []
+    for line in SPACE:
+        if facts.tier in line.tiers and line.matters(facts):
+            found += [_widened(each, base) for each in _written_out(line, facts)]
+    return tuple(found)
+
+
+def _written_out(line: Parameter, facts: Facts) -> Sequence[Parameter]:
+    table, _, entry = line.name.partition(".")
+    if table == "event_weights" and entry == "*":
+        return [dataclasses.replace(line, name=f"{table}.{kind}") for kind in facts.event_types[1:]]
+    if table == "source_weights":
+        # A running session is a part of the online source; with one source alone there are no ratios.
+        needed = {"session": "online"}.get(entry, entry)
+        return [line] if {needed, "online"} <= facts.sources else []
+    return [line]
+
+
+def _widened(line: Parameter, base: TierConfig) -> Parameter:
+    value, kind = _current(line.name, base), line.distribution
+    if line.off == (value,):
+        return line
+    if isinstance(kind, CategoricalDistribution):
+        added = () if value in kind.choices else (value,)
+        return dataclasses.replace(line, distribution=CategoricalDistribution((*kind.choices, *added)))
+    if not isinstance(kind, FloatDistribution | IntDistribution) or (kind.log and value <= 0):
+        return line
+    low, high = min(kind.low, value), max(kind.high, value)
+    return dataclasses.replace(line, distribution=type(kind)(low, high, log=kind.log))
+
+
+def _current(name: str, config: TierConfig) -> Any:
+    table, _, entry = name.partition(".")
+    value = getattr(config, table)
+    return value.get(entry, 1.0) if entry else value
+
+
+def values_of(space: Sequence[Parameter], config: TierConfig) -> dict[str, CategoricalChoiceType]:
+    """The point of the space at which a configuration stands: what a study is told to try first."""
+    point: dict[str, CategoricalChoiceType] = {}
+    for line in space:
+        value = _current(line.name, config)
+        if line.off is not None:
+            point[line.name + _ON] = line.off != (value,)
+        kind = line.distribution
+        if isinstance(kind, CategoricalDistribution):
+            point[line.name] = value
+        elif isinstance(kind, FloatDistribution | IntDistribution) and value is not None:
+            point[line.name] = min(max(value, kind.low), kind.high)
+    return point
+
+
+def configured(space: Sequence[Parameter], base: TierConfig, trial: optuna.Trial) -> TierConfig:
+    """Draw a trial's parameters, and set them in a configuration.
+
+    Numbers are rounded to three digits before they are used: what is tried is what a file will say.
+    """
+    changes: dict[str, Any] = {}
+    algorithm = base.algorithm
+    for line in space:
+        if line.algorithms is not None and algorithm not in line.algorithms:
+            continue
+        if line.name == "attribute_fade" and changes.get("attribute_weight", base.attribute_weight) == 0:
+            continue
+        value = _drawn(line, trial)
+        if line.name == "algorithm":
+            algorithm = value
+        table, _, entry = line.name.partition(".")
+        if entry:
+            weights: Mapping[str, float] = changes.get(table, getattr(base, table))
+            changes[table] = {**weights, entry: value}
+        else:
+            changes[table] = value
+    return TierConfig.model_validate({**base.model_dump(), **changes})
+
+
+def _drawn(line: Parameter, trial: optuna.Trial) -> Any:
+    if line.off is not None and not trial.suggest_categorical(line.name + _ON, (True, False)):
+        return line.off[0]
+    kind = line.distribution
+    if isinstance(kind, CategoricalDistribution):
+        return trial.suggest_categorical(line.name, kind.choices)
+    if isinstance(kind, IntDistribution):
+        return trial.suggest_int(line.name, kind.low, kind.high, log=kind.log)
+    if isinstance(kind, FloatDistribution):
+        return float(f"{trial.suggest_float(line.name, kind.low, kind.high, log=kind.log):.3g}")
+    raise TypeError(f"{line.name}: cannot draw from a {type(kind).__name__}")
