@@ -28,6 +28,7 @@ COMMANDS = (
     "simulate",
     "validate",
     "train",
+    "tune",
     "evaluate",
     "report",
     "recommend",

@@ -27,6 +27,7 @@ from consentier.cli.retention import retention
 from consentier.cli.score import score
 from consentier.cli.simulate import simulate
 from consentier.cli.train import train
+from consentier.cli.tune import tune
 from consentier.cli.validate import validate
 
 __all__ = ["app"]
@@ -46,6 +47,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     import_data: "consentier import online_retail downloads/online_retail shop",
     validate: "consentier validate shop --on-bad-rows drop",
     train: "consentier train shop --out bundles --tier all",
+    tune: "consentier tune shop --tier crm --trials 40 --out tuned.toml",
     evaluate: "consentier evaluate shop --out evaluation.json",
     report: "consentier report evaluation.json --out report.html",
     recommend: "consentier recommend --bundles bundles --session i00012,i00040 --permission none",

@@ -1,0 +1,189 @@
+"""``consentier tune``: which parameters serve a tier best, on a validation period before the cut-off."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from consentier.cli.ledgers import TrainingLedgerUrl, ledger_for
+from consentier.cli.output import (
+    AsJson,
+    BadRows,
+    ConfigPath,
+    Cutoff,
+    OnBadRowsOption,
+    PolicyPath,
+    name_of,
+    note,
+    print_json,
+    print_table,
+    say,
+    written_beside,
+)
+from consentier.consent import Policy, Tier
+
+if TYPE_CHECKING:
+    from consentier.training.config import Config
+    from consentier.training.tune import TuningResult
+
+
+class TunedTier(enum.StrEnum):
+    """What can be tuned."""
+
+    SESSION = "session"
+    ONLINE = "online"
+    CRM = "crm"
+    FUSED = "fused"
+
+
+def tune(
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="Directory of the shop's tables, or the URL of a database.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", help="The configuration to write (TOML), for train --config.")
+    ],
+    tier: Annotated[
+        list[TunedTier] | None,
+        typer.Option("--tier", help="What to tune; may be given more than once. By default all."),
+    ] = None,
+    config: ConfigPath = None,
+    cutoff: Cutoff = None,
+    horizon: Annotated[
+        int | None,
+        typer.Option("--horizon", min=1, max=3650, help="Days of the validation period before the cut-off."),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option("--trials", min=1, max=10_000, help="Configurations to try per tier.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the search.")] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout",
+            min=0,
+            help="Seconds after which no further trial of a tier begins; the best so far is taken.",
+        ),
+    ] = None,
+    policy: PolicyPath = None,
+    ledger: TrainingLedgerUrl = None,
+    on_bad_rows: OnBadRowsOption = BadRows.ERROR,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there already.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Search for better parameters of the tiers, on a validation period before the cut-off."""
+    from consentier.features.tables import read_shop
+    from consentier.training.config import load_config
+    from consentier.training.tune import TUNED_TIERS, tuned_toml
+    from consentier.training.tune import tune as search
+
+    if out.exists() and not force:
+        raise FileExistsError(f"{out}: there is a file already; use --force to replace it")
+    base = load_config(config, data=data)
+    settings = _for_this_search(base, horizon, trials, seed)
+    if cutoff is not None:
+        settings = settings.with_cutoff(cutoff)
+    wanted = {Tier(each.value) for each in tier or TunedTier}
+    shop = read_shop(data, on_bad_rows=on_bad_rows.value)
+    with ledger_for(shop, ledger) as opened:
+        result = search(
+            shop,
+            settings,
+            tiers=[each for each in TUNED_TIERS if each in wanted],
+            policy=None if policy is None else Policy.load(policy),
+            ledger=opened,
+            timeout=timeout,
+            tracking_folder=_store_folder(out, data),
+        )
+    with written_beside(out) as beside:
+        beside.write_text(tuned_toml(result, base, name=name_of(data)), "utf-8")
+    if as_json:
+        print_json(_plain(result, out))
+        return
+    print_tuning(result)
+    say(f"\nwritten to {out}")
+    note(f"next: consentier train {data} --config {out} --out bundles")
+
+
+def print_tuning(result: TuningResult) -> None:
+    """Print what each tier gained, and on what."""
+    say(f"{result.metric} from {result.start.isoformat()} to {result.end.isoformat()}\n")
+    rows = []
+    for each in result.tiers:
+        difference = each.figures["difference"]
+        rows.append(
+            [
+                str(each.tier),
+                each.persons,
+                each.requests,
+                each.figures["popular"].mean,
+                each.figures["current"].mean if "current" in each.figures else None,
+                each.figures["chosen"].mean,
+                f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]",
+                f"{each.best} of {len(each.trials)}",
+            ]
+        )
+    print_table(
+        ["tier", "persons", "requests", "popular", "before", "chosen", "chosen over before", "trial"], rows
+    )
+    for each in result.tiers:
+        say()
+        _print_changes(each.tier, dict(each.trials[each.best].parameters))
+        say(f"search ended: {each.stopped}")
+    for name, reason in result.skipped.items():
+        say(f"\n{name} was not tuned: {reason}", style="yellow")
+    say(
+        "\nThese are values of the validation period, by which the parameters were chosen: they flatter. "
+        "What they are worth on time that nothing has seen, consentier evaluate says."
+    )
+
+
+def _print_changes(tier: Tier, changes: dict[str, Any]) -> None:
+    if not changes:
+        say(f"{tier}: nothing was better than the configuration before")
+        return
+    print_table(["parameter", "chosen"], [[name, str(value)] for name, value in changes.items()], title=tier)
+
+
+def _for_this_search(base: Config, horizon: int | None, trials: int | None, seed: int | None) -> Config:
+    """What the options change; the file that is written does not say it."""
+    changes = {"horizon_days": horizon, "trials": trials}
+    tuning = base.tuning.model_copy(
+        update={name: value for name, value in changes.items() if value is not None}
+    )
+    training = base.training if seed is None else base.training.model_copy(update={"seed": seed})
+    return base.model_copy(update={"tuning": tuning, "training": training})
+
+
+def _store_folder(out: Path, data: str) -> Path:
+    """Where a local MLflow store is: beside the file, but not among the shop's tables."""
+    folder = out.absolute().parent
+    return Path.cwd() if "://" not in data and folder == Path(data).absolute() else folder
+
+
+def _plain(result: TuningResult, out: Path) -> dict[str, Any]:
+    tiers = {
+        str(each.tier): {
+            "config": each.config.model_dump(mode="json"),
+            "figures": {name: interval.to_dict() for name, interval in each.figures.items()},
+            "persons": each.persons,
+            "requests": each.requests,
+            "best": each.best,
+            "stopped": each.stopped,
+            "trials": [dataclasses.asdict(trial) for trial in each.trials],
+        }
+        for each in result.tiers
+    }
+    return {
+        "out": str(out),
+        "metric": result.metric,
+        "start": result.start.isoformat(),
+        "end": result.end.isoformat(),
+        "seed": result.seed,
+        "tiers": tiers,
+        "skipped": dict(result.skipped),
+    }
