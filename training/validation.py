@@ -153,6 +153,7 @@ class BatchScorer:
         self._settings = ScoringSettings.from_json(settings)
         self._attributes = AttributeEncoder.from_json(encoded, first_input=len(self.index))
         self._weights = (arrays["indptr"], arrays["indices"], arrays["data"])
+        self._prepared: tuple[Requests, sp.csr_matrix, sp.csr_matrix] | None = None
 
     def lists(
         self,
@@ -189,9 +190,7 @@ class BatchScorer:
         O(entries of the weights of all histories), and `item_count` × 17 bytes per thread.
         """
         last = len(requests) if last is None else last
-        numbers = self.numbers(requests.item_ids)
-        inputs = self.inputs(requests, numbers)
-        hidden = self._hidden(requests, numbers)
+        inputs, hidden = self._prepare(requests)
         chunks = [(k, min(k + _REQUESTS_AT_ONCE, last)) for k in range(first, last, _REQUESTS_AT_ONCE)]
         parts = Parallel(n_jobs=-1 if threads is None else threads, prefer="threads")(
             delayed(_best)(
@@ -203,11 +202,18 @@ class BatchScorer:
             return np.empty((0, n), np.int64), np.empty((0, n))
         return np.concatenate([items for items, _ in parts]), np.concatenate([each for _, each in parts])
 
+    def _prepare(self, requests: Requests) -> tuple[sp.csr_matrix, sp.csr_matrix]:
+        """Inputs and hidden items of all requests, kept for another call with the same ones."""
+        if self._prepared is None or self._prepared[0] is not requests:
+            numbers = self.numbers(requests.item_ids)
+            self._prepared = requests, self._inputs(requests, numbers), self._hidden(requests, numbers)
+        return self._prepared[1:]
+
     def numbers(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
         """The model's number of each item; -1 where it does not know one."""
         return np.array([self._numbers.get(item, -1) for item in item_ids], dtype=np.int64)
 
-    def inputs(self, requests: Requests, numbers: NDArray[np.int64]) -> sp.csr_matrix:
+    def _inputs(self, requests: Requests, numbers: NDArray[np.int64]) -> sp.csr_matrix:
         """The weighted history of each request, requests × inputs, as float32 numbers in float64."""
         read = requests.interest & (requests.distances < self._settings.max_history)
         weights = self._event_weights(requests) * self._recency(requests, read)
