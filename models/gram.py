@@ -29,6 +29,7 @@ __all__ = [
     "ROW_UNIT",
     "GramStatistics",
     "GramTruncated",
+    "SessionOrder",
     "add",
     "gram_statistics",
     "row_weights",
@@ -48,10 +49,28 @@ GRAM_UNIT = ROW_UNIT * ENTRY_UNIT**2
 # Half of what int64 holds: the check adds up in float64, which may be off in its last places.
 _LARGEST_SUM = 2.0**62
 _CHUNKS_PER_THREAD = 16
+_DISTANCE_STEPS = 256
 
 
 class GramTruncated(UserWarning):
     """The Gram matrix did not fit its budget; its weakest entries were dropped."""
+
+
+@dataclass(frozen=True, eq=False)
+class SessionOrder:
+    """In which order the items of rows came, where rows are sessions, and how much each session counts.
+
+    Attributes
+    ----------
+    positions
+        int64, aligned with the entries of the canonical matrix of sessions: 0 for the first item of its row,
+        1 for the next.
+    row_scale
+        float64, shape (n_rows,), in (0, 1]: what the weight of each row is multiplied by.
+    """
+
+    positions: NDArray[np.int64]
+    row_scale: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -76,6 +95,11 @@ class GramStatistics:
         of every model. ``dataclasses.replace`` may change it where `persons` is present.
     truncated
         The weakest entries were dropped. Rows cannot be subtracted any more: fit again.
+    forward
+        int64, aligned with ``gram.data``: the part of each entry that comes from rows in which the entry's
+        row came before its column. None where the rows had no order.
+    distance_decay
+        How fast the weight of a pair falls with the items between its two; None where it does not.
     """
 
     gram: sparse.csr_matrix
@@ -84,6 +108,8 @@ class GramStatistics:
     row_exponent: float
     min_persons: int
     truncated: bool = False
+    forward: NDArray[np.int64] | None = None
+    distance_decay: float | None = None
 
     def __post_init__(self) -> None:
         _require_positive("min_persons", self.min_persons)
@@ -101,10 +127,10 @@ class GramStatistics:
 
     def digest(self) -> str:
         """Return the SHA-256 of the statistics, in hexadecimal; equal wherever they are computed."""
-        sha = hashlib.sha256(f"{self.row_exponent!r} {self.min_persons} {self.truncated}".encode())
+        settings = f"{self.row_exponent!r} {self.min_persons} {self.truncated} {self.distance_decay!r}"
+        sha = hashlib.sha256(settings.encode())
         arrays = [self.gram.indptr, self.gram.indices, self.gram.data, self.counts]
-        if self.persons is not None:
-            arrays.append(self.persons)
+        arrays += [array for array in (self.persons, self.forward) if array is not None]
         for array in arrays:
             sha.update(array.size.to_bytes(8, "little"))
             sha.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
@@ -161,6 +187,8 @@ def gram_statistics(
     min_persons: int = 1,
     max_gram_entries: int | None = None,
     threads: int | None = None,
+    order: SessionOrder | None = None,
+    distance_decay: float | None = None,
 ) -> GramStatistics:
     """Count co-occurrences.
 
@@ -181,6 +209,11 @@ def gram_statistics(
         stays when it is strong enough in its row or in its column; the diagonal always stays).
     threads
         Threads to use; all cores by default. The result does not depend on it.
+    order
+        The order of each row's items, and its weight. The matrix must then be canonical.
+    distance_decay
+        Two items of a row with d others between them count ``exp(-d / distance_decay)``, in steps of 1/256
+        and at least one; by default 1. Needs `order`.
 
     Returns
     -------
@@ -209,19 +242,27 @@ def gram_statistics(
             f"max_gram_entries must be at least twice the number of inputs, {user_items.shape[1]}, "
             f"got {max_gram_entries}"
         )
-    rows, row_person = _ordered_by_person(_quantised(user_items), persons)
+    rows, places, scale = _quantised(user_items, order)
+    row_order, row_person = _by_person(rows.shape[0], persons)
+    if persons is not None:
+        rows, scale = rows[row_order], scale[row_order]
+        places = None if places is None else places[row_order]
     weights = row_weights(np.diff(rows.indptr), row_exponent)
+    if order is not None:
+        weights = np.maximum(np.rint(weights * scale), 1).astype(np.int64)
     _check_sums(rows, weights)
-    source = _source(rows, weights, row_person)
+    source = _source(rows, weights, row_person, places, _distance_weights(places, distance_decay))
     bounds = _equal_work(rows, threads)
     lengths = _gram_lengths(source, bounds, threads)
     total = int(lengths.sum())
     truncated = max_gram_entries is not None and total > max_gram_entries
     if max_gram_entries is not None and truncated:
         lengths = np.minimum(lengths, _row_limit(lengths, max_gram_entries // 2))
-    gram, entry_persons = _gram(source, lengths, bounds, threads, count_persons=min_persons > 1)
+    gram, entry_persons, forward = _gram(
+        source, lengths, bounds, threads, count_persons=min_persons > 1, ordered=order is not None
+    )
     if truncated:
-        gram, entry_persons = _symmetric(gram, entry_persons)
+        gram, entry_persons, forward = _symmetric(gram, entry_persons, forward)
         warnings.warn(
             f"the Gram matrix has {total:,} entries and its budget is {max_gram_entries:,}: the weakest were "
             f"dropped, {gram.nnz:,} are left, and customers cannot be subtracted from it. Raise "
@@ -236,6 +277,8 @@ def gram_statistics(
         row_exponent=float(row_exponent),
         min_persons=min_persons,
         truncated=truncated,
+        forward=forward,
+        distance_decay=distance_decay,
     )
 
 
@@ -244,6 +287,7 @@ def subtract(
     user_items: sparse.csr_matrix,
     *,
     persons: NDArray[np.integer] | None = None,
+    order: SessionOrder | None = None,
 ) -> GramStatistics:
     """Take rows out again: the result equals, bit for bit, the statistics of the other rows alone.
 
@@ -254,7 +298,7 @@ def subtract(
     user_items
         The rows as they were counted, and all rows of each person among them: a row's weight and the count of
         persons depend on the whole. To change a history, compute statistics without it and with the new one.
-    persons
+    persons, order
         As for `gram_statistics`.
 
     Returns
@@ -270,9 +314,9 @@ def subtract(
     -----
     O(entries of the statistics + sum of squared lengths of the rows).
     """
-    removed = _counted_alike(statistics, user_items, persons)
+    removed = _counted_alike(statistics, user_items, persons, order)
     gram = statistics.gram
-    positions = _positions_in(gram.indptr, gram.indices, removed.gram.indptr, removed.gram.indices)
+    positions = _positions(gram, removed.gram)
     if (positions < 0).any():
         raise ValueError(_NOT_COUNTED)
     data, counts = gram.data.copy(), statistics.counts - removed.counts
@@ -281,6 +325,10 @@ def subtract(
     if statistics.persons is not None:
         entry_persons = statistics.persons.copy()
         entry_persons[positions] -= removed.persons
+    forward = None
+    if statistics.forward is not None:
+        forward = statistics.forward.copy()
+        forward[positions] -= removed.forward
     if (data[positions] < 0).any() or (counts < 0).any():
         raise ValueError(_NOT_COUNTED)
     kept = data != 0
@@ -290,6 +338,7 @@ def subtract(
         gram=_csr(data[kept], gram.indices[kept], starts, gram.shape[0]),
         counts=counts,
         persons=None if entry_persons is None else entry_persons[kept],
+        forward=None if forward is None else forward[kept],
     )
 
 
@@ -298,6 +347,7 @@ def add(
     user_items: sparse.csr_matrix,
     *,
     persons: NDArray[np.integer] | None = None,
+    order: SessionOrder | None = None,
 ) -> GramStatistics:
     """Count further rows: the result equals, bit for bit, the statistics of all rows together.
 
@@ -307,7 +357,7 @@ def add(
         The statistics; they are not changed.
     user_items
         All rows of persons who are not counted yet.
-    persons
+    persons, order
         As for `gram_statistics`.
 
     Returns
@@ -325,7 +375,7 @@ def add(
     -----
     O(entries of the statistics + sum of squared lengths of the rows).
     """
-    counted = _counted_alike(statistics, user_items, persons)
+    counted = _counted_alike(statistics, user_items, persons, order)
     diagonal = statistics.gram.diagonal().astype(np.float64) + counted.gram.diagonal()
     if diagonal.size and diagonal.max() > _LARGEST_SUM:
         raise OverflowError(
@@ -337,11 +387,18 @@ def add(
         entry_persons = (
             _like(statistics.gram, statistics.persons) + _like(counted.gram, counted.persons)
         ).data
+    gram = statistics.gram + counted.gram
+    forward = None
+    if statistics.forward is not None and counted.forward is not None:
+        forward = np.zeros(gram.nnz, dtype=np.int64)
+        for part in (statistics, counted):
+            forward[_positions(gram, part.gram)] += part.forward
     return replace(
         statistics,
-        gram=statistics.gram + counted.gram,
+        gram=gram,
         counts=statistics.counts + counted.counts,
         persons=entry_persons,
+        forward=forward,
     )
 
 
@@ -375,7 +432,10 @@ def select_inputs(statistics: GramStatistics, kept: NDArray[np.bool_]) -> GramSt
 
 
 def _counted_alike(
-    statistics: GramStatistics, user_items: sparse.csr_matrix, persons: NDArray[np.integer] | None
+    statistics: GramStatistics,
+    user_items: sparse.csr_matrix,
+    persons: NDArray[np.integer] | None,
+    order: SessionOrder | None,
 ) -> GramStatistics:
     """Count rows as those of some statistics were counted."""
     if statistics.truncated:
@@ -388,13 +448,24 @@ def _counted_alike(
             f"user_items has {user_items.shape[1]} columns, but the statistics have "
             f"{statistics.gram.shape[0]} inputs"
         )
+    if (order is None) != (statistics.forward is None):
+        raise ValueError(
+            "rows are counted with their order where the statistics were, and without it where they were not"
+        )
     return gram_statistics(
         user_items,
         row_exponent=statistics.row_exponent,
         persons=persons,
         min_persons=1 if statistics.persons is None else 2,
         threads=1,
+        order=order,
+        distance_decay=statistics.distance_decay,
     )
+
+
+def _positions(whole: sparse.csr_matrix, part: sparse.csr_matrix) -> NDArray[np.int64]:
+    """Where the entries of a matrix stand in another one; -1 where they do not."""
+    return _positions_in(whole.indptr, whole.indices, part.indptr, part.indices)
 
 
 def _like(gram: sparse.csr_matrix, values: NDArray[np.int64]) -> sparse.csr_matrix:
@@ -418,11 +489,21 @@ class _Source(NamedTuple):
     input_rows: NDArray[np.int64]
     input_values: NDArray[np.int64]  # already times the row's weight
     row_person: NDArray[np.int64]  # ascending
+    row_places: NDArray[np.int64]  # positions; empty where rows have no order
+    input_places: NDArray[np.int64]
+    distance_weights: NDArray[np.int64]  # in steps of 1/256, by the distance of two positions
 
 
-def _quantised(user_items: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Copy the matrix in steps of `ENTRY_UNIT`: canonical, int64, without stored zeros."""
+def _quantised(
+    user_items: sparse.csr_matrix, order: SessionOrder | None
+) -> tuple[sparse.csr_matrix, sparse.csr_matrix | None, NDArray[np.float64]]:
+    """Copy the matrix in steps of `ENTRY_UNIT`: canonical, int64, without stored zeros.
+
+    With it, one of the same entries with their positions, from 1, and the scale of the rows.
+    """
     matrix = sparse.csr_matrix(user_items, dtype=np.float64, copy=True)
+    if order is not None:
+        _check_order(matrix, order)
     matrix.sum_duplicates()
     if not np.isfinite(matrix.data).all() or (matrix.data < 0).any():
         raise ValueError(
@@ -435,24 +516,63 @@ def _quantised(user_items: sparse.csr_matrix) -> sparse.csr_matrix:
             "scale the weights so that one interaction weighs about 1"
         )
     rows = sparse.csr_matrix((steps.astype(np.int64), matrix.indices, matrix.indptr), shape=matrix.shape)
-    rows.eliminate_zeros()
-    return rows
+    if order is None:
+        rows.eliminate_zeros()
+        return rows, None, np.ones(rows.shape[0])
+    kept = steps > 0
+    starts = np.concatenate(([0], np.cumsum(kept)))[rows.indptr]
+    entries = (rows.indices[kept], starts)
+    return (
+        sparse.csr_matrix((rows.data[kept], *entries), shape=rows.shape),
+        sparse.csr_matrix((order.positions[kept] + 1, *entries), shape=rows.shape),
+        order.row_scale,
+    )
 
 
-def _ordered_by_person(
-    rows: sparse.csr_matrix, persons: NDArray[np.integer] | None
-) -> tuple[sparse.csr_matrix, NDArray[np.int64]]:
-    """Bring the rows of each person together, and number the persons in ascending order."""
-    if persons is None:
-        return rows, np.arange(rows.shape[0], dtype=np.int64)
-    persons = np.asarray(persons)
-    if persons.shape != (rows.shape[0],):
+def _check_order(matrix: sparse.csr_matrix, order: SessionOrder) -> None:
+    if not matrix.has_canonical_format:
+        raise ValueError("rows with an order must be canonical: call user_items.sum_duplicates() before")
+    if order.positions.shape != matrix.data.shape or (order.positions < 0).any():
         raise ValueError(
-            f"persons must have one entry for each of {rows.shape[0]} rows, got shape {persons.shape}"
+            f"order.positions must hold a position of at least 0 for each of {matrix.nnz} entries, "
+            f"got shape {order.positions.shape}"
         )
+    if order.row_scale.shape != (matrix.shape[0],) or not (
+        (order.row_scale > 0).all() and (order.row_scale <= 1).all()
+    ):
+        raise ValueError(f"order.row_scale must hold a number in (0, 1] for each of {matrix.shape[0]} rows")
+
+
+def _by_person(rows: int, persons: NDArray[np.integer] | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """An order of rows that brings those of each person together, and the persons' ascending numbers."""
+    if persons is None:
+        return np.arange(rows, dtype=np.int64), np.arange(rows, dtype=np.int64)
+    persons = np.asarray(persons)
+    if persons.shape != (rows,):
+        raise ValueError(f"persons must have one entry for each of {rows} rows, got shape {persons.shape}")
     _, numbers = np.unique(persons, return_inverse=True)
     order = np.argsort(numbers, kind="stable")
-    return rows[order], numbers[order].astype(np.int64)
+    return order, numbers[order].astype(np.int64)
+
+
+def _distance_weights(places: sparse.csr_matrix | None, distance_decay: float | None) -> NDArray[np.int64]:
+    """What pairs of items count by the distance of their positions, in steps of 1/256."""
+    if distance_decay is None:
+        return np.zeros(0, dtype=np.int64)
+    if places is None:
+        raise ValueError("distance_decay needs the order of the rows: pass order")
+    if not (math.isfinite(distance_decay) and distance_decay > 0):
+        raise ValueError(f"distance_decay must be a finite number above 0, got {distance_decay!r}")
+    # In decimal arithmetic, as in `row_weights`: the same on every machine.
+    with localcontext() as context:
+        context.prec = 34
+        slope = -1 / Decimal(repr(float(distance_decay)))
+        farthest = int(places.data.max(initial=1))
+        steps = [_DISTANCE_STEPS]
+        while len(steps) < farthest and steps[-1] > 1:
+            weight = (slope * (len(steps) - 1)).exp() * _DISTANCE_STEPS
+            steps.append(max(1, int(weight.to_integral_value())))
+    return np.array(steps, dtype=np.int64)
 
 
 def _check_sums(rows: sparse.csr_matrix, weights: NDArray[np.int64]) -> None:
@@ -469,8 +589,15 @@ def _check_sums(rows: sparse.csr_matrix, weights: NDArray[np.int64]) -> None:
         )
 
 
-def _source(rows: sparse.csr_matrix, weights: NDArray[np.int64], row_person: NDArray[np.int64]) -> _Source:
+def _source(
+    rows: sparse.csr_matrix,
+    weights: NDArray[np.int64],
+    row_person: NDArray[np.int64],
+    places: sparse.csr_matrix | None,
+    distance_weights: NDArray[np.int64],
+) -> _Source:
     columns = rows.tocsc()
+    nowhere = np.zeros(0, dtype=np.int64)
     return _Source(
         row_starts=rows.indptr.astype(np.int64),
         row_inputs=rows.indices.astype(np.int32),
@@ -479,6 +606,9 @@ def _source(rows: sparse.csr_matrix, weights: NDArray[np.int64], row_person: NDA
         input_rows=columns.indices.astype(np.int64),
         input_values=columns.data * weights[columns.indices],
         row_person=row_person,
+        row_places=nowhere if places is None else places.data,
+        input_places=nowhere if places is None else places.tocsc().data,
+        distance_weights=distance_weights,
     )
 
 
@@ -514,17 +644,23 @@ def _gram(
     threads: int | None,
     *,
     count_persons: bool,
-) -> tuple[sparse.csr_matrix, NDArray[np.int64] | None]:
+    ordered: bool,
+) -> tuple[sparse.csr_matrix, NDArray[np.int64] | None, NDArray[np.int64] | None]:
     starts = np.concatenate(([0], np.cumsum(lengths)))
     indices = np.empty(starts[-1], dtype=np.int32)
     data = np.empty(starts[-1], dtype=np.int64)
     entry_persons = np.empty(starts[-1] if count_persons else 0, dtype=np.int64)
+    forward = np.empty(starts[-1] if ordered else 0, dtype=np.int64)
     # Each range of inputs writes its own part of the arrays.
     Parallel(n_jobs=_jobs(threads), prefer="threads", require="sharedmem")(
-        delayed(_fill_rows)(source, start, stop, starts, indices, data, entry_persons, count_persons)
+        delayed(_fill_rows)(source, start, stop, starts, indices, data, entry_persons, count_persons, forward)
         for start, stop in bounds
     )
-    return _csr(data, indices, starts, lengths.size), entry_persons if count_persons else None
+    return (
+        _csr(data, indices, starts, lengths.size),
+        entry_persons if count_persons else None,
+        forward if ordered else None,
+    )
 
 
 def _row_limit(lengths: NDArray[np.int64], budget: int) -> int:
@@ -537,13 +673,21 @@ def _row_limit(lengths: NDArray[np.int64], budget: int) -> int:
 
 
 def _symmetric(
-    gram: sparse.csr_matrix, entry_persons: NDArray[np.int64] | None
-) -> tuple[sparse.csr_matrix, NDArray[np.int64] | None]:
+    gram: sparse.csr_matrix, entry_persons: NDArray[np.int64] | None, forward: NDArray[np.int64] | None
+) -> tuple[sparse.csr_matrix, NDArray[np.int64] | None, NDArray[np.int64] | None]:
     """Put back the mirror image of every entry that was kept."""
+    whole = gram.maximum(gram.T.tocsr())
     if entry_persons is not None:
-        persons = sparse.csr_matrix((entry_persons, gram.indices, gram.indptr), shape=gram.shape)
+        persons = _like(gram, entry_persons)
         entry_persons = persons.maximum(persons.T.tocsr()).data
-    return gram.maximum(gram.T.tocsr()), entry_persons
+    if forward is not None:
+        # What came forward in an entry came backward in its mirror image.
+        mirrored = _like(gram, np.arange(1, gram.nnz + 1)).T.tocsr()
+        backward = (gram.data - forward)[mirrored.data - 1]
+        kept, forward = forward, np.zeros(whole.nnz, dtype=np.int64)
+        forward[_positions(whole, mirrored)] = backward
+        forward[_positions(whole, gram)] = kept
+    return whole, entry_persons, forward
 
 
 def _csr(
@@ -584,6 +728,7 @@ def _fill_rows(
     data: NDArray[np.int64],
     entry_persons: NDArray[np.int64],
     count_persons: bool,
+    forward: NDArray[np.int64],
 ) -> None:
     """Write the Gram rows from `start` to `stop`; a row with less room than entries keeps its strongest."""
     inputs = source.input_starts.size - 1
@@ -591,6 +736,8 @@ def _fill_rows(
     last_person = np.full(inputs, -1, dtype=np.int64)
     distinct = np.zeros(inputs, dtype=np.int64)
     found = np.empty(inputs, dtype=np.int32)
+    ordered = source.row_places.size > 0
+    earlier = np.zeros(inputs if ordered else 0, dtype=np.int64)
     for i in range(start, stop):
         count = 0
         for k in range(source.input_starts[i], source.input_starts[i + 1]):
@@ -601,7 +748,13 @@ def _fill_rows(
                 if sums[j] == 0:  # every product is positive
                     found[count] = j
                     count += 1
-                sums[j] += value * source.row_values[m]
+                product = value * source.row_values[m]
+                if ordered:
+                    distance = source.row_places[m] - source.input_places[k]
+                    product = _at_distance(source.distance_weights, product, distance)
+                    if distance > 0:
+                        earlier[j] += product
+                sums[j] += product
                 if count_persons and last_person[j] != person:
                     last_person[j] = person
                     distinct[j] += 1
@@ -611,6 +764,8 @@ def _fill_rows(
         for k in range(kept.size):
             indices[starts[i] + k] = kept[k]
             data[starts[i] + k] = sums[kept[k]]
+            if ordered:
+                forward[starts[i] + k] = earlier[kept[k]]
             if count_persons:
                 entry_persons[starts[i] + k] = distinct[kept[k]]
         for k in range(count):
@@ -618,6 +773,17 @@ def _fill_rows(
             sums[j] = 0
             last_person[j] = -1
             distinct[j] = 0
+            if ordered:
+                earlier[j] = 0
+
+
+@compiled
+def _at_distance(distance_weights: NDArray[np.int64], product: int, distance: int) -> int:
+    """Let a pair count less the farther its items are apart, and at least one step."""
+    if distance_weights.size == 0:
+        return product
+    place = min(abs(distance), distance_weights.size - 1)
+    return max(1, product // _DISTANCE_STEPS * distance_weights[place])
 
 
 @compiled

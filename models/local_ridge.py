@@ -20,7 +20,7 @@ from scipy import sparse
 from consentier.errors import TrainingError
 from consentier.models.base import ItemModel
 from consentier.models.compiled import compiled
-from consentier.models.gram import GRAM_UNIT, GramStatistics, gram_statistics
+from consentier.models.gram import GRAM_UNIT, GramStatistics, SessionOrder, gram_statistics
 from consentier.progress import Advance
 
 __all__ = ["LocalRidge", "dense_ease", "solve_local_ridge", "touched_targets"]
@@ -50,6 +50,10 @@ class LocalRidge(ItemModel):
     """Inputs are divided by their popularity to this power before the fit."""
     popularity_regularisation: float = 0.0
     """Penalty in proportion to the popularity of each input, at least 0."""
+    reverse_weight: float = 1.0
+    """In sessions, what a pair counts for predicting the item that came first: 0 to 1."""
+    distance_decay: float | None = None
+    """In sessions, how fast a pair counts less with the items between; see `gram_statistics`."""
     repeat_weight: float = 0.0
     """Weight of an item for itself: above 0, seen items come again where they are not filtered."""
     top: int | None = None
@@ -63,6 +67,7 @@ class LocalRidge(ItemModel):
         for name in ("regularisation", "row_exponent", "item_exponent", "popularity_regularisation"):
             value = getattr(self, name)
             self._require(math.isfinite(value) and value >= 0, name, "a finite number of at least 0")
+        self._require(0 <= self.reverse_weight <= 1, "reverse_weight", "between 0 and 1")
         self._require(math.isfinite(self.repeat_weight), "repeat_weight", "a finite number")
         self._require(self.top is None or self.top >= 1, "top", "at least 1, or None")
 
@@ -72,9 +77,21 @@ class LocalRidge(ItemModel):
         return self.solve(self.count(user_items, persons=persons), advance=advance)
 
     def count(
-        self, user_items: sparse.csr_matrix, *, persons: NDArray[np.integer] | None = None
+        self,
+        user_items: sparse.csr_matrix,
+        *,
+        persons: NDArray[np.integer] | None = None,
+        order: SessionOrder | None = None,
     ) -> GramStatistics:
-        """Count what `solve` computes the item weights from. Arguments as for `fit`."""
+        """Count what `solve` computes the item weights from.
+
+        Parameters
+        ----------
+        user_items, persons
+            As for `fit`.
+        order
+            Where rows are sessions: the order of their items. `reverse_weight` and `distance_decay` need it.
+        """
         return gram_statistics(
             user_items,
             row_exponent=self.row_exponent,
@@ -82,6 +99,8 @@ class LocalRidge(ItemModel):
             min_persons=self.min_persons,
             max_gram_entries=self.max_gram_entries,
             threads=self.threads,
+            order=order,
+            distance_decay=self.distance_decay,
         )
 
     def solve(
@@ -110,11 +129,11 @@ class LocalRidge(ItemModel):
         Raises
         ------
         ValueError
-            The statistics have another row exponent or another `min_persons`.
+            The statistics were counted with other settings.
         TrainingError
             A system has no stable solution.
         """
-        for name in ("row_exponent", "min_persons"):
+        for name in ("row_exponent", "min_persons", "distance_decay"):
             expected, found = getattr(self, name), getattr(statistics, name)
             if expected != found:
                 raise ValueError(
@@ -129,6 +148,7 @@ class LocalRidge(ItemModel):
             regularisation=self.regularisation,
             item_exponent=self.item_exponent,
             popularity_regularisation=self.popularity_regularisation,
+            reverse_weight=self.reverse_weight,
             top=self.top,
             columns=columns,
             threads=self.threads,
@@ -153,6 +173,7 @@ def solve_local_ridge(
     regularisation: float,
     item_exponent: float = 0.0,
     popularity_regularisation: float = 0.0,
+    reverse_weight: float = 1.0,
     top: int | None = None,
     columns: NDArray[np.integer] | None = None,
     threads: int | None = None,
@@ -167,6 +188,9 @@ def solve_local_ridge(
     exponents of 0 this is EASE.) Then ``w`` solves
     ``(H[S, S] + regularisation I + c diag(H[S, S])) w = H[S, j]``, where c is `popularity_regularisation`.
     The weights are ``W[S, j] = D_S^-b w D_j^b``.
+
+    Where rows are sessions with an order, the right-hand side (and the choice of ``S``) lets a pair count
+    `reverse_weight` in sessions in which the target came first: what came later is what is to be predicted.
 
     Parameters
     ----------
@@ -185,6 +209,8 @@ def solve_local_ridge(
     popularity_regularisation
         Penalty in proportion to each input's diagonal entry, as from randomly dropping inputs (Steck,
         "Autoencoders that don't overfit towards the identity", NeurIPS 2020); at least 0.
+    reverse_weight
+        What a pair counts, from 0 to 1, where the target came before the input.
     top
         Keep only so many weights of largest size per target; by default all.
     columns
@@ -216,8 +242,13 @@ def solve_local_ridge(
     _check_arguments(
         inputs, targets, neighbours, regularisation, item_exponent, popularity_regularisation, top
     )
+    if not 0 <= reverse_weight <= 1 or (reverse_weight != 1 and statistics.forward is None):
+        raise ValueError(
+            f"reverse_weight must be between 0 and 1, and 1 for statistics without an order, "
+            f"got {reverse_weight!r}"
+        )
     chosen = np.arange(targets, dtype=np.int64) if columns is None else _checked_columns(columns, targets)
-    system = _system(statistics, item_exponent)
+    system = _system(statistics, item_exponent, reverse_weight)
     chunks = [chosen[k : k + _TARGETS_PER_CHUNK] for k in range(0, chosen.size, _TARGETS_PER_CHUNK)]
     solved = Parallel(n_jobs=-1 if threads is None else threads, prefer="threads", return_as="generator")(
         delayed(_solve_targets)(
@@ -258,6 +289,7 @@ def touched_targets(
     targets: int,
     neighbours: int,
     item_exponent: float = 0.0,
+    reverse_weight: float = 1.0,
 ) -> NDArray[np.int64]:
     """Find the targets whose weights may differ after whole rows were subtracted or added.
 
@@ -267,7 +299,7 @@ def touched_targets(
         The statistics with and without the rows, of the same inputs.
     changed_inputs
         Every input of the rows.
-    targets, neighbours, item_exponent
+    targets, neighbours, item_exponent, reverse_weight
         As for `solve_local_ridge`.
 
     Returns
@@ -291,7 +323,9 @@ def touched_targets(
     candidates = candidates[candidates < targets]
     touched = changed[candidates]
     for statistics in (before, after):
-        touched |= _choosing(_system(statistics, item_exponent), candidates, neighbours, changed)
+        touched |= _choosing(
+            _system(statistics, item_exponent, reverse_weight), candidates, neighbours, changed
+        )
     return candidates[touched]
 
 
@@ -340,9 +374,11 @@ class _System(NamedTuple):
     min_persons: int
     diagonal: NDArray[np.float64]  # in interactions of weight 1
     scale: NDArray[np.float64]  # popularity ** -item_exponent
+    forward: NDArray[np.int64]  # empty where every pair counts alike in both directions
+    reverse_weight: float
 
 
-def _system(statistics: GramStatistics, item_exponent: float) -> _System:
+def _system(statistics: GramStatistics, item_exponent: float, reverse_weight: float) -> _System:
     gram = statistics.gram
     persons = statistics.persons if statistics.min_persons > 1 else None
     return _System(
@@ -353,6 +389,12 @@ def _system(statistics: GramStatistics, item_exponent: float) -> _System:
         min_persons=statistics.min_persons,
         diagonal=gram.diagonal() * GRAM_UNIT,
         scale=np.maximum(statistics.counts, 1.0) ** -float(item_exponent),
+        forward=(
+            np.zeros(0, dtype=np.int64)
+            if statistics.forward is None or reverse_weight == 1
+            else statistics.forward
+        ),
+        reverse_weight=float(reverse_weight),
     )
 
 
@@ -461,9 +503,11 @@ def _strongest_inputs(
         i = system.indices[k]
         if i == target or (system.persons.size > 0 and system.persons[k] < system.min_persons):
             continue
-        found[count] = i
-        values[count] = system.values[k] * GRAM_UNIT * system.scale[i]
-        count += 1
+        value = _towards(system, k)
+        if value > 0:
+            found[count] = i
+            values[count] = value * GRAM_UNIT * system.scale[i]
+            count += 1
     found, values = found[:count], values[:count]
     if count > neighbours:
         threshold = np.partition(values, count - neighbours)[count - neighbours]
@@ -500,11 +544,20 @@ def _takes_all(system: _System, neighbours: int) -> bool:
 
 
 @compiled
+def _towards(system: _System, k: int) -> float:
+    """How much an entry of a target's row counts for predicting the target."""
+    value = float(system.values[k])
+    if system.forward.size > 0:
+        value -= (1.0 - system.reverse_weight) * system.forward[k]
+    return value
+
+
+@compiled
 def _all_inputs(system: _System, target: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     values = np.zeros(system.scale.size, dtype=np.float64)
     for k in range(system.starts[target], system.starts[target + 1]):
         i = system.indices[k]
-        values[i] = system.values[k] * GRAM_UNIT * system.scale[i]
+        values[i] = _towards(system, k) * GRAM_UNIT * system.scale[i]
     others = system.diagonal > 0
     others[target] = False
     found = np.flatnonzero(others)

@@ -247,6 +247,8 @@ def _arrays(statistics: Statistics) -> dict[str, NDArray[Any]]:
         arrays["gram_counts"] = gram.counts
         if gram.persons is not None:
             arrays["gram_persons"] = gram.persons
+        if gram.forward is not None:
+            arrays["gram_forward"] = gram.forward
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
@@ -257,6 +259,7 @@ def _gram_document(gram: GramStatistics | None) -> dict[str, Any] | None:
         "row_exponent": gram.row_exponent,
         "min_persons": gram.min_persons,
         "truncated": gram.truncated,
+        "distance_decay": gram.distance_decay,
     }
 
 
@@ -275,6 +278,8 @@ def _read_gram(
         row_exponent=float(document["row_exponent"]),
         min_persons=int(document["min_persons"]),
         truncated=bool(document["truncated"]),
+        forward=arrays.get("gram_forward"),
+        distance_decay=document["distance_decay"],
     )
 
 
