@@ -23,7 +23,7 @@ from scipy import sparse
 from consentier.models.scoring import score_rows, top_items
 from consentier.progress import Advance, progress
 
-__all__ = ["History", "ItemModel", "MatrixConverted"]
+__all__ = ["History", "ItemModel", "LinearItemModel", "MatrixConverted"]
 
 
 class MatrixConverted(UserWarning):
@@ -39,13 +39,14 @@ class History(NamedTuple):
 
 @dataclass(kw_only=True, eq=False)
 class ItemModel(ABC):
-    """Base of the models that score items by ``x · W``, with a history ``x`` and sparse item weights ``W``.
+    """Base of all item models: what a call may ask, and what is answered.
 
     Items are ordered by descending score. Items that score exactly 0, which include all those that no input
     of the history mentions, are ordered by descending popularity; equal scores else, and equal popularity, by
     ascending id. A model holds nothing per user: the history is an argument of every call.
 
-    Subclasses implement `_fit`; their hyper-parameters are keyword-only dataclass fields.
+    Families of models implement `_fit_parameters` and the scores (`_shape`, `_score`, `_contributions`,
+    `_similar`); hyper-parameters are keyword-only dataclass fields.
     """
 
     personalised: ClassVar[bool] = True
@@ -58,8 +59,6 @@ class ItemModel(ABC):
     threads: int | None = None
     """Threads to fit with; None: all cores. The fitted model does not depend on it."""
 
-    weights: sparse.csr_matrix = field(init=False, repr=False)
-    """float32, shape (n_inputs, n_items): what each input adds to the score of each item. Set by `fit`."""
     popularity: NDArray[np.int64] = field(init=False, repr=False)
     """int64, shape (n_items,): distinct persons with each item. Set by `fit`."""
     _by_popularity: NDArray[np.int64] = field(init=False, repr=False)
@@ -70,13 +69,34 @@ class ItemModel(ABC):
         self._require(self.threads is None or self.threads >= 1, "threads", "at least 1, or None")
 
     @abstractmethod
-    def _fit(
-        self, user_items: sparse.csr_matrix, persons: NDArray[np.integer] | None, advance: Advance
-    ) -> sparse.csr_matrix:
-        """Compute the weights: float32, shape (n_inputs, n_items), canonical.
+    def _fit_parameters(
+        self,
+        user_items: sparse.csr_matrix,
+        persons: NDArray[np.integer] | None,
+        counts: NDArray[np.int64],
+        advance: Advance,
+    ) -> None:
+        """Compute the model's parameters and take them over.
 
-        `user_items` is canonical, without stored zeros; `advance` counts finished items.
+        `user_items` is canonical, without stored zeros; `counts` (n_inputs,) are the distinct persons with
+        each input, 0 where they are fewer than `min_persons`; `advance` counts finished items.
         """
+
+    @abstractmethod
+    def _shape(self) -> tuple[int, int] | None:
+        """Inputs and items of the model; None before it is fitted."""
+
+    @abstractmethod
+    def _score(self, history: History) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Score the items for a history: ids ascending; items that are left out score 0."""
+
+    @abstractmethod
+    def _contributions(self, history: History, item: int) -> NDArray[np.float64]:
+        """What each input of a history adds to the score of one item."""
+
+    @abstractmethod
+    def _similar(self, item: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """What an item adds to the scores of others: ids ascending."""
 
     def parameters(self) -> dict[str, Any]:
         """Return the hyper-parameters that bear on the fitted model, by name."""
@@ -134,10 +154,10 @@ class ItemModel(ABC):
                 f"persons must have one entry for each of {matrix.shape[0]} rows, "
                 f"got shape {np.shape(persons)}"
             )
-        counts = _distinct_persons(matrix, persons)[:items]
+        counts = _distinct_persons(matrix, persons)
         with progress(f"Fitting {type(self).__name__}", items, enabled=show_progress) as advance:
-            weights = self._fit(matrix, persons, advance)
-        self.set_fitted(weights, np.where(counts >= self.min_persons, counts, 0))
+            published = np.where(counts >= self.min_persons, counts, 0)
+            self._fit_parameters(matrix, persons, published, advance)
         if callback is not None:
             callback(0, time.perf_counter() - started, 1.0)
         return self
@@ -196,10 +216,7 @@ class ItemModel(ABC):
         histories = self._histories(userid, user_items)
         hidden = self._hidden(filter_items, items)
         _require_count(N)
-        answers = [
-            self._recommend_one(history, N, hidden, filter_already_liked_items)
-            for history in self._rows(histories)
-        ]
+        answers = self._recommend_each(self._rows(histories), N, hidden, filter_already_liked_items)
         return answers[0] if np.ndim(userid) == 0 else _padded(answers, N)
 
     def similar_items(
@@ -225,10 +242,10 @@ class ItemModel(ABC):
         Returns
         -------
         ids : ndarray of int64
-            At most `N` items with a positive weight (lists are not filled up: items without one are not
+            At most `N` items to which it adds something positive (lists are not filled up: the others are not
             similar); for several items, shape (len(itemid), N), padded with -1.
         scores : ndarray of float64
-            The weights; padded with -inf.
+            What a weight of 1 adds; padded with -inf.
 
         Raises
         ------
@@ -276,15 +293,146 @@ class ItemModel(ABC):
         """
         (row,) = self._rows(self._histories(userid, user_items))
         item = int(self._item_ids("itemid", np.atleast_1d(itemid))[0])
-        ids, scores = self._score(row)
-        position = int(np.searchsorted(ids, item))
-        score = float(scores[position]) if position < ids.size and ids[position] == item else 0.0
+        score = self._score_of(row, item)
         contributions = [
             (int(each), float(contribution))
             for each, contribution in zip(row.inputs, self._contributions(row, item), strict=True)
             if contribution != 0
         ]
         return score, sorted(contributions, key=lambda pair: (-pair[1], pair[0]))
+
+    def _score_of(self, history: History, item: int) -> float:
+        """Score one item."""
+        ids, scores = self._score(history)
+        position = int(np.searchsorted(ids, item))
+        return float(scores[position]) if position < ids.size and ids[position] == item else 0.0
+
+    def _set_popularity(self, popularity: NDArray[np.integer]) -> None:
+        self.popularity = np.asarray(popularity, dtype=np.int64)
+        self._by_popularity = np.argsort(-self.popularity, kind="stable")
+
+    def _recommend_each(
+        self, histories: list[History], count: int, hidden: NDArray[np.bool_], hide_seen: bool
+    ) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+        return [self._recommend_one(history, count, hidden, hide_seen) for history in histories]
+
+    def _recommend_one(
+        self, history: History, count: int, hidden: NDArray[np.bool_], hide_seen: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        if hide_seen:
+            hidden = hidden.copy()
+            hidden[history.inputs[history.inputs < hidden.size]] = True
+        ids, scores = self._score(history)
+        visible = ~hidden[ids] & (scores != 0)
+        ids, scores = ids[visible], scores[visible]
+        positive = scores > 0
+        best, best_scores = top_items(ids[positive], scores[positive], count)
+        if best.size == count:
+            return best, best_scores
+        zero = ~hidden
+        zero[ids] = False
+        others = self._by_popularity[zero[self._by_popularity]]
+        worst, worst_scores = top_items(ids[~positive], scores[~positive], count)
+        return (
+            np.concatenate([best, others, worst])[:count],
+            np.concatenate([best_scores, np.zeros(others.size), worst_scores])[:count],
+        )
+
+    def _similar_to(
+        self, item: int, count: int, hidden: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        ids, scores = self._similar(item)
+        similar = (scores > 0) & (ids != item)
+        return top_items(ids[similar], scores[similar], count, hidden=hidden)
+
+    def _fitted_shape(self) -> tuple[int, int]:
+        shape = self._shape()
+        if shape is None:
+            raise RuntimeError(f"this {type(self).__name__} is not fitted: call fit(user_items) first")
+        return shape
+
+    def _histories(self, userid: int | ArrayLike, user_items: sparse.csr_matrix) -> sparse.csr_matrix:
+        inputs = self._fitted_shape()[0]
+        users = np.asarray(userid)
+        if users.ndim > 1 or (users.size and users.dtype.kind not in "iu"):
+            raise TypeError(
+                f"userid must be an integer or a one-dimensional array of integers, got {userid!r}"
+            )
+        matrix = _as_csr(user_items, stacklevel=4)
+        if matrix.shape != (users.size, inputs):
+            raise ValueError(
+                f"user_items must have one row for each of {users.size} users and {inputs} columns, "
+                f"got shape {matrix.shape}: pass user_items[userid]"
+            )
+        if not np.isfinite(matrix.data).all():
+            raise ValueError("user_items holds weights that are not finite")
+        return matrix
+
+    @staticmethod
+    def _rows(matrix: sparse.csr_matrix) -> list[History]:
+        inputs, weights = matrix.indices.astype(np.int64), matrix.data.astype(np.float32)
+        return [History(inputs[a:b], weights[a:b]) for a, b in pairwise(matrix.indptr.tolist())]
+
+    def _hidden(self, filter_items: ArrayLike | None, items: ArrayLike | None) -> NDArray[np.bool_]:
+        count = self._fitted_shape()[1]
+        if items is not None:
+            if filter_items is not None:
+                raise ValueError("filter_items and items cannot be given together")
+            hidden = np.ones(count, dtype=np.bool_)
+            hidden[self._item_ids("items", items)] = False
+            return hidden
+        hidden = np.zeros(count, dtype=np.bool_)
+        if filter_items is not None:
+            hidden[self._item_ids("filter_items", filter_items)] = True
+        return hidden
+
+    def _item_ids(self, name: str, ids: ArrayLike) -> NDArray[np.int64]:
+        count = self._fitted_shape()[1]
+        array = np.asarray(ids)
+        if not array.size:
+            return np.zeros(0, dtype=np.int64)
+        if array.dtype.kind not in "iu":
+            raise TypeError(f"{name} must be integers, got {array.dtype}")
+        if array.min() < 0 or array.max() >= count:
+            raise IndexError(f"{name} must lie in [0, {count}), got {array.min()} to {array.max()}")
+        return array.astype(np.int64)
+
+    def _require(self, holds: bool, parameter: str, rule: str) -> None:
+        if not holds:
+            raise ValueError(f"{parameter} must be {rule}, got {getattr(self, parameter)!r}")
+
+
+@dataclass(kw_only=True, eq=False)
+class LinearItemModel(ItemModel):
+    """Base of the models that score items by ``x · W``, with a history ``x`` and sparse item weights ``W``.
+
+    Subclasses implement `_fit`.
+    """
+
+    weights: sparse.csr_matrix = field(init=False, repr=False)
+    """float32, shape (n_inputs, n_items): what each input adds to the score of each item. Set by `fit`."""
+
+    @abstractmethod
+    def _fit(
+        self, user_items: sparse.csr_matrix, persons: NDArray[np.integer] | None, advance: Advance
+    ) -> sparse.csr_matrix:
+        """Compute the weights: float32, shape (n_inputs, n_items), canonical.
+
+        `user_items` is canonical, without stored zeros; `advance` counts finished items.
+        """
+
+    def _fit_parameters(
+        self,
+        user_items: sparse.csr_matrix,
+        persons: NDArray[np.integer] | None,
+        counts: NDArray[np.int64],
+        advance: Advance,
+    ) -> None:
+        weights = self._fit(user_items, persons, advance)
+        self.set_fitted(weights, counts[: weights.shape[1]])
+
+    def _shape(self) -> tuple[int, int] | None:
+        return self.weights.shape if hasattr(self, "weights") else None
 
     def _score(self, history: History) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Score the items that the history mentions: ids ascending."""
@@ -297,6 +445,10 @@ class ItemModel(ABC):
         """Weigh each input of the history for one item."""
         column = self.weights[history.inputs, item].toarray().ravel().astype(np.float64)
         return column * history.weights
+
+    def _similar(self, item: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        row = slice(self.weights.indptr[item], self.weights.indptr[item + 1])
+        return self.weights.indices[row].astype(np.int64), self.weights.data[row].astype(np.float64)
 
     def set_fitted(self, weights: sparse.csr_matrix, popularity: NDArray[np.integer]) -> Self:
         """Take over a fitted state that was computed elsewhere, or kept.
@@ -324,94 +476,8 @@ class ItemModel(ABC):
                 f"got {weights.shape} and {np.shape(popularity)}"
             )
         self.weights = weights.astype(np.float32, copy=False)
-        self.popularity = np.asarray(popularity, dtype=np.int64)
-        self._by_popularity = np.argsort(-self.popularity, kind="stable")
+        self._set_popularity(popularity)
         return self
-
-    def _recommend_one(
-        self, history: History, count: int, hidden: NDArray[np.bool_], hide_seen: bool
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        if hide_seen:
-            hidden = hidden.copy()
-            hidden[history.inputs[history.inputs < hidden.size]] = True
-        ids, scores = self._score(history)
-        visible = ~hidden[ids] & (scores != 0)
-        ids, scores = ids[visible], scores[visible]
-        positive = scores > 0
-        best, best_scores = top_items(ids[positive], scores[positive], count)
-        if best.size == count:
-            return best, best_scores
-        zero = ~hidden
-        zero[ids] = False
-        others = self._by_popularity[zero[self._by_popularity]]
-        worst, worst_scores = top_items(ids[~positive], scores[~positive], count)
-        return (
-            np.concatenate([best, others, worst])[:count],
-            np.concatenate([best_scores, np.zeros(others.size), worst_scores])[:count],
-        )
-
-    def _similar_to(
-        self, item: int, count: int, hidden: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        row = slice(self.weights.indptr[item], self.weights.indptr[item + 1])
-        ids, scores = self.weights.indices[row].astype(np.int64), self.weights.data[row].astype(np.float64)
-        similar = (scores > 0) & (ids != item)
-        return top_items(ids[similar], scores[similar], count, hidden=hidden)
-
-    def _fitted(self) -> sparse.csr_matrix:
-        if not hasattr(self, "weights"):
-            raise RuntimeError(f"this {type(self).__name__} is not fitted: call fit(user_items) first")
-        return self.weights
-
-    def _histories(self, userid: int | ArrayLike, user_items: sparse.csr_matrix) -> sparse.csr_matrix:
-        inputs = self._fitted().shape[0]
-        users = np.asarray(userid)
-        if users.ndim > 1 or (users.size and users.dtype.kind not in "iu"):
-            raise TypeError(
-                f"userid must be an integer or a one-dimensional array of integers, got {userid!r}"
-            )
-        matrix = _as_csr(user_items, stacklevel=4)
-        if matrix.shape != (users.size, inputs):
-            raise ValueError(
-                f"user_items must have one row for each of {users.size} users and {inputs} columns, "
-                f"got shape {matrix.shape}: pass user_items[userid]"
-            )
-        if not np.isfinite(matrix.data).all():
-            raise ValueError("user_items holds weights that are not finite")
-        return matrix
-
-    @staticmethod
-    def _rows(matrix: sparse.csr_matrix) -> list[History]:
-        inputs, weights = matrix.indices.astype(np.int64), matrix.data.astype(np.float32)
-        return [History(inputs[a:b], weights[a:b]) for a, b in pairwise(matrix.indptr.tolist())]
-
-    def _hidden(self, filter_items: ArrayLike | None, items: ArrayLike | None) -> NDArray[np.bool_]:
-        count = self._fitted().shape[1]
-        if items is not None:
-            if filter_items is not None:
-                raise ValueError("filter_items and items cannot be given together")
-            hidden = np.ones(count, dtype=np.bool_)
-            hidden[self._item_ids("items", items)] = False
-            return hidden
-        hidden = np.zeros(count, dtype=np.bool_)
-        if filter_items is not None:
-            hidden[self._item_ids("filter_items", filter_items)] = True
-        return hidden
-
-    def _item_ids(self, name: str, ids: ArrayLike) -> NDArray[np.int64]:
-        count = self._fitted().shape[1]
-        array = np.asarray(ids)
-        if not array.size:
-            return np.zeros(0, dtype=np.int64)
-        if array.dtype.kind not in "iu":
-            raise TypeError(f"{name} must be integers, got {array.dtype}")
-        if array.min() < 0 or array.max() >= count:
-            raise IndexError(f"{name} must lie in [0, {count}), got {array.min()} to {array.max()}")
-        return array.astype(np.int64)
-
-    def _require(self, holds: bool, parameter: str, rule: str) -> None:
-        if not holds:
-            raise ValueError(f"{parameter} must be {rule}, got {getattr(self, parameter)!r}")
 
 
 def _as_csr(matrix: sparse.csr_matrix, *, stacklevel: int) -> sparse.csr_matrix:

@@ -10,7 +10,7 @@ from implicit.nearest_neighbours import ItemItemRecommender, bm25_weight, normal
 from numpy.typing import NDArray
 from scipy import sparse
 
-from consentier.models.base import ItemModel
+from consentier.models.base import LinearItemModel
 from consentier.models.compiled import compiled
 from consentier.models.gram import GramStatistics, gram_statistics
 from consentier.progress import Advance
@@ -19,7 +19,7 @@ __all__ = ["ItemKNN"]
 
 
 @dataclass(kw_only=True, eq=False)
-class ItemKNN(ItemModel):
+class ItemKNN(LinearItemModel):
     """Score items by the sum of their similarities to the items of the history.
 
     The cosine is a function of integer co-occurrence counts (`count`, `solve`), so that a person can be

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from consentier.errors import TrainingError
-from consentier.models.base import ItemModel
+from consentier.models.base import LinearItemModel
 from consentier.models.compiled import compiled
 from consentier.models.gram import GRAM_UNIT, GramStatistics, SessionOrder, gram_statistics
 from consentier.progress import Advance
@@ -33,7 +33,7 @@ _JITTER_STEPS = 5
 
 
 @dataclass(kw_only=True, eq=False)
-class LocalRidge(ItemModel):
+class LocalRidge(LinearItemModel):
     """Sparse linear item-to-item model: ridge regression of each item on its strongest co-occurring inputs.
 
     See `gram_statistics` and `solve_local_ridge` for the mathematics, the papers and the cost. With

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from consentier.models.base import History, ItemModel
+from consentier.models.base import History, LinearItemModel
 from consentier.progress import Advance
 
 __all__ = ["Popularity"]
 
 
 @dataclass(kw_only=True, eq=False)
-class Popularity(ItemModel):
+class Popularity(LinearItemModel):
     """Rank items by the number of distinct persons with them.
 
     The score of an item is that number. The history serves only to leave out seen items, so no explanation

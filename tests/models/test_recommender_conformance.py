@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from scipy import sparse
 
 import consentier.models
-from consentier.models.base import ItemModel, MatrixConverted
+from consentier.models.als import ALS
+from consentier.models.base import ItemModel, LinearItemModel, MatrixConverted
+from consentier.models.bpr import BPR
+from consentier.models.factors import FactorModel
 from consentier.models.item_knn import ItemKNN
 from consentier.models.local_ridge import LocalRidge
 
@@ -39,16 +41,25 @@ VARIANTS: list[tuple[type[ItemModel], dict[str, Any]]] = [
     (ItemKNN, {"similarity": "bm25", "neighbours": 30}),
     (LocalRidge, {"neighbours": 30, "repeat_weight": 0.5}),
     (LocalRidge, {"row_exponent": 0.0, "item_exponent": 0.0, "popularity_regularisation": 0.1}),
+    (ALS, {"factors": 6, "regularisation": 1.0, "frequency_exponent": 0.0, "unobserved_weight": 1.0}),
+    (BPR, {"factors": 70, "iterations": 40, "learning_rate": 0.1, "seed": 3}),
 ]
 
-every_model = pytest.mark.parametrize(
-    ("model", "settings"), VARIANTS, ids=[f"{m.__name__}-{s}" if s else m.__name__ for m, s in VARIANTS]
-)
-personal_models = pytest.mark.parametrize(
-    ("model", "settings"),
-    [(model, settings) for model, settings in VARIANTS if model.personalised],
-    ids=[f"{m.__name__}-{s}" if s else m.__name__ for m, s in VARIANTS if m.personalised],
-)
+
+def variants_of(family: type[Any], *, personalised: bool = False) -> pytest.MarkDecorator:
+    chosen = [
+        (model, settings)
+        for model, settings in VARIANTS
+        if issubclass(model, family) and (model.personalised or not personalised)
+    ]
+    names = [f"{m.__name__}-{s}" if s else m.__name__ for m, s in chosen]
+    return pytest.mark.parametrize(("model", "settings"), chosen, ids=names)
+
+
+every_model = variants_of(ItemModel)
+personal_models = variants_of(ItemModel, personalised=True)
+linear_models = variants_of(LinearItemModel)
+factor_models = variants_of(FactorModel)
 
 
 def checkerboard(size: int = 50) -> sparse.csr_matrix:
@@ -79,7 +90,9 @@ def empty(count: int, inputs: int) -> sparse.csr_matrix:
 
 
 def test_models_are_discovered() -> None:
-    assert {"ItemKNN", "LocalRidge", "Popularity"} <= {model.__name__ for model in MODELS}
+    assert {"ALS", "BPR", "ItemKNN", "LocalRidge", "Popularity"} <= {model.__name__ for model in MODELS}
+    families = {LinearItemModel, FactorModel}
+    assert all(len([family for family in families if issubclass(model, family)]) == 1 for model in MODELS)
 
 
 @personal_models
@@ -143,21 +156,6 @@ def test_a_batch_equals_single_requests(model: type[ItemModel], settings: dict[s
         assert similar[row, : single_ids.size].tobytes() == single_ids.tobytes()
         assert weights[row, : single_ids.size].tobytes() == single_scores.tobytes()
         assert (similar[row, single_ids.size :] == -1).all()
-
-
-@every_model
-def test_scores_are_the_history_times_the_weights(model: type[ItemModel], settings: dict[str, Any]) -> None:
-    histories = shop()
-    recommender = fitted(model, settings, histories)
-    expected = histories.astype(np.float64) @ recommender.weights.astype(np.float64)
-    dense = expected.toarray() if model.personalised else np.tile(recommender.popularity, (120, 1))
-
-    ids, scores = recommender.recommend(np.arange(120), histories, N=60, filter_already_liked_items=False)
-
-    np.testing.assert_allclose(scores, np.take_along_axis(dense, ids, axis=1), rtol=1e-12)
-    by_rule = [np.lexsort((np.arange(60), -recommender.popularity * (row == 0), -row)) for row in dense]
-    agreement = np.mean(np.array(by_rule) == ids)
-    assert agreement > 0.99  # SciPy may add in another order, which may swap near-equal scores
 
 
 @every_model
@@ -242,7 +240,7 @@ def test_other_sparse_forms_are_converted_with_a_warning(
     recommender = fitted(model, settings, histories)
     with pytest.warns(MatrixConverted, match="COO"):
         same = model(**settings).fit(histories.tocoo(), show_progress=False)  # type: ignore[arg-type]
-    assert same.weights.data.tobytes() == recommender.weights.data.tobytes()
+    assert state(same) == state(recommender)
     with pytest.warns(MatrixConverted, match="CSC"):
         ids, _ = recommender.recommend(0, histories[0].tocsc())  # type: ignore[arg-type]
     assert ids.tolist() == recommender.recommend(0, histories[0])[0].tolist()
@@ -266,10 +264,18 @@ def test_unsorted_and_repeated_entries_are_one_history(
     assert one[1].tobytes() == other[1].tobytes()
 
 
+def parameters_of(recommender: ItemModel) -> Any:
+    """What `set_fitted` takes beside the popularity."""
+    if isinstance(recommender, LinearItemModel):
+        return recommender.weights
+    assert isinstance(recommender, FactorModel)
+    return recommender.item_factors
+
+
 def state(recommender: ItemModel) -> tuple[bytes, ...]:
-    weights = recommender.weights
-    arrays: list[NDArray[Any]] = [weights.indptr, weights.indices, weights.data, recommender.popularity]
-    return tuple(array.tobytes() for array in arrays)
+    found = parameters_of(recommender)
+    arrays = [found] if isinstance(found, np.ndarray) else [found.indptr, found.indices, found.data]
+    return tuple(array.tobytes() for array in [*arrays, recommender.popularity])
 
 
 @every_model
@@ -308,7 +314,10 @@ def test_other_inputs_count_as_history_and_are_never_recommended(
     histories = shop()
     recommender = fitted(model, {**settings, "item_count": 45}, histories)
 
-    assert recommender.weights.shape == (60, 45)
+    assert parameters_of(recommender).shape[0] == 60
+    if isinstance(recommender, LinearItemModel):
+        assert recommender.weights.shape[1] == 45
+    assert recommender.popularity.shape == (45,)
     ids, _ = recommender.recommend(0, histories[0], N=60)
     assert sorted(ids.tolist()) == sorted(set(range(45)) - set(histories[0].indices.tolist()))
     with pytest.raises(IndexError):
@@ -318,24 +327,17 @@ def test_other_inputs_count_as_history_and_are_never_recommended(
 @every_model
 def test_min_persons_leaves_out_what_rests_on_few(model: type[ItemModel], settings: dict[str, Any]) -> None:
     histories = shop()
-    present = (histories.toarray() > 0).astype(int)
-    together = present.T @ present
+    counts = (histories.toarray() > 0).sum(axis=0)
+    assert (counts[counts < 4] > 0).any()
 
     recommender = fitted(model, {**settings, "min_persons": 4}, histories)
 
-    linked = recommender.weights.toarray() != 0
-    assert (together[linked] >= 4).all()
-    counts = present.sum(axis=0)
+    for user in range(20) if model.personalised else ():
+        ids, scores = recommender.recommend(user, histories[user], N=60)
+        assert not scores[counts[ids] < 4].any()
+    for item in np.flatnonzero(counts < 4):
+        assert not recommender.similar_items(int(item), N=60)[0].size
     assert recommender.popularity.tolist() == np.where(counts >= 4, counts, 0).tolist()
-
-
-@every_model
-def test_weights_are_canonical_float32(model: type[ItemModel], settings: dict[str, Any]) -> None:
-    weights = fitted(model, settings, shop()).weights
-    assert weights.dtype == np.float32
-    assert weights.has_canonical_format
-    assert (weights.data != 0).all()
-    assert np.isfinite(weights.data).all()
 
 
 @every_model
@@ -369,13 +371,13 @@ def test_parameters_make_an_equal_model(model: type[ItemModel], settings: dict[s
 def test_a_fitted_state_can_be_taken_over(model: type[ItemModel], settings: dict[str, Any]) -> None:
     histories = shop()
     recommender = fitted(model, settings, histories)
-    copy = model(**settings).set_fitted(recommender.weights, recommender.popularity)
+    copy = model(**settings).set_fitted(parameters_of(recommender), recommender.popularity)  # type: ignore[attr-defined]
     for one, other in zip(
         recommender.recommend(1, histories[1], N=60), copy.recommend(1, histories[1], N=60), strict=True
     ):
         assert one.tobytes() == other.tobytes()
     with pytest.raises(ValueError, match="popularity"):
-        copy.set_fitted(recommender.weights, recommender.popularity[1:])
+        copy.set_fitted(parameters_of(recommender), recommender.popularity[1:, None])
 
 
 @pytest.mark.parametrize(
@@ -385,8 +387,11 @@ def test_a_fitted_state_can_be_taken_over(model: type[ItemModel], settings: dict
         (LocalRidge, "neighbours", 0), (LocalRidge, "regularisation", -1.0),
         (LocalRidge, "row_exponent", -0.1), (LocalRidge, "item_exponent", float("nan")),
         (LocalRidge, "popularity_regularisation", -1.0), (LocalRidge, "repeat_weight", float("inf")),
-        (LocalRidge, "top", 0), *((model, "min_persons", 0) for model in MODELS),
-        *((model, "threads", 0) for model in MODELS), *((model, "item_count", 0) for model in MODELS),
+        (LocalRidge, "top", 0), (ALS, "factors", 0), (ALS, "iterations", 0), (ALS, "regularisation", 0.0),
+        (ALS, "unobserved_weight", 0.0), (ALS, "frequency_exponent", float("inf")), (ALS, "seed", -1),
+        (BPR, "learning_rate", 0.0), (BPR, "step_regularisation", -1.0),
+        *((model, "min_persons", 0) for model in MODELS), *((model, "threads", 0) for model in MODELS),
+        *((model, "item_count", 0) for model in MODELS),
     ],
 )  # fmt: skip
 def test_hyper_parameters_are_checked_by_name(model: type[ItemModel], parameter: str, value: Any) -> None:
@@ -398,3 +403,122 @@ def test_hyper_parameters_are_checked_by_name(model: type[ItemModel], parameter:
 def test_hyper_parameters_are_keyword_only(model: type[ItemModel]) -> None:
     with pytest.raises(TypeError):
         model(10)  # type: ignore[call-arg]
+
+
+# ---- Linear models -----------------------------------------------------------------------------------------
+
+
+def linear(
+    model: type[LinearItemModel], settings: dict[str, Any], histories: sparse.csr_matrix
+) -> LinearItemModel:
+    return model(**settings).fit(histories, show_progress=False)
+
+
+@linear_models
+def test_scores_are_the_history_times_the_weights(
+    model: type[LinearItemModel], settings: dict[str, Any]
+) -> None:
+    histories = shop()
+    recommender = linear(model, settings, histories)
+    expected = histories.astype(np.float64) @ recommender.weights.astype(np.float64)
+    dense = expected.toarray() if model.personalised else np.tile(recommender.popularity, (120, 1))
+
+    ids, scores = recommender.recommend(np.arange(120), histories, N=60, filter_already_liked_items=False)
+
+    np.testing.assert_allclose(scores, np.take_along_axis(dense, ids, axis=1), rtol=1e-12)
+    by_rule = [np.lexsort((np.arange(60), -recommender.popularity * (row == 0), -row)) for row in dense]
+    agreement = np.mean(np.array(by_rule) == ids)
+    assert agreement > 0.99  # SciPy may add in another order, which may swap near-equal scores
+
+
+@linear_models
+def test_no_weight_rests_on_few_persons(model: type[LinearItemModel], settings: dict[str, Any]) -> None:
+    histories = shop()
+    present = (histories.toarray() > 0).astype(int)
+    together = present.T @ present
+
+    recommender = linear(model, {**settings, "min_persons": 4}, histories)
+
+    assert (together[recommender.weights.toarray() != 0] >= 4).all()
+
+
+@linear_models
+def test_weights_are_canonical_float32(model: type[LinearItemModel], settings: dict[str, Any]) -> None:
+    weights = linear(model, settings, shop()).weights
+    assert weights.dtype == np.float32
+    assert weights.has_canonical_format
+    assert (weights.data != 0).all()
+    assert np.isfinite(weights.data).all()
+
+
+@linear_models
+def test_weights_and_popularity_agree(model: type[LinearItemModel], settings: dict[str, Any]) -> None:
+    recommender = linear(model, settings, shop())
+    with pytest.raises(ValueError, match="popularity"):
+        recommender.set_fitted(recommender.weights, recommender.popularity[1:])
+
+
+# ---- Factor models -----------------------------------------------------------------------------------------
+
+
+def factorised(
+    model: type[FactorModel], settings: dict[str, Any], histories: sparse.csr_matrix
+) -> FactorModel:
+    return model(**settings).fit(histories, show_progress=False)
+
+
+@factor_models
+def test_scores_are_the_least_squares_solution(model: type[FactorModel], settings: dict[str, Any]) -> None:
+    histories = shop()
+    recommender = factorised(model, settings, histories)
+    factors = recommender.item_factors.astype(np.float64)
+    for user in range(20):
+        weights = histories[user].toarray().ravel().astype(np.float64)
+        penalty = recommender.regularisation * (weights.sum() + recommender.unobserved_weight * 60) ** (
+            recommender.frequency_exponent
+        )
+        system = factors.T @ ((weights[:, None] + recommender.unobserved_weight) * factors)
+        vector = np.linalg.solve(system + penalty * np.eye(factors.shape[1]), factors.T @ weights)
+
+        ids, scores = recommender.recommend(user, histories[user], N=60, filter_already_liked_items=False)
+
+        np.testing.assert_allclose(scores, (factors @ vector)[ids], rtol=1e-5, atol=1e-6)
+
+
+@factor_models
+def test_inputs_of_few_persons_have_no_factors(model: type[FactorModel], settings: dict[str, Any]) -> None:
+    histories = shop()
+    counts = (histories.toarray() > 0).sum(axis=0)
+    recommender = factorised(model, {**settings, "min_persons": 4, "item_count": 50}, histories)
+    assert (recommender.item_factors.any(axis=1) == (counts >= 4)).all()
+    without = histories.toarray() * (counts >= 4)
+    again = factorised(model, {**settings, "item_count": 50}, sparse.csr_matrix(without))
+    assert recommender.item_factors.tobytes() == again.item_factors.tobytes()
+
+
+@factor_models
+def test_nobody_is_kept(model: type[FactorModel], settings: dict[str, Any]) -> None:
+    recommender = factorised(model, settings, shop(users=77))
+    arrays = [value for value in vars(recommender).values() if isinstance(value, np.ndarray)]
+    assert len(arrays) == 4  # factors, their Gram matrix, popularity and its order
+    assert all(77 not in array.shape for array in arrays)
+
+
+@factor_models
+def test_factors_stand_in_principal_axes(model: type[FactorModel], settings: dict[str, Any]) -> None:
+    recommender = factorised(model, settings, shop())
+    factors = recommender.item_factors.astype(np.float64)
+    np.testing.assert_allclose(factors.T @ factors, np.diag(recommender.factor_gram), atol=1e-4)
+    with pytest.raises(ValueError, match="principal_axes"):
+        recommender.set_fitted(factors + 1, recommender.popularity)
+    with pytest.raises(ValueError, match="finite"):
+        recommender.set_fitted(factors * np.nan, recommender.popularity)
+
+
+@factor_models
+def test_histories_have_no_negative_weights(model: type[FactorModel], settings: dict[str, Any]) -> None:
+    histories = shop()
+    recommender = factorised(model, settings, histories)
+    for ask in (recommender.recommend, lambda *given: recommender.explain(*given, 3)):
+        with pytest.raises(ValueError, match="negative"):
+            ask(0, -histories[0])
