@@ -61,6 +61,7 @@ __all__ = [
     "FileEntry",
     "Manifest",
     "check_csr",
+    "check_factors",
     "open_bundle",
     "read_run",
     "verify_bundle",
@@ -83,6 +84,7 @@ _MAX_RUN_BYTES = 16 << 20
 _MAX_JSON_DEPTH = 32
 _MAX_DIMENSIONS = 4
 _CHUNK_ELEMENTS = 1 << 20
+_ROWS_PER_CHUNK = 4096
 _OPEN_ATTEMPTS = 5
 
 _DTYPES = frozenset({"|b1", "|u1", "|i1", "<u2", "<u4", "<u8", "<i4", "<i8", "<f4", "<f8"})
@@ -99,6 +101,7 @@ _NPY_ALIGNMENT = 64
 # Arrays that stand together and have a meaning in the format.
 _ITEM_INDEX = frozenset({"item_ids", "item_offsets"})
 _WEIGHTS = frozenset({"indptr", "indices", "data"})
+_FACTORS = frozenset({"factors", "factor_gram"})
 
 # What each tier reads, and the permission that takes: no other combination is a bundle.
 TIERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxyType(
@@ -483,6 +486,52 @@ def check_csr(
         raise BundleMalformed(f"{prefix}data holds {data[infinite[0]]} in row {row}; weights must be finite")
 
 
+def check_factors(factors: NDArray[Any], gram: NDArray[Any], inputs: int) -> None:
+    """Check that two arrays are the factors of a model's inputs and the diagonal of their Gram matrix.
+
+    Parameters
+    ----------
+    factors
+        float32, shape (inputs, factors), finite.
+    gram
+        float64, shape (factors,): the sums of the squares of its columns.
+    inputs
+        Number of inputs.
+
+    Raises
+    ------
+    BundleMalformed
+        They are not; the message names the array and the row or column.
+
+    Notes
+    -----
+    O(size of factors).
+    """
+    if factors.ndim != 2 or factors.dtype != np.float32 or factors.shape[0] != inputs or not factors.shape[1]:
+        raise BundleMalformed(
+            f"factors must be float32 with {inputs} rows and at least one column, got {factors.dtype} of "
+            f"shape {factors.shape}"
+        )
+    if gram.dtype != np.float64 or gram.shape != (factors.shape[1],):
+        raise BundleMalformed(
+            f"factor_gram must be float64 with one entry for each of {factors.shape[1]} factors, got "
+            f"{gram.dtype} of shape {gram.shape}"
+        )
+    squares = np.zeros(factors.shape[1])
+    for start in range(0, inputs, _ROWS_PER_CHUNK):
+        chunk = factors[start : start + _ROWS_PER_CHUNK].astype(np.float64)
+        infinite = np.flatnonzero(~np.isfinite(chunk).all(axis=1))
+        if infinite.size:
+            row = start + infinite[0]
+            raise BundleMalformed(f"factors of row {row} hold a number that is not finite")
+        squares += np.square(chunk).sum(axis=0)
+    wrong = np.flatnonzero(~(np.abs(gram - squares) <= 1e-6 * squares))
+    if wrong.size:
+        raise BundleMalformed(
+            f"factor_gram is {gram[wrong[0]]} for factor {wrong[0]}, whose squares sum to {squares[wrong[0]]}"
+        )
+
+
 def _check_columns(indptr: NDArray[Any], indices: NDArray[Any], columns: int, prefix: str) -> None:
     if not indices.size:
         return
@@ -673,8 +722,9 @@ def _compare_header(path: Path, file_name: str, found: bytes, expected: bytes) -
 def _reserved_findings(
     path: Path, manifest: Manifest, arrays: Mapping[str, NDArray[Any]]
 ) -> Iterator[BundleMalformed]:
-    """Check the content of the arrays that have a meaning in the format: the item index and the weights."""
-    for group, check in ((_ITEM_INDEX, _check_item_index), (_WEIGHTS, _check_weights)):
+    """Check the content of the arrays that have a meaning in the format: item index, weights, factors."""
+    checks = ((_ITEM_INDEX, _check_item_index), (_WEIGHTS, _check_weights), (_FACTORS, _check_factors))
+    for group, check in checks:
         if arrays.keys() >= group:
             try:
                 check(manifest, arrays)
@@ -689,6 +739,13 @@ def _check_item_index(_: Manifest, arrays: Mapping[str, NDArray[Any]]) -> None:
 def _check_weights(manifest: Manifest, arrays: Mapping[str, NDArray[Any]]) -> None:
     indptr = arrays["indptr"]
     check_csr(indptr, arrays["indices"], arrays["data"], (indptr.shape[0] - 1, manifest.item_count))
+
+
+def _check_factors(manifest: Manifest, arrays: Mapping[str, NDArray[Any]]) -> None:
+    rows = arrays["factors"].shape[0]
+    check_factors(arrays["factors"], arrays["factor_gram"], rows)
+    if rows < manifest.item_count:
+        raise BundleMalformed(f"factors have {rows} rows for {manifest.item_count} items")
 
 
 # --- Manifest -------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from consentier.consent import Tier
 from consentier.errors import BundleError, BundleMissing
 from consentier.models.bundle import open_bundle
 from consentier.serving.catalogue import Catalogue
+from consentier.serving.factor_scorer import FACTOR_ALGORITHMS, FactorScorer
 from consentier.serving.revocation import Deadlines
-from consentier.serving.scorer import LinearScorer, PopularScorer
+from consentier.serving.scorer import ItemScorer, LinearScorer, PopularScorer
 
 __all__ = ["OpenedBundles", "open_bundles"]
 
@@ -27,7 +28,7 @@ _TIERS = (Tier.SESSION, Tier.ONLINE, Tier.CRM, Tier.FUSED, Tier.POPULAR)
 class OpenedBundles:
     """The models of a directory by tier, and why a tier has none."""
 
-    scorers: Mapping[Tier, LinearScorer]
+    scorers: Mapping[Tier, ItemScorer]
     popular: PopularScorer | None
     problems: Mapping[Tier, str]
 
@@ -53,7 +54,7 @@ def open_bundles(
     """
     if not root.is_dir():
         raise BundleMissing(f"{root}: there is no such directory; 'consentier train' writes one")
-    scorers: dict[Tier, LinearScorer] = {}
+    scorers: dict[Tier, ItemScorer] = {}
     problems: dict[Tier, str] = {}
     popular = None
     for tier in _TIERS:
@@ -66,7 +67,8 @@ def open_bundles(
             if tier is Tier.POPULAR:
                 popular = PopularScorer(bundle, catalogue)
             else:
-                scorers[tier] = LinearScorer(bundle, catalogue)
+                kind = FactorScorer if bundle.manifest.algorithm in FACTOR_ALGORITHMS else LinearScorer
+                scorers[tier] = kind(bundle, catalogue)
         except Exception as error:  # noqa: BLE001 - a bundle's fault, whatever it is, lowers the tier
             known_fault = isinstance(error, BundleError | OSError)
             problems[tier] = str(error) if known_fault else f"{type(error).__name__}: {error}"

@@ -33,6 +33,12 @@ LEARNT_FROM: Mapping[Tier, frozenset[Source]] = {
 _METHODS: Mapping[str, str] = {
     "local_ridge": "each item's score is a weighted sum over the items of the history; the weights were "
     "fitted to which items occur together (ridge regression, one item at a time)",
+    "als": "items and histories are described by factors; a history's factors are a weighted sum over its "
+    "items, found by least squares at each request; the items' factors were fitted to who had which items "
+    "(alternating least squares)",
+    "bpr": "items and histories are described by factors; a history's factors are a weighted sum over its "
+    "items, found by least squares at each request; the items' factors were fitted to rank the items that "
+    "somebody had before others (Bayesian personalised ranking)",
     "popularity": "items are ordered by the number of persons behind them, separately for the online and the "
     "CRM side; no person is read",
 }

@@ -36,7 +36,7 @@ from consentier.serving.loading import open_bundles
 from consentier.serving.protocols import AuditSink, ConsentLedger, InputKeys
 from consentier.serving.request import Event, Request
 from consentier.serving.revocation import Deadlines, Revocations
-from consentier.serving.scorer import LinearScorer, PopularScorer, Query, Scored
+from consentier.serving.scorer import ItemScorer, PopularScorer, Query, Scored
 from consentier.serving.view import PermittedView, Profiles, view_of
 
 __all__ = ["AuditSink", "ConsentLedger", "InputKeys", "Recommender", "utc_now"]
@@ -122,7 +122,7 @@ class Recommender:
         If `audit_key` is not bytes, or empty.
     """
 
-    scorers: Mapping[Tier, LinearScorer]
+    scorers: Mapping[Tier, ItemScorer]
     popular: PopularScorer | None
     policy: Policy
     ledger: ConsentLedger | None = None

@@ -6,6 +6,7 @@ A scorer gets a `PermittedView` and a `Query` that names no person. It cannot re
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -23,7 +24,15 @@ from consentier.serving.catalogue import Catalogue
 from consentier.serving.request import Event
 from consentier.serving.view import PermittedView
 
-__all__ = ["NO_INTEREST", "LinearScorer", "PopularScorer", "Query", "Scored", "ScoringSettings"]
+__all__ = [
+    "NO_INTEREST",
+    "ItemScorer",
+    "LinearScorer",
+    "PopularScorer",
+    "Query",
+    "Scored",
+    "ScoringSettings",
+]
 
 NO_INTEREST = frozenset({"remove", "unfavourite", "cancelled", "returned"})
 """Types of events that end an interest: training leaves them out, and so does the input of a model."""
@@ -50,7 +59,7 @@ class Scored:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ScoringSettings:
-    """How a history becomes the inputs of a linear model; stands in the bundle's manifest.
+    """How a history becomes the inputs of a model; stands in the bundle's manifest.
 
     Attributes
     ----------
@@ -165,8 +174,8 @@ class _Shelf:
         return [number for item in items if (number := self.index.index(item)) >= 0]
 
 
-class LinearScorer:
-    """Scores ``x · W``: the weighted history times the sparse matrix of a linear item-to-item model.
+class ItemScorer(ABC):
+    """What all scorers of a history do: weigh it, and show the best items that may be shown.
 
     Parameters
     ----------
@@ -174,26 +183,34 @@ class LinearScorer:
         An opened bundle of a session, online, crm or fused model.
     catalogue
         What may be shown now; None: all items of the bundle.
-
-    Notes
-    -----
-    A request costs what `models.scoring.score_rows` costs for the rows of its history.
     """
 
     def __init__(self, bundle: Bundle, catalogue: Catalogue | None) -> None:
         arrays = bundle.arrays
         self.digest = bundle.digest
         index = ItemIndex(arrays["item_ids"], arrays["item_offsets"], verify=False)  # open_bundle did
-        settings = dict(bundle.manifest.scoring)
+        settings = self._own_settings(dict(bundle.manifest.scoring))
         encoded = settings.pop("attributes", [])
         self._settings = ScoringSettings.from_json(settings)
         days = self._settings.recency_half_life
         self._half_life = None if days is None else microseconds_of_days(days)
         self._attributes = AttributeEncoder.from_json(encoded, first_input=len(index))
-        self._indptr, self._indices, self._data = arrays["indptr"], arrays["indices"], arrays["data"]
-        inputs = len(index) + self._attributes.input_count
-        check_csr(self._indptr, self._indices, self._data, (inputs, len(index)))
+        self._read(arrays, len(index) + self._attributes.input_count, len(index))
         self._shelf = _Shelf(index, catalogue)
+
+    def _own_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Take out of a manifest's settings those that only this kind of model has; return the others."""
+        return settings
+
+    @abstractmethod
+    def _read(self, arrays: Mapping[str, NDArray[Any]], inputs: int, items: int) -> None:
+        """Take the model's arrays out of the bundle, and check them."""
+
+    @abstractmethod
+    def _best(
+        self, rows: NDArray[np.int64], weights: NDArray[np.float32], query: Query, hidden: Iterable[int]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The best items of positive score for some weighted inputs (ascending), among those on show."""
 
     def answer(self, view: PermittedView, query: Query) -> Scored | None:
         """Score the items for one view; None where the view holds nothing that the model knows.
@@ -279,11 +296,27 @@ class LinearScorer:
         # Ascending inputs: the sum does not depend on the order in which a store returns a history.
         rows = np.array(sorted(inputs), dtype=np.int64)
         weights = np.array([inputs[row] for row in rows.tolist()], dtype=np.float32)
+        ids, scores = self._best(rows, weights, query, hidden)
+        return Scored(tuple(self._shelf.index.ids(ids)), tuple(scores.tolist()), unknown)
+
+
+class LinearScorer(ItemScorer):
+    """Scores ``x · W``: the weighted history times the sparse matrix of a linear item-to-item model.
+
+    A request costs what `models.scoring.score_rows` costs for the rows of its history.
+    """
+
+    def _read(self, arrays: Mapping[str, NDArray[Any]], inputs: int, items: int) -> None:
+        self._indptr, self._indices, self._data = arrays["indptr"], arrays["indices"], arrays["data"]
+        check_csr(self._indptr, self._indices, self._data, (inputs, items))
+
+    def _best(
+        self, rows: NDArray[np.int64], weights: NDArray[np.float32], query: Query, hidden: Iterable[int]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         item_count = len(self._shelf.index)
         ids, scores = score_rows(self._indptr, self._indices, self._data, rows, weights, item_count)
         kept = (scores > 0) & self._shelf.visible(ids, query, hidden)
-        ids, scores = top_items(ids[kept], scores[kept], query.n)
-        return Scored(tuple(self._shelf.index.ids(ids)), tuple(scores.tolist()), unknown)
+        return top_items(ids[kept], scores[kept], query.n)
 
 
 class PopularScorer:

@@ -27,6 +27,7 @@ from consentier.consent import Source
 from consentier.consent.toml_files import read_toml
 from consentier.errors import ConfigError, suggestion
 from consentier.features.schemas import EVENT_TYPES
+from consentier.serving.factor_scorer import FACTOR_ALGORITHMS
 
 __all__ = [
     "CONFIG_FILE",
@@ -44,7 +45,7 @@ __all__ = [
 CONFIG_FILE = "consentier.toml"
 """The file that is read from a data directory where no other is named."""
 
-Algorithm = Literal["local_ridge", "cosine", "tfidf", "bm25"]
+Algorithm = Literal["local_ridge", "cosine", "tfidf", "bm25", "als", "bpr"]
 SourceName = Literal["session", "online", "crm"]
 
 # What a model can be asked to weigh: sources, and the events of the contract that show interest.
@@ -160,7 +161,7 @@ class TierConfig(_Section):
     algorithm: Algorithm = Field(
         default="local_ridge",
         description="local_ridge: a small ridge regression per item; cosine, tfidf, bm25: item-to-item "
-        "nearest neighbours.",
+        "nearest neighbours; als, bpr: factor models (online, crm and fused tier only).",
     )
     neighbours: int = Field(
         default=200, ge=1, le=10_000, description="Strongest co-occurring items that predict each item."
@@ -192,6 +193,35 @@ class TierConfig(_Section):
         default=3.0,
         gt=0,
         description="An event d places before the last one of the session counts exp(-d / session_decay).",
+    )
+    factors: int = Field(default=64, ge=1, le=2048, description="Number of factors (als and bpr only).")
+    iterations: int = Field(
+        default=15, ge=1, le=10_000, description="Passes over the histories (als and bpr only)."
+    )
+    factor_regularisation: float = Field(
+        default=0.01,
+        gt=0,
+        le=1e8,
+        description="Ridge penalty of a row's factors, for als in the fit and for both when a history is "
+        "folded in (als and bpr only; for bpr try 10, with unobserved_weight 0.01 and frequency_exponent 0).",
+    )
+    unobserved_weight: float = Field(
+        default=0.1,
+        gt=0,
+        le=1e8,
+        description="What an item counts that a history does not hold, where an event counts its own weight "
+        "(als and bpr only).",
+    )
+    frequency_exponent: float = Field(
+        default=1.0,
+        ge=0,
+        le=2,
+        description="The ridge penalty grows with the weight of a row to this power; 0: the same for all "
+        "(als and bpr only).",
+    )
+    learning_rate: float = Field(default=0.05, gt=0, le=10, description="Size of a step (bpr only).")
+    step_regularisation: float = Field(
+        default=0.01, ge=0, le=10, description="Penalty of factors in each step (bpr only)."
     )
     max_gram_entries: int = Field(
         default=300_000_000,
@@ -298,6 +328,16 @@ class Config(_Section):
             if isinstance(value.get(name), Mapping)
         }
         return {**defaults, **value, **weights}
+
+    @field_validator("session")
+    @classmethod
+    def _no_factors(cls, value: TierConfig) -> TierConfig:
+        if value.algorithm in FACTOR_ALGORITHMS:
+            raise ValueError(
+                f"{value.algorithm} reads whole histories of persons, which the session tier has not; choose "
+                "local_ridge, cosine, tfidf or bm25 as session.algorithm"
+            )
+        return value
 
     def with_cutoff(self, cutoff: dt.datetime) -> Config:
         """The same configuration with another training cut-off.

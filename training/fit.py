@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, TypeGuard, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,10 @@ from consentier.errors import TrainingError
 from consentier.features.attributes import fit_attributes
 from consentier.features.gate import ConsentGate, PermittedRows
 from consentier.features.interactions import CodedRows, Interactions, interactions, person_counts
+from consentier.models.als import ALS
 from consentier.models.attribute_encoding import AttributeEncoder, category_text
+from consentier.models.bpr import BPR
+from consentier.models.factors import FactorModel
 from consentier.models.gram import GramStatistics
 from consentier.models.item_index import ItemIndex
 from consentier.models.item_knn import ItemKNN
@@ -40,6 +43,7 @@ __all__ = [
     "attribute_counts",
     "distinct_persons",
     "estimator",
+    "factor_arrays",
     "fit_facts",
     "fit_popular",
     "fit_tier",
@@ -91,10 +95,11 @@ def fit_tier(
     *,
     min_persons: int,
     threads: int | None,
+    seed: int = 0,
     show_progress: bool = False,
     keep: bool = False,
 ) -> FittedTier:
-    """Fit one of the four linear models.
+    """Fit one of the four models.
 
     Parameters
     ----------
@@ -108,6 +113,8 @@ def fit_tier(
         Distinct persons that must stand behind each published item and pair.
     threads
         Threads of the solver; the result does not depend on it. None: all cores.
+    seed
+        Seed of what factor models draw at random.
     show_progress
         Report progress on standard error.
     keep
@@ -120,10 +127,10 @@ def fit_tier(
 
     Notes
     -----
-    See `models.gram` and `models.local_ridge` for the costs.
+    See `models.gram`, `models.local_ridge` and `models.als` for the costs.
     """
     rows = TierRows(tier, permitted, min_persons)
-    fitted, gram = rows.fit(config, threads=threads, show_progress=show_progress)
+    fitted, gram = rows.fit(config, threads=threads, seed=seed, show_progress=show_progress)
     statistics = _tier_statistics(permitted, config, gram) if keep else None
     return dataclasses.replace(fitted, statistics=statistics)
 
@@ -164,7 +171,7 @@ class TierRows:
         self._last: dict[str, tuple[object, Any]] = {}
 
     def fit(
-        self, config: TierConfig, *, threads: int | None, show_progress: bool = False
+        self, config: TierConfig, *, threads: int | None, seed: int = 0, show_progress: bool = False
     ) -> tuple[FittedTier, GramStatistics | None]:
         """Fit the tier's model; also the counts that it was solved from, where it is a function of counts.
 
@@ -174,12 +181,20 @@ class TierRows:
             Algorithm and its parameters.
         threads
             Threads of the solver; the result does not depend on it. None: all cores.
+        seed
+            Seed of what is drawn at random (factor models only).
         show_progress
             Report progress on standard error.
         """
         encoder, data = self._data(config)
         items = len(data.item_ids)
-        model = estimator(config, items, self.min_persons, threads)
+        index = ItemIndex.from_ids(data.item_ids)
+        scoring = _scoring(self.tier, config, encoder)
+        model = estimator(config, items, self.min_persons, threads, seed)
+        if isinstance(model, FactorModel):
+            model.fit(data.matrix, show_progress, persons=data.persons)
+            scoring = {**scoring, "fold_in": dataclasses.asdict(model.folding)}
+            return FittedTier(len(index), factor_arrays(index, model), scoring), None
         gram = None
         if solves_counts(model):
             with progress(f"Fitting {type(model).__name__}", items, enabled=show_progress) as advance:
@@ -187,9 +202,8 @@ class TierRows:
                 weights = model.solve(gram, advance=advance)
         else:
             weights = model.fit(data.matrix, show_progress, persons=data.persons).weights
-        index = ItemIndex.from_ids(data.item_ids)
         arrays = tier_arrays(index, with_repeats(model, weights, config.repeat_weight))
-        return FittedTier(len(index), arrays, _scoring(self.tier, config, encoder)), gram
+        return FittedTier(len(index), arrays, scoring), gram
 
     def _data(self, config: TierConfig) -> tuple[AttributeEncoder, Interactions]:
         """The matrix, and the encoder of its attributes."""
@@ -374,8 +388,8 @@ def _half_life(tier: Tier, config: TierConfig) -> int | None:
 
 
 def estimator(
-    config: TierConfig, item_count: int, min_persons: int, threads: int | None
-) -> LocalRidge | ItemKNN:
+    config: TierConfig, item_count: int, min_persons: int, threads: int | None, seed: int = 0
+) -> LocalRidge | ItemKNN | FactorModel:
     """The model that a configuration asks for, not fitted."""
     if config.algorithm == "local_ridge":
         return LocalRidge(
@@ -390,6 +404,8 @@ def estimator(
             min_persons=min_persons,
             threads=threads,
         )
+    if config.algorithm == "als" or config.algorithm == "bpr":
+        return _factor_model(config, item_count, min_persons, threads, seed)
     return ItemKNN(
         similarity=config.algorithm,
         neighbours=config.neighbours,
@@ -399,9 +415,28 @@ def estimator(
     )
 
 
-def solves_counts(model: LocalRidge | ItemKNN) -> bool:
+def _factor_model(
+    config: TierConfig, item_count: int, min_persons: int, threads: int | None, seed: int
+) -> FactorModel:
+    shared: dict[str, Any] = {
+        "factors": config.factors,
+        "iterations": config.iterations,
+        "regularisation": config.factor_regularisation,
+        "unobserved_weight": config.unobserved_weight,
+        "frequency_exponent": config.frequency_exponent,
+        "seed": seed,
+        "item_count": item_count,
+        "min_persons": min_persons,
+        "threads": threads,
+    }
+    if config.algorithm == "als":
+        return ALS(**shared)
+    return BPR(learning_rate=config.learning_rate, step_regularisation=config.step_regularisation, **shared)
+
+
+def solves_counts(model: LocalRidge | ItemKNN | FactorModel) -> TypeGuard[LocalRidge | ItemKNN]:
     """Whether a model is a function of co-occurrence counts, from which persons can be subtracted."""
-    return isinstance(model, LocalRidge) or model.similarity == "cosine"
+    return isinstance(model, LocalRidge) or (isinstance(model, ItemKNN) and model.similarity == "cosine")
 
 
 def with_repeats(model: LocalRidge | ItemKNN, weights: sp.csr_matrix, repeat_weight: float) -> sp.csr_matrix:
@@ -421,6 +456,11 @@ def tier_arrays(index: ItemIndex, weights: sp.csr_matrix) -> dict[str, NDArray[A
         "indices": weights.indices.astype(np.int32),
         "data": weights.data.astype(np.float32),
     }
+
+
+def factor_arrays(index: ItemIndex, model: FactorModel) -> dict[str, NDArray[Any]]:
+    """The arrays of a factor model's bundle."""
+    return {**index.arrays(), "factors": model.item_factors, "factor_gram": model.factor_gram}
 
 
 def distinct_persons(rows: pa.Table) -> tuple[ItemIndex, NDArray[np.int64]]:

@@ -65,6 +65,7 @@ from consentier.training.fit import (
     keep_statistics,
     linked_devices,
     popular_arrays,
+    solves_counts,
     tier_arrays,
     tier_interactions,
     with_repeats,
@@ -578,6 +579,8 @@ def _decremented_model(
     reduced, changed = _exchanged_gram(statistics.gram, exchange, columns, tier, config)
     gram = select_inputs(reduced, np.append(kept, np.ones(encoder.input_count, np.bool_)))
     model = estimator(config, int(kept.sum()), min_persons, threads)
+    if not solves_counts(model):
+        raise _NotExactError(f"{bundle.manifest.algorithm} is no function of counts")
     if isinstance(model, LocalRidge):
         touched = touched_targets(
             statistics.gram,
@@ -803,6 +806,7 @@ def _refitted(
             _config(bundle),
             min_persons=_min_persons(bundle),
             threads=request.threads,
+            seed=_seed(bundle),
             keep=True,
         )
     ledger = ledger_of(request.shop) if request.ledger is None else request.ledger
@@ -820,7 +824,8 @@ def _refitted(
 
 def _config(bundle: Bundle) -> TierConfig:
     """The configuration that a bundle was fitted with: its own account of it."""
-    parameters = {name: value for name, value in bundle.manifest.parameters.items() if name != "min_persons"}
+    others = {"min_persons", "seed"}
+    parameters = {name: value for name, value in bundle.manifest.parameters.items() if name not in others}
     try:
         return TierConfig.model_validate(parameters)
     except ValidationError as error:
@@ -833,6 +838,13 @@ def _min_persons(bundle: Bundle) -> int:
     value = bundle.manifest.parameters.get("min_persons")
     if not isinstance(value, int):
         raise BundleUnsupported(f"bundle {bundle.path}: its parameters lack min_persons: train again")
+    return value
+
+
+def _seed(bundle: Bundle) -> int:
+    value = bundle.manifest.parameters.get("seed", 0)  # only models that draw at random have one
+    if not isinstance(value, int):
+        raise BundleUnsupported(f"bundle {bundle.path}: its seed is no whole number: train again")
     return value
 
 

@@ -19,6 +19,7 @@ from consentier.features.gate import ConsentGate, Funnel, PermittedRows, ledger_
 from consentier.features.tables import ShopTables
 from consentier.models.bundle import TIERS, write_bundle, write_run
 from consentier.progress import progress
+from consentier.serving.factor_scorer import FACTOR_ALGORITHMS
 from consentier.training.config import Config, TierConfig
 from consentier.training.fit import FittedTier, fit_popular, fit_tier, keep_statistics
 from consentier.training.restricted import Restricted
@@ -196,10 +197,13 @@ def _fit_model(tier: Tier, gate: ConsentGate, config: Config, show_progress: boo
         tier_config,
         min_persons=config.training.min_persons,
         threads=config.training.threads,
+        seed=config.training.seed,
         show_progress=show_progress,
         keep=keep,
     )
     parameters = {**tier_config.model_dump(mode="json"), "min_persons": config.training.min_persons}
+    if tier_config.algorithm in FACTOR_ALGORITHMS:
+        parameters["seed"] = config.training.seed
     return model, parameters, (permitted,)
 
 

@@ -100,6 +100,7 @@ class Situation:
     missing: frozenset[Tier] = frozenset()
     stored: bool = False  # histories stand in the shop's stores, not in the request
     hide: tuple[str, ...] = ()
+    factors: bool = False  # whether the models of persons are factor models
     catalogue: bool = False
     n: int = 5
     exclude: frozenset[str] = frozenset()
@@ -196,7 +197,7 @@ def replaced_ids(situation: Situation) -> tuple[str, str]:
 
 def answer(situation: Situation, person: Person, ids: tuple[str, str] = SECRET) -> Answer:
     """What the recommender says to this person in this situation."""
-    full = engine(situation.hide, CATALOGUE if situation.catalogue else None)
+    full = engine(situation.hide, CATALOGUE if situation.catalogue else None, situation.factors)
     tiers = {tier: scorer for tier, scorer in full.scorers.items() if tier not in situation.missing}
     asked = dataclasses.replace(
         full,
@@ -332,6 +333,7 @@ _situations = st.builds(
     missing=st.frozensets(st.sampled_from((*LINEAR, Tier.POPULAR)), max_size=3) | st.just(frozenset()),
     stored=st.booleans(),
     hide=st.sampled_from(((), ("crm", "online", "session"))),
+    factors=st.booleans(),
     catalogue=st.booleans(),
     n=st.sampled_from((1, 5, 30)),
     exclude=st.frozensets(st.sampled_from(ITEMS), max_size=3),
@@ -508,7 +510,8 @@ def check_no_trace_of_the_person(case: tuple[Situation, Person, Person]) -> None
     for identifier in (*SECRET, *(f"second {visitor}" for visitor in SECRET[:1])):
         assert identifier not in text
     assert found.basis.input_digests == {}
-    known = {scorer.digest for scorer in engine(situation.hide).scorers.values()}
+    scorers = engine(situation.hide, factors=situation.factors).scorers
+    known = {scorer.digest for scorer in scorers.values()}
     known |= {digest for digest in (found.basis.fill_digest,) if digest}
     assert set(re.findall(r"(?:sha256:)?[0-9a-f]{16,}", text)) <= known
     assert not set(fingerprints(person)) & set(re.findall(r"[0-9a-f]+", text))

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from breaking import Break, assert_breaks, breaks
-from engines import CATALOGUE, ITEMS, LINEAR, bundles, engine, write_linear, write_popular
+from engines import CATALOGUE, ITEMS, LINEAR, bundles, engine, write_factors, write_linear, write_popular
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -387,6 +387,31 @@ def test_a_bundle_with_malformed_settings_does_not_answer(tmp_path: Path, scorin
     found = asked.recommend(Request(crm_history=ITEMS[:2], permission=Permission.CRM, channel=Channel.EMAIL))
     assert found.tier is Tier.POPULAR
     assert f"crm: {asked.problems[Tier.CRM]}" in found.basis.reasons
+
+
+FOLDING = {"unobserved_weight": 0.1, "regularisation": 0.1, "frequency_exponent": 1.0}
+MALFORMED_FOLDING: tuple[Any, ...] = (
+    None, 3, {}, {"regularisation": 1.0}, {**FOLDING, "unheard_of": 1}, {**FOLDING, "regularisation": 0},
+    {**FOLDING, "unobserved_weight": 0.0}, {**FOLDING, "frequency_exponent": -1},
+    {**FOLDING, "regularisation": "1"}, {**FOLDING, "regularisation": True},
+    {**FOLDING, "frequency_exponent": 1e300},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("fold_in", MALFORMED_FOLDING, ids=range(len(MALFORMED_FOLDING)))
+def test_a_factor_model_with_malformed_settings_does_not_answer(tmp_path: Path, fold_in: Any) -> None:
+    write_popular(tmp_path / "popular")
+    write_factors(tmp_path / "crm", Tier.CRM, scoring={"fold_in": fold_in})
+    asked = Recommender.load(tmp_path)
+    assert "fold_in" in asked.problems[Tier.CRM]
+    found = asked.recommend(Request(crm_history=ITEMS[:2], permission=Permission.CRM, channel=Channel.EMAIL))
+    assert found.tier is Tier.POPULAR
+
+
+def test_a_factor_model_without_its_inputs_does_not_answer(tmp_path: Path) -> None:
+    write_factors(tmp_path / "crm", Tier.CRM, factors=np.ones((len(ITEMS), 1), np.float32))
+    write_popular(tmp_path / "popular")
+    assert "factors must be float32 with 20 rows" in Recommender.load(tmp_path).problems[Tier.CRM]
 
 
 def test_a_policy_that_leaves_the_popular_list_out_gets_none() -> None:

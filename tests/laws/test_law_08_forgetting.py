@@ -30,6 +30,7 @@ from consentier.features.tables import ShopTables
 from consentier.models import gram, local_ridge
 from consentier.models.bundle import open_bundle
 from consentier.models.statistics import read_statistics
+from consentier.serving.factor_scorer import FACTOR_ALGORITHMS
 from consentier.training import forget as forgetting
 from consentier.training.config import Config, TierConfig, TrackingConfig, TrainingConfig
 from consentier.training.forget import Subject, forget
@@ -121,11 +122,16 @@ def trained(case: Case, shop_tables: ShopTables, out: Path) -> None:
         repeat_weight=0.5,
         attribute_weight=1.0,
         attribute_min_persons=1,
+        factors=3,
+        iterations=2,
     )
+    tiers = dict.fromkeys(("online", "crm", "fused"), fitted_how)
+    if case.algorithm not in FACTOR_ALGORITHMS:
+        tiers["session"] = fitted_how
     config = Config(
-        training=TrainingConfig(cutoff=day(CUTOFF), threads=1, min_persons=case.min_persons),
+        training=TrainingConfig(cutoff=day(CUTOFF), threads=1, min_persons=case.min_persons, seed=7),
         tracking=TrackingConfig(enabled=False),
-        **dict.fromkeys(("session", "online", "crm", "fused"), fitted_how),
+        **tiers,
     )
     arguments: dict[str, Any] = {"tiers": [case.tier], "policy": policy(case), "show_progress": False}
     try:
@@ -215,7 +221,7 @@ cases = st.builds(
     links=st.lists(st.tuples(_visitors, _customers), max_size=6).map(tuple),
     ages=st.just((20, 20, 20, 20)) | st.tuples(*[st.integers(20, 50)] * 4),
     steps=st.lists(st.lists(_subjects, min_size=1, max_size=3).map(tuple), min_size=1, max_size=3).map(tuple),
-    algorithm=st.sampled_from(("local_ridge", "local_ridge", "local_ridge", "cosine", "tfidf")),
+    algorithm=st.sampled_from(("local_ridge", "local_ridge", "local_ridge", "cosine", "tfidf", "als")),
     min_persons=st.sampled_from((1, 1, 2, 3)),
     alone_too=st.booleans(),
     reused_id=st.sampled_from((None, None, None, "c2")),
@@ -270,6 +276,14 @@ def test_it_is_done_by_subtraction_where_nothing_stands_against_it(tier: Tier, a
     steps = ((SUBTRACTED[tier],),)
     case = dataclasses.replace(USUAL, tier=tier, algorithm=algorithm, ages=(20, 20, 20, 20), steps=steps)
     assert check_forgetting_equals_never_having_known(case) == [f"{tier}: decremented"]
+
+
+@pytest.mark.parametrize("algorithm", ["als", "bpr"])
+@pytest.mark.parametrize("tier", [Tier.ONLINE, Tier.CRM, Tier.FUSED])
+def test_factor_models_are_fitted_again_with_the_seed_that_they_had(tier: Tier, algorithm: str) -> None:
+    """In training it is not the default one."""
+    case = dataclasses.replace(USUAL, tier=tier, algorithm=algorithm, steps=((SUBTRACTED[tier],),))
+    assert check_forgetting_equals_never_having_known(case) == [f"{tier}: refitted"]
 
 
 def usual(tier: Tier, *steps: tuple[Subject, ...], **changes: Any) -> Case:

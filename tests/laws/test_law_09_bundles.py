@@ -23,7 +23,12 @@ from consentier.training.restricted import Restricted
 from consentier.training.train import TRAINED_TIERS, train
 
 CONFIG = Config.model_validate(
-    {"tracking": {"enabled": False}, "training": {"threads": 1, "cutoff": day(30)}}
+    {
+        "tracking": {"enabled": False},
+        "training": {"threads": 1, "cutoff": day(30)},
+        # Of both families of models.
+        "online": {"algorithm": "als", "factors": 3, "iterations": 2},
+    }
 )
 
 History = tuple[tuple[int, ...], tuple[int, ...]]

@@ -342,6 +342,7 @@ class Recorded:
     request: Request
     name: str
     value: Any
+    factors: bool = False
 
 
 _DIGEST_OF = {
@@ -354,9 +355,10 @@ _DIGEST_OF = {
 
 def check_replays(case: Recorded) -> None:
     """An answer is given again from its inputs and by its engine, and in no other way."""
+    asked = engine(factors=case.factors)
     with tempfile.TemporaryDirectory() as folder:
         sink = JsonLinesAudit(folder, KEYRING)
-        answer = dataclasses.replace(engine(), keyring=KEYRING, audit=sink).recommend(case.request)
+        answer = dataclasses.replace(asked, keyring=KEYRING, audit=sink).recommend(case.request)
         (line,) = audit_lines(folder)
 
     def again(by: Recommender | None = None, **changes: Any) -> Replay:
@@ -364,7 +366,7 @@ def check_replays(case: Recorded) -> None:
         given = dataclasses.replace(
             case.request, n=1, linked=False, channel=Channel.PRINT, permission=None, at=None, **changes
         )
-        return replay(line, ReplayInputs(given), engine() if by is None else by, KEYRING)
+        return replay(line, ReplayInputs(given), asked if by is None else by, KEYRING)
 
     if line.trace is None:
         assert again().outcome is Outcome.NOTHING_KEPT
@@ -380,13 +382,13 @@ def check_replays(case: Recorded) -> None:
         assert changed is Outcome.REPRODUCED
     else:
         assert changed is (Outcome.INPUTS_DIFFER if case.value else Outcome.INPUTS_ERASED)
-    renamed = dataclasses.replace(engine(), policy=dataclasses.replace(DEFAULT, version="another"))
+    renamed = dataclasses.replace(asked, policy=dataclasses.replace(DEFAULT, version="another"))
     assert again(renamed).outcome is Outcome.POLICY_CHANGED
     if line.bundle_digest is not None:
-        assert again(engine(("crm",))).outcome is Outcome.BUNDLE_CHANGED
+        assert again(engine(("crm",), factors=case.factors)).outcome is Outcome.BUNDLE_CHANGED
     if answer.items:
         sold_out = Catalogue(frozenset(ITEMS) - {answer.items[0]})
-        assert again(engine(catalogue=sold_out)).outcome is Outcome.ANSWER_DIFFERS
+        assert again(engine(catalogue=sold_out, factors=case.factors)).outcome is Outcome.ANSWER_DIFFERS
 
 
 _events = st.lists(st.builds(Event, st.sampled_from((*ITEMS, "unheard-of"))), min_size=1, max_size=5).map(
@@ -404,7 +406,7 @@ _changes = st.sampled_from(
     ]
 )
 recorded: st.SearchStrategy[Recorded] = st.builds(
-    lambda request, change: Recorded(request, *change),
+    lambda request, change, factors: Recorded(request, *change, factors),
     st.builds(
         Request,
         session=_events,
@@ -420,6 +422,7 @@ recorded: st.SearchStrategy[Recorded] = st.builds(
         at=st.just(AT),
     ),
     _changes,
+    st.booleans(),
 )
 
 

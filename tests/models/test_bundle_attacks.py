@@ -551,6 +551,52 @@ def test_forged_content_that_would_read_out_of_bounds_is_refused(
     refused(path, reason, BundleMalformed)
 
 
+@pytest.fixture
+def of_factors(tmp_path: Path) -> Path:
+    factors = np.array([[1, 0], [0, 2], [0, 0], [1, 0]], dtype=np.float32)
+    write_bundle(
+        tmp_path / "f",
+        tier="crm",
+        sources=("crm",),
+        permission=("crm",),
+        algorithm="als",
+        parameters={},
+        scoring={},
+        item_count=3,
+        cutoff=datetime(2025, 1, 31, tzinfo=UTC),
+        arrays={
+            **ItemIndex.from_ids(["apple", "pear", "plum"]).arrays(),
+            "factors": factors,
+            "factor_gram": np.array([2.0, 4.0]),
+        },
+    )
+    return tmp_path / "f"
+
+
+@pytest.mark.parametrize(
+    ("file_name", "array", "reason"),
+    [
+        ("factors.npy", np.ones((2, 2), np.float32), "factor_gram is 4.0 for factor 1"),
+        ("factors.npy", np.array([[1, 0], [0, 2]], np.float32) * np.sqrt([2, 1]), "factors must be float32"),
+        ("factors.npy", np.sqrt(np.array([[2, 0], [0, 4]])).astype(np.float32), "2 rows for 3 items"),
+        ("factors.npy", np.ones(4, np.float32), "factors must be float32"),
+        ("factors.npy", np.ones((4, 2), np.int32), "factors must be float32"),
+        ("factors.npy", np.ones((4, 0), np.float32), "factors must be float32"),
+        ("factors.npy", np.full((4, 2), np.nan, np.float32), "factors of row 0"),
+        ("factors.npy", np.array([[1, 0], [0, 2], [np.inf, 0], [1, 0]], np.float32), "factors of row 2"),
+        ("factor_gram.npy", np.array([2.0, 4.0, 0.0]), "factor_gram must be float64"),
+        ("factor_gram.npy", np.array([2.0, 4.0], np.float32), "factor_gram must be float64"),
+        ("factor_gram.npy", np.array([2.0, np.nan]), "factor_gram is nan for factor 1"),
+        ("factor_gram.npy", np.array([-2.0, 4.0]), "factor_gram is -2.0 for factor 0"),
+        ("factor_gram.npy", np.array([2.0, 4.1]), "factor_gram is 4.1 for factor 1"),
+    ],
+)
+def test_forged_factors_are_refused(of_factors: Path, file_name: str, array: np.ndarray, reason: str) -> None:
+    assert verify_bundle(of_factors) == []
+    forge_array(of_factors, file_name, array)
+    refused(of_factors, reason, BundleMalformed)
+
+
 # --- Inspection and the side-car ---------------------------------------------------------------------
 
 

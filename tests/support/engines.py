@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import functools
 import tempfile
@@ -11,15 +12,27 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
 from consentier.consent import Side, Tier
 from consentier.models.attribute_encoding import AttributeEncoder, CategoryColumn, NumberColumn
 from consentier.models.bundle import TIERS, write_bundle
+from consentier.models.factor_scoring import FoldIn
+from consentier.models.factor_solver import gram_diagonal, principal_axes
 from consentier.models.item_index import ItemIndex
 from consentier.serving import Catalogue, Recommender
 from consentier.serving.scorer import ScoringSettings
 
-__all__ = ["CATALOGUE", "ITEMS", "LINEAR", "bundles", "engine", "write_linear", "write_popular"]
+__all__ = [
+    "CATALOGUE",
+    "ITEMS",
+    "LINEAR",
+    "bundles",
+    "engine",
+    "write_factors",
+    "write_linear",
+    "write_popular",
+]
 
 LINEAR = (Tier.SESSION, Tier.ONLINE, Tier.CRM, Tier.FUSED)
 
@@ -38,17 +51,21 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="consentier-tests-")
 
 
-def bundles(hide: tuple[str, ...] = ()) -> Path:
-    """Bundles of all tiers, each with weights of its own. `hide`: sources whose items do not come again."""
-    return _written(hide)
+def bundles(hide: tuple[str, ...] = (), factors: bool = False) -> Path:
+    """Bundles of all tiers, each with weights of its own. `hide`: sources whose items do not come again.
+
+    With `factors`, the tiers that know a person have factor models.
+    """
+    return _written(hide, factors)
 
 
 @functools.cache
-def _written(hide: tuple[str, ...]) -> Path:
-    folder = Path(_folder().name) / "-".join(("bundles", *hide))
+def _written(hide: tuple[str, ...], factors: bool) -> Path:
+    folder = Path(_folder().name) / "-".join(("bundles", *hide, *(["factors"] if factors else [])))
     folder.mkdir()
     for seed, tier in enumerate(LINEAR):
-        write_linear(folder / tier, tier, hide=hide, seed=seed)
+        write = write_factors if factors and tier is not Tier.SESSION else write_linear
+        write(folder / tier, tier, hide=hide, seed=seed)
     write_popular(folder / "popular")
     return folder
 
@@ -66,35 +83,81 @@ def write_linear(
 ) -> str:
     """Write one linear bundle: random weights, attributes region and age. Returns its digest."""
     index = ItemIndex.from_ids(items)
-    encoder = AttributeEncoder(
-        (
-            CategoryColumn("region", ("north", "south"), ("east", "west"), len(index)),
-            NumberColumn("age", (30.0, 50.0), len(index) + 3),
-        )
-    )
-    settings = ScoringSettings(source_weights=_WEIGHTS, hide=tuple(hide), attribute_weight=1.0, max_history=6)
+    encoder = _encoder(len(index))
     if weights is None:
         rng = np.random.default_rng(seed)
         shape = (len(index) + encoder.input_count, len(index))
         kept = rng.random(shape) < 0.4
         weights = sp.csr_matrix(np.where(kept, rng.integers(1, 9, shape), 0).astype(np.float32))
-    sources, permission = TIERS[slot or tier]
+    arrays = {
+        "indptr": weights.indptr.astype(np.int64),
+        "indices": weights.indices.astype(np.int32),
+        "data": weights.data.astype(np.float32),
+    }
+    settings = {**_settings(hide, encoder), **(scoring or {})}
+    return _write(path, slot or tier, "local_ridge", index, settings, arrays)
+
+
+def write_factors(
+    path: Path,
+    tier: Tier,
+    *,
+    hide: Sequence[str] = (),
+    seed: int = 0,
+    items: Sequence[str] = ITEMS,
+    factors: NDArray[np.float32] | None = None,
+    scoring: Mapping[str, Any] | None = None,
+) -> str:
+    """Write one bundle of a factor model: random factors, attributes region and age. Returns its digest."""
+    index = ItemIndex.from_ids(items)
+    encoder = _encoder(len(index))
+    if factors is None:
+        shape = (len(index) + encoder.input_count, 5)
+        factors = principal_axes(np.random.default_rng(seed).standard_normal(shape))
+    arrays = {"factors": factors, "factor_gram": gram_diagonal(factors)}
+    folding = FoldIn(unobserved_weight=0.1, regularisation=0.02, frequency_exponent=1.0)
+    settings = {
+        **_settings(hide, encoder),
+        "fold_in": dataclasses.asdict(folding),
+        **(scoring or {}),
+    }
+    return _write(path, tier, "als", index, settings, arrays)
+
+
+def _encoder(items: int) -> AttributeEncoder:
+    return AttributeEncoder(
+        (
+            CategoryColumn("region", ("north", "south"), ("east", "west"), items),
+            NumberColumn("age", (30.0, 50.0), items + 3),
+        )
+    )
+
+
+def _settings(hide: Sequence[str], encoder: AttributeEncoder) -> dict[str, Any]:
+    settings = ScoringSettings(source_weights=_WEIGHTS, hide=tuple(hide), attribute_weight=1.0, max_history=6)
+    return {**settings.to_json(), "attributes": encoder.to_json()}
+
+
+def _write(
+    path: Path,
+    tier: str,
+    algorithm: str,
+    index: ItemIndex,
+    scoring: Mapping[str, Any],
+    arrays: Mapping[str, NDArray[Any]],
+) -> str:
+    sources, permission = TIERS[tier]
     return write_bundle(
         path,
-        tier=slot or tier,
+        tier=tier,
         sources=sources,
         permission=permission,
-        algorithm="local_ridge",
+        algorithm=algorithm,
         parameters={},
-        scoring={**settings.to_json(), "attributes": encoder.to_json(), **(scoring or {})},
+        scoring=scoring,
         item_count=len(index),
         cutoff=_CUTOFF,
-        arrays={
-            **index.arrays(),
-            "indptr": weights.indptr.astype(np.int64),
-            "indices": weights.indices.astype(np.int32),
-            "data": weights.data.astype(np.float32),
-        },
+        arrays={**index.arrays(), **arrays},
     )
 
 
@@ -121,11 +184,13 @@ def write_popular(path: Path, items: Sequence[str] = ITEMS) -> str:
     )
 
 
-def engine(hide: tuple[str, ...] = (), catalogue: Catalogue | None = None) -> Recommender:
+def engine(
+    hide: tuple[str, ...] = (), catalogue: Catalogue | None = None, factors: bool = False
+) -> Recommender:
     """A recommender over all bundles, with a fixed key for its digests."""
-    return _loaded(hide, catalogue)
+    return _loaded(hide, catalogue, factors)
 
 
 @functools.cache
-def _loaded(hide: tuple[str, ...], catalogue: Catalogue | None) -> Recommender:
-    return Recommender.load(bundles(hide), catalogue=catalogue, audit_key=b"a key for tests only")
+def _loaded(hide: tuple[str, ...], catalogue: Catalogue | None, factors: bool) -> Recommender:
+    return Recommender.load(bundles(hide, factors), catalogue=catalogue, audit_key=b"a key for tests only")

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from consentier.consent import Tier
+from consentier.consent import Permission, Tier
 from consentier.errors import TrainingError
 from consentier.features.simulator import SimulationConfig, simulate, write_shop
 from consentier.features.tables import ShopTables, read_shop
 from consentier.models.bundle import open_bundle, read_run
+from consentier.serving import Recommender, Request
 from consentier.training import train as training
 from consentier.training.config import Config, TrackingConfig, load_config
 from consentier.training.train import TRAINED_TIERS, train
+
+BOTH = Permission.ONLINE | Permission.CRM
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +73,27 @@ def test_every_algorithm_fills_the_same_bundle(
     bundle = open_bundle(tmp_path / "fused")
     assert bundle.manifest.algorithm == algorithm
     assert bundle.arrays["data"].size > 0
+
+
+@pytest.mark.parametrize("algorithm", ["als", "bpr"])
+def test_factor_models_fill_a_bundle_of_their_own(
+    shop: ShopTables, config: Config, tmp_path: Path, algorithm: str
+) -> None:
+    tier = config.fused.model_copy(update={"algorithm": algorithm, "factors": 8, "iterations": 3})
+    digests = {}
+    for name, seed, threads in (("one", 1, 1), ("two", 1, 2), ("other", 2, 1)):
+        training = config.training.model_copy(update={"seed": seed, "threads": threads})
+        chosen = config.model_copy(update={"fused": tier, "training": training})
+        result = train(shop, chosen, tmp_path / name, tiers=[Tier.FUSED], show_progress=False)
+        digests[name] = result.digests["fused"]
+    assert digests["one"] == digests["two"] != digests["other"]
+    bundle = open_bundle(tmp_path / "one" / "fused")
+    assert (bundle.manifest.algorithm, bundle.manifest.parameters["seed"]) == (algorithm, 1)
+    assert set(bundle.arrays) == {"item_ids", "item_offsets", "factors", "factor_gram"}
+    answer = Recommender.load(tmp_path / "one").recommend(
+        Request(crm_history=shop.orders["item_id"][:3].to_pylist(), permission=BOTH, linked=True, n=5)
+    )
+    assert (answer.tier, len(answer.items)) == (Tier.FUSED, 5)
 
 
 def test_threads_do_not_change_a_bit(shop: ShopTables, config: Config, tmp_path: Path) -> None:

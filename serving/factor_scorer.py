@@ -1,0 +1,63 @@
+"""The scorer of factor models: the history is folded in at each request, and nobody is stored."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from consentier.errors import BundleMalformed
+from consentier.models.bundle import check_factors
+from consentier.models.factor_scoring import FoldIn, fold_in, largest_norm, positive_items
+from consentier.serving.scorer import ItemScorer, Query
+
+__all__ = ["FACTOR_ALGORITHMS", "FactorScorer"]
+
+FACTOR_ALGORITHMS = frozenset({"als", "bpr"})
+"""Algorithms whose bundles hold factors."""
+
+
+class FactorScorer(ItemScorer):
+    """Scores ``y · f``, with the factors f of the items, and y of the history, which is folded in.
+
+    Notes
+    -----
+    A request costs `models.factor_scoring.fold_in` and `positive_items`, which reads the factors of all items
+    once. Given the bundle and the history, scores are the same in every bit whatever the machine, the threads
+    and the BLAS library.
+    """
+
+    _folding: FoldIn
+
+    def _own_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+        self._folding = _folding_of(settings.pop("fold_in", None))
+        return settings
+
+    def _read(self, arrays: Mapping[str, NDArray[Any]], inputs: int, items: int) -> None:
+        self._factors, self._gram = arrays["factors"], arrays["factor_gram"]
+        check_factors(self._factors, self._gram, inputs)
+        self._norm = largest_norm(self._factors[:items])
+        self._items = np.arange(items, dtype=np.int64)
+
+    def _best(
+        self, rows: NDArray[np.int64], weights: NDArray[np.float32], query: Query, hidden: Iterable[int]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        vector = fold_in(self._factors, self._gram, rows, weights, self._folding)
+        visible = self._shelf.visible(self._items, query, hidden)
+        return positive_items(self._factors, self._norm, vector, visible, query.n)
+
+
+def _folding_of(value: object) -> FoldIn:
+    names = sorted(field.name for field in dataclasses.fields(FoldIn))
+    if not isinstance(value, Mapping) or sorted(value) != names:
+        raise BundleMalformed(f"manifest: scoring.fold_in must name exactly {', '.join(names)}")
+    for name, number in value.items():
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < 1e9:
+            raise BundleMalformed(f"manifest: scoring.fold_in.{name} must be a number of at least 0")
+        # Without a penalty, or without a weight for what is not there, a history may have no one solution.
+        if not number and name != "frequency_exponent":
+            raise BundleMalformed(f"manifest: scoring.fold_in.{name} must be above 0")
+    return FoldIn(**{name: float(number) for name, number in value.items()})
