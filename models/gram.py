@@ -321,16 +321,10 @@ def subtract(
         raise ValueError(_NOT_COUNTED)
     data, counts = gram.data.copy(), statistics.counts - removed.counts
     data[positions] -= removed.gram.data
-    entry_persons = None
-    if statistics.persons is not None:
-        entry_persons = statistics.persons.copy()
-        entry_persons[positions] -= removed.persons
-    forward = None
-    if statistics.forward is not None:
-        forward = statistics.forward.copy()
-        forward[positions] -= removed.forward
     if (data[positions] < 0).any() or (counts < 0).any():
         raise ValueError(_NOT_COUNTED)
+    entry_persons = _less(statistics.persons, positions, removed.persons)
+    forward = _less(statistics.forward, positions, removed.forward)
     kept = data != 0
     starts = np.concatenate(([0], np.cumsum(kept)))[gram.indptr]
     return replace(
@@ -461,6 +455,17 @@ def _counted_alike(
         order=order,
         distance_decay=statistics.distance_decay,
     )
+
+
+def _less(
+    values: NDArray[np.int64] | None, positions: NDArray[np.int64], removed: NDArray[np.int64] | None
+) -> NDArray[np.int64] | None:
+    """Values from which others were subtracted at some positions; None where there are none."""
+    if values is None or removed is None:
+        return None
+    left = values.copy()
+    left[positions] -= removed
+    return left
 
 
 def _positions(whole: sparse.csr_matrix, part: sparse.csr_matrix) -> NDArray[np.int64]:
@@ -783,7 +788,8 @@ def _at_distance(distance_weights: NDArray[np.int64], product: int, distance: in
     if distance_weights.size == 0:
         return product
     place = min(abs(distance), distance_weights.size - 1)
-    return max(1, product // _DISTANCE_STEPS * distance_weights[place])
+    weighed: int = product // _DISTANCE_STEPS * distance_weights[place]
+    return max(1, weighed)
 
 
 @compiled
