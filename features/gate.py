@@ -93,12 +93,15 @@ class PermittedRows:
     subjects
         Columns kind (``visitor`` or ``customer``) and subject_id: whose rows and attributes these are, each
         once. For the index of who is in which bundle, and nothing else. Nobody is behind anonymous rows.
+    until
+        Microseconds since the epoch: all rows are from before it.
     """
 
     rows: pa.Table
     attributes: pa.Table | None
     funnel: tuple[Funnel, ...]
     subjects: pa.Table
+    until: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -176,17 +179,19 @@ class ConsentGate:
             if not self.policy.switches.anonymous_statistics:
                 strangers = strangers.limit(0)
             judged = self._judged(events, strangers, _INTEREST)
-            rows = _released(engine, Tier.POPULAR, {Source.ONLINE: judged})
+            rows = _released(engine, Tier.POPULAR, self._until(), {Source.ONLINE: judged})
         return dataclasses.replace(rows, subjects=rows.subjects.slice(0, 0))
 
     def _online(self, engine: ibis.BaseBackend, tier: Tier) -> PermittedRows:
         visitors = own_standings(ibis.memtable(self._subjects), "visitor")
-        return _released(engine, tier, {Source.ONLINE: self._judged(self._events(), visitors, _INTEREST)})
+        judged = self._judged(self._events(), visitors, _INTEREST)
+        return _released(engine, tier, self._until(), {Source.ONLINE: judged})
 
     def _crm(self, engine: ibis.BaseBackend) -> PermittedRows:
         customers = own_standings(ibis.memtable(self._subjects), "customer")
         judged = self._judged(self._purchases(), customers, _BOUGHT)
-        return _released(engine, Tier.CRM, {Source.CRM: judged}, self._attributes(engine, customers))
+        attributes = self._attributes(engine, customers)
+        return _released(engine, Tier.CRM, self._until(), {Source.CRM: judged}, attributes)
 
     def _fused(self, engine: ibis.BaseBackend) -> PermittedRows:
         subjects, links = ibis.memtable(self._subjects), ibis.memtable(self._links)
@@ -197,7 +202,8 @@ class ConsentGate:
             Source.ONLINE: self._judged(self._events(), visitors, _INTEREST),
             Source.CRM: self._judged(self._purchases(), customers, _BOUGHT),
         }
-        return _released(engine, Tier.FUSED, judged, self._attributes(engine, customers))
+        attributes = self._attributes(engine, customers)
+        return _released(engine, Tier.FUSED, self._until(), judged, attributes)
 
     def _ask(self, engine: ibis.BaseBackend) -> tuple[pa.Table, pa.Table]:
         """How all subjects stand at the cut-off, and which links hold."""
@@ -245,9 +251,12 @@ class ConsentGate:
         )
 
     def _judged(self, rows: ibis.Table, standings: ibis.Table, interest: Iterable[str]) -> ibis.Table:
-        until = microseconds(self.until or self.cutoff)
+        until = self._until()
         shows_interest = rows.event_type.isin(tuple(interest))
         return gate_expression(rows, standings, ibis.memtable(self._sensitive()), until, shows_interest)
+
+    def _until(self) -> int:
+        return microseconds(self.until or self.cutoff)
 
     def _sensitive(self) -> pa.Table:
         """Items of a special category: without explicit consent to it they enter nothing."""
@@ -394,6 +403,7 @@ def _person(kind: str, subject: ibis.expr.types.StringValue) -> ibis.expr.types.
 def _released(
     engine: ibis.BaseBackend,
     tier: Tier,
+    until: int,
     judged: Mapping[Source, ibis.Table],
     attributes: _Attributes | None = None,
 ) -> PermittedRows:
@@ -423,6 +433,7 @@ def _released(
         attributes=None if attributes is None else attributes.table,
         funnel=tuple(_funnel(tier, source, counted) for source, counted in counts.items()),
         subjects=_subjects_behind(kept, attributes),
+        until=until,
     )
 
 

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from consentier.features.gate import PermittedRows
 from consentier.models.attribute_encoding import AttributeEncoder
+from consentier.models.gram import SessionOrder
 from consentier.models.recency import recency_weights
+from consentier.models.repeats import RepeatCounts, repeat_counts
 
 __all__ = ["CodedRows", "Interactions", "interactions", "largest_then_summed", "person_counts"]
 
@@ -30,11 +32,17 @@ class Interactions:
         CSR, float32, shape (histories, items + attribute inputs).
     persons
         int64, shape (histories,): whose history each row is, as an arbitrary number.
+    order
+        Where histories are sessions: the order of their items, and how much each session counts.
+    repeats
+        Where histories are sessions: how often they went on with an item that they had seen.
     """
 
     item_ids: tuple[str, ...]
     matrix: sp.csr_matrix
     persons: NDArray[np.int64]
+    order: SessionOrder | None = None
+    repeats: RepeatCounts | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,6 +61,8 @@ class CodedRows:
         int64, shape (rows,): microseconds between each row and the newest one of its history.
     owners
         int64, shape (histories,): number of each history's person.
+    before_end
+        int64, shape (histories,): microseconds from the newest row of each history to the end of all rows.
     by_session
         Whether a history is one session, or all that a person has.
     """
@@ -67,6 +77,7 @@ class CodedRows:
     types: NDArray[np.int64]
     ages: NDArray[np.int64]
     owners: NDArray[np.int64]
+    before_end: NDArray[np.int64]
     by_session: bool
 
     @classmethod
@@ -80,9 +91,12 @@ class CodedRows:
             histories, owners = _sessions(rows, person_of_row)
         source_names, sources = _codes(rows["source"])
         event_types, types = _codes(rows["event_type"])
+        times = rows["ts"].to_numpy(zero_copy_only=False).astype(np.int64)
+        newest = np.full(owners.size, np.iinfo(np.int64).min)
+        np.maximum.at(newest, histories, times)
         return cls(
             item_ids, person_ids, source_names, event_types, items, histories, sources, types,
-            _ages(rows, histories, owners.size), owners, by_session,
+            newest[histories] - times, owners, permitted.until - newest, by_session,
         )  # fmt: skip
 
     def interactions(
@@ -92,6 +106,7 @@ class CodedRows:
         event_weights: Mapping[str, float],
         attributes: sp.csr_matrix | None = None,
         half_life: int | None = None,
+        session_half_life: int | None = None,
     ) -> Interactions:
         """Build the matrix as `interactions` does; `attributes` comes from `attribute_inputs`."""
         weights = self._weights(source_weights, event_weights)
@@ -106,7 +121,37 @@ class CodedRows:
         matrix.eliminate_zeros()
         if attributes is not None:
             matrix = sp.csr_matrix(sp.hstack([matrix, attributes], format="csr"))
-        return Interactions(self.item_ids, matrix, self.owners)
+        if not self.by_session:
+            return Interactions(self.item_ids, matrix, self.owners)
+        latest = self._in_order()
+        order = SessionOrder(self._positions(matrix, latest), self._row_scale(session_half_life))
+        repeats = repeat_counts(self.histories[latest], self.items[latest], self.owners)
+        return Interactions(self.item_ids, matrix, self.owners, order, repeats)
+
+    def _in_order(self) -> NDArray[np.int64]:
+        """The rows by history, oldest first; the given order decides between rows of one instant."""
+        return np.lexsort((-self.ages, self.histories))
+
+    def _positions(self, matrix: sp.csr_matrix, latest: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where each entry's item stands in its history, by the last row that names it."""
+        entries = self.histories[latest] * len(self.item_ids) + self.items[latest]
+        # Of the rows backwards, the first one of each entry is the last one that names it.
+        distinct, last = np.unique(entries[::-1], return_index=True)
+        places = np.empty(distinct.size, dtype=np.int64)
+        places[np.argsort(entries.size - 1 - last)] = np.arange(distinct.size)
+        columns = matrix.indices.astype(np.int64)
+        rows = np.repeat(np.arange(matrix.shape[0], dtype=np.int64), np.diff(matrix.indptr))
+        found = places[np.searchsorted(distinct, rows * len(self.item_ids) + columns)]
+        first = np.full(matrix.shape[0], np.iinfo(np.int64).max)
+        np.minimum.at(first, rows, found)
+        positions: NDArray[np.int64] = found - first[rows]
+        return positions
+
+    def _row_scale(self, half_life: int | None) -> NDArray[np.float64]:
+        if half_life is None:
+            return np.ones(self.owners.size)
+        # The weights of very old sessions round to the smallest step of a row, which is above 0.
+        return np.maximum(recency_weights(self.before_end, half_life), 2.0**-16)
 
     def attribute_inputs(
         self, attributes: pa.Table | None, encoder: AttributeEncoder | None
@@ -135,6 +180,7 @@ def interactions(
     event_weights: Mapping[str, float],
     encoder: AttributeEncoder | None = None,
     half_life: int | None = None,
+    session_half_life: int | None = None,
 ) -> Interactions:
     """Build the matrix of histories × items.
 
@@ -154,6 +200,8 @@ def interactions(
         Encoder of attributes whose inputs start behind the items; None for no attributes. Sessions have none.
     half_life
         Microseconds in which an event's weight halves, see `recency_weight`; None: age does not matter.
+    session_half_life
+        Microseconds before the end of the rows in which a session's weight halves; None: age does not matter.
 
     Notes
     -----
@@ -165,6 +213,7 @@ def interactions(
         event_weights=event_weights,
         attributes=coded.attribute_inputs(permitted.attributes, encoder),
         half_life=half_life,
+        session_half_life=session_half_life,
     )
 
 
@@ -191,15 +240,6 @@ def _sessions(
     ids, id_of_row = _codes(pc.fill_null(rows["session_id"], ""))
     pairs, session_of_row = np.unique(person_of_row * len(ids) + id_of_row, return_inverse=True)
     return session_of_row.astype(np.int64), pairs // max(len(ids), 1)
-
-
-def _ages(rows: pa.Table, histories: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Microseconds between each event and the newest one of its history."""
-    times = rows["ts"].to_numpy(zero_copy_only=False).astype(np.int64)
-    newest = np.full(count, np.iinfo(np.int64).min)
-    np.maximum.at(newest, histories, times)
-    ages: NDArray[np.int64] = newest[histories] - times
-    return ages
 
 
 def largest_then_summed(

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from consentier.errors import TrainingError
-from consentier.models.base import LinearItemModel
+from consentier.models.base import History, LinearItemModel
 from consentier.models.compiled import compiled
 from consentier.models.gram import GRAM_UNIT, GramStatistics, SessionOrder, gram_statistics
+from consentier.models.scoring import with_second_hop
 from consentier.progress import Advance
 
 __all__ = ["LocalRidge", "dense_ease", "solve_local_ridge", "touched_targets"]
@@ -56,6 +57,10 @@ class LocalRidge(LinearItemModel):
     """In sessions, how fast a pair counts less with the items between; see `gram_statistics`."""
     repeat_weight: float = 0.0
     """Weight of an item for itself: above 0, seen items come again where they are not filtered."""
+    second_hop_weight: float = 0.0
+    """How much the best items of a first score pass on; see `with_second_hop`."""
+    second_hop_items: int = 50
+    """How many items pass on."""
     top: int | None = None
     """Weights kept per item; None keeps all of its neighbours."""
     max_gram_entries: int | None = None
@@ -69,7 +74,43 @@ class LocalRidge(LinearItemModel):
             self._require(math.isfinite(value) and value >= 0, name, "a finite number of at least 0")
         self._require(0 <= self.reverse_weight <= 1, "reverse_weight", "between 0 and 1")
         self._require(math.isfinite(self.repeat_weight), "repeat_weight", "a finite number")
+        self._require(
+            math.isfinite(self.second_hop_weight) and self.second_hop_weight >= 0,
+            "second_hop_weight",
+            "a finite number of at least 0",
+        )
+        self._require(self.second_hop_items >= 1, "second_hop_items", "at least 1")
         self._require(self.top is None or self.top >= 1, "top", "at least 1, or None")
+
+    def _score(self, history: History) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        ids, scores = super()._score(history)
+        if not self.second_hop_weight:
+            return ids, scores
+        return super()._score(self._both_hops(history, ids, scores))
+
+    def _both_hops(self, history: History, ids: NDArray[np.int64], scores: NDArray[np.float64]) -> History:
+        rows, weights = with_second_hop(
+            history.inputs,
+            history.weights,
+            ids,
+            scores,
+            hop_weight=self.second_hop_weight,
+            hop_items=self.second_hop_items,
+        )
+        return History(rows, weights)
+
+    def _contributions(self, history: History, item: int) -> NDArray[np.float64]:
+        direct = super()._contributions(history, item)
+        if not self.second_hop_weight:
+            return direct
+        ids, scores = super()._score(history)
+        both = self._both_hops(history, ids, scores)
+        hops, passed = (part[history.inputs.size :] for part in both)
+        # Of what an item passed on, each input has the share that it has in the item's own score.
+        own_scores = scores[np.searchsorted(ids, hops)]
+        to_item = self.weights[hops, item].toarray().ravel() * (passed / own_scores)
+        through = self.weights[history.inputs][:, hops].astype(np.float64) @ to_item
+        return np.asarray(direct + history.weights * through)
 
     def _fit(
         self, user_items: sparse.csr_matrix, persons: NDArray[np.integer] | None, advance: Advance

@@ -26,6 +26,7 @@ from consentier.errors import BundleMalformed, ConsentierError
 from consentier.models.bundle import JSON
 from consentier.models.gram import GramStatistics
 from consentier.models.item_index import ItemIndex
+from consentier.models.repeats import RepeatCounts
 
 __all__ = [
     "Fingerprints",
@@ -110,6 +111,8 @@ class Statistics:
         Of everybody who was counted.
     devices
         uint64, ascending: fingerprints of the names of devices that were counted as part of another person.
+    repeats
+        How sessions went on; None for models of persons.
     """
 
     items: ItemIndex
@@ -118,6 +121,7 @@ class Statistics:
     attributes: Mapping[str, ValueCounts]
     fingerprints: Fingerprints
     devices: NDArray[np.uint64] = dataclasses.field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
+    repeats: RepeatCounts | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -223,6 +227,7 @@ def read_statistics(path: Path) -> KeptStatistics:
                     bytes.fromhex(document["key"]), arrays["persons"], arrays["person_rows"]
                 ),
                 devices=arrays["devices"],
+                repeats=_read_repeats(arrays),
             ),
             document["bundle_digest"],
             document["facts"],
@@ -240,6 +245,9 @@ def _arrays(statistics: Statistics) -> dict[str, NDArray[Any]]:
         "person_rows": fingerprints.rows,
         "devices": statistics.devices,
     }
+    if statistics.repeats is not None:
+        arrays["repeat_events"] = statistics.repeats.events
+        arrays["repeat_persons"] = statistics.repeats.persons
     if gram is not None:
         arrays["gram_starts"] = gram.gram.indptr.astype(np.int64)
         arrays["gram_inputs"] = gram.gram.indices.astype(np.int32)
@@ -281,6 +289,12 @@ def _read_gram(
         forward=arrays.get("gram_forward"),
         distance_decay=document["distance_decay"],
     )
+
+
+def _read_repeats(arrays: Mapping[str, NDArray[Any]]) -> RepeatCounts | None:
+    if "repeat_events" not in arrays:
+        return None
+    return RepeatCounts(arrays["repeat_events"], arrays["repeat_persons"])
 
 
 def _write_array(folder: Path, name: str, array: NDArray[Any]) -> str:

@@ -43,7 +43,12 @@ class FactorScorer(ItemScorer):
         self._items = np.arange(items, dtype=np.int64)
 
     def _best(
-        self, rows: NDArray[np.int64], weights: NDArray[np.float32], query: Query, hidden: Iterable[int]
+        self,
+        rows: NDArray[np.int64],
+        weights: NDArray[np.float32],
+        query: Query,
+        hidden: Iterable[int],
+        repeats: Mapping[int, float],
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         vector = fold_in(self._factors, self._gram, rows, weights, self._folding)
         visible = self._shelf.visible(self._items, query, hidden)

@@ -97,7 +97,7 @@ def _events(scoring: _Scoring, read: frozenset[Source]) -> _Sentences:  # noqa: 
 def _decay(scoring: _Scoring, read: frozenset[Source]) -> _Sentences:
     if Source.SESSION in read:
         half = scoring["session_decay"] * math.log(2)
-        yield f"The last event of the session counts most; one {half:.2g} events before it, half as much."
+        yield f"The last item of the session counts most; one {half:.2g} items before it, half as much."
 
 
 def _history(scoring: _Scoring, read: frozenset[Source]) -> _Sentences:  # noqa: ARG001
@@ -108,6 +108,22 @@ def _recency(scoring: _Scoring, read: frozenset[Source]) -> _Sentences:
     half_life = scoring["recency_half_life"]
     if half_life is not None and read - {Source.SESSION}:
         yield f"An event {half_life:.3g} days older than the newest one counts half as much as that."
+
+
+def _second_hop(scoring: _Scoring, read: frozenset[Source]) -> _Sentences:  # noqa: ARG001
+    if scoring["second_hop_weight"]:
+        yield (
+            f"The best {scoring['second_hop_items']} items of a first score pass on to what goes with them, "
+            f"with {_value(scoring['second_hop_weight'])} times their score."
+        )
+
+
+def _returning(scoring: _Scoring, read: frozenset[Source]) -> _Sentences:
+    if Source.SESSION in read and scoring["repeat_weight"]:
+        yield (
+            "Items of the session gain by how often sessions return to an item seen that long ago: the "
+            f"probability times {_value(scoring['repeat_weight'])}."
+        )
 
 
 def _hide(scoring: _Scoring, read: frozenset[Source]) -> _Sentences:  # noqa: ARG001
@@ -137,11 +153,13 @@ _SENTENCES: Mapping[str, Callable[[_Scoring, frozenset[Source]], _Sentences]] = 
     "session_decay": _decay,
     "max_history": _history,
     "recency_half_life": _recency,
+    "second_hop_weight": _second_hop,
+    "repeat_weight": _returning,
     "hide": _hide,
     "attribute_weight": _attributes,
 }
 
-_WITH_OTHERS = frozenset({"attribute_fade", "attributes"})
+_WITH_OTHERS = frozenset({"attribute_fade", "attributes", "second_hop_items"})
 """Settings that the sentence on another one says too."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from consentier.models.attribute_encoding import AttributeEncoder
 from consentier.models.bundle import Bundle, check_csr
 from consentier.models.item_index import ItemIndex
 from consentier.models.recency import microseconds_of_days, recency_weight
-from consentier.models.scoring import score_rows, top_items
+from consentier.models.scoring import score_rows, top_items, with_second_hop
 from consentier.serving.catalogue import Catalogue
 from consentier.serving.request import Event
 from consentier.serving.view import PermittedView
@@ -68,7 +69,8 @@ class ScoringSettings:
     event_weights
         How much an event type counts; types not named count 1.
     session_decay
-        The event that lies d places before the last one of the session counts exp(-d / session_decay).
+        An item of the session that came d distinct known items before the last one counts
+        exp(-d / session_decay).
     hide
         Sources whose items are not recommended again.
     max_history
@@ -76,6 +78,10 @@ class ScoringSettings:
     recency_half_life
         Days after which an event counts half as much as the newest one of the history; None: age does not
         matter. Events without a time count as new.
+    second_hop_weight, second_hop_items
+        The so many best items of a first score pass on so much of it; see `models.scoring.with_second_hop`.
+    repeat_weight
+        What the learnt probability that a session returns to an item adds to its score.
     attribute_weight, attribute_fade
         Attributes together count ``attribute_weight / (1 + known items of the history / attribute_fade)``.
     """
@@ -86,6 +92,9 @@ class ScoringSettings:
     hide: tuple[str, ...] = ()
     max_history: int = 200
     recency_half_life: float | None = None
+    second_hop_weight: float = 0.0
+    second_hop_items: int = 50
+    repeat_weight: float = 0.0
     attribute_weight: float = 0.0
     attribute_fade: float = 5.0
 
@@ -121,12 +130,14 @@ class ScoringSettings:
             raise BundleMalformed(
                 "manifest: scoring.recency_half_life must be null, or days above 0 and up to a million"
             )
-        if not _is_weight(value["attribute_weight"]):
-            raise BundleMalformed("manifest: scoring.attribute_weight must be a number of at least 0")
-        if isinstance(value["max_history"], bool) or not isinstance(value["max_history"], int):
-            raise BundleMalformed("manifest: scoring.max_history must be a whole number")
-        if value["max_history"] < 1:
-            raise BundleMalformed("manifest: scoring.max_history must be at least 1")
+        for name in ("attribute_weight", "second_hop_weight", "repeat_weight"):
+            if not _is_weight(value[name]):
+                raise BundleMalformed(f"manifest: scoring.{name} must be a number of at least 0")
+        for name in ("max_history", "second_hop_items"):
+            if isinstance(value[name], bool) or not isinstance(value[name], int):
+                raise BundleMalformed(f"manifest: scoring.{name} must be a whole number")
+            if value[name] < 1:
+                raise BundleMalformed(f"manifest: scoring.{name} must be at least 1")
         hide = value["hide"]
         if not isinstance(hide, list) or not set(hide) <= {source.value for source in Source}:
             raise BundleMalformed("manifest: scoring.hide must be a list of sources")
@@ -137,6 +148,9 @@ class ScoringSettings:
             hide=tuple(hide),
             max_history=value["max_history"],
             recency_half_life=value["recency_half_life"],
+            second_hop_weight=float(value["second_hop_weight"]),
+            second_hop_items=value["second_hop_items"],
+            repeat_weight=float(value["repeat_weight"]),
             attribute_weight=float(value["attribute_weight"]),
             attribute_fade=float(value["attribute_fade"]),
         )
@@ -155,10 +169,13 @@ class _Shelf:
         self.index = index
         self.sensitive = frozenset[str]() if catalogue is None else catalogue.sensitive
         self.hidden = np.zeros(len(index), dtype=np.bool_)
+        self.silent = np.zeros(len(index), dtype=np.bool_)
         if catalogue is not None:
             self.hidden[:] = True
             shown = index.indices(sorted(catalogue.available))
             self.hidden[shown[shown >= 0]] = False
+            silent = index.indices(sorted(self.sensitive))
+            self.silent[silent[silent >= 0]] = True
 
     def visible(self, ids: NDArray[np.int64], query: Query, hidden: Iterable[int] = ()) -> NDArray[np.bool_]:
         """Which of some items (ascending) may be shown in answer to a query."""
@@ -208,7 +225,12 @@ class ItemScorer(ABC):
 
     @abstractmethod
     def _best(
-        self, rows: NDArray[np.int64], weights: NDArray[np.float32], query: Query, hidden: Iterable[int]
+        self,
+        rows: NDArray[np.int64],
+        weights: NDArray[np.float32],
+        query: Query,
+        hidden: Iterable[int],
+        repeats: Mapping[int, float],
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """The best items of positive score for some weighted inputs (ascending), among those on show."""
 
@@ -226,7 +248,7 @@ class ItemScorer(ABC):
         if not inputs:
             return None
         hidden = {self._number(item) for item in self.not_again(view)}
-        return self._top(inputs, query, hidden, unknown)
+        return self._top(inputs, query, hidden, unknown, self._repeats(view))
 
     def related(self, items: Iterable[str], query: Query) -> Scored | None:
         """Items that go with some items; no person is read."""
@@ -234,6 +256,10 @@ class ItemScorer(ABC):
         if not numbers:
             return None
         return self._top(dict.fromkeys(sorted(numbers), 1.0), query, numbers, 0)
+
+    def _repeats(self, view: PermittedView) -> Mapping[int, float]:
+        """What is added to the scores of items of the session, because sessions return to what they saw."""
+        return {}
 
     def _history(self, view: PermittedView) -> tuple[dict[int, float], int]:
         """Weight of each known item: the largest within a source, summed over the sources."""
@@ -244,11 +270,13 @@ class ItemScorer(ABC):
         for source, events in read:
             scale = self._settings.source_weights.get(source, 0.0)
             weights: dict[int, float] = {}
-            for distance, event in enumerate(reversed(events)):
+            places: dict[int, int] = {}
+            for event in reversed(events):
                 number = self._number(event.item_id)
                 if number < 0:
                     unknown += 1
                     continue
+                distance = places.setdefault(number, len(places))
                 weight = scale * self._event_weight(source, event, distance) * self._recency(event, newest)
                 if weight > weights.get(number, 0.0):
                     weights[number] = weight
@@ -291,32 +319,101 @@ class ItemScorer(ABC):
         )
 
     def _top(
-        self, inputs: Mapping[int, float], query: Query, hidden: Iterable[int], unknown: int
+        self,
+        inputs: Mapping[int, float],
+        query: Query,
+        hidden: Iterable[int],
+        unknown: int,
+        repeats: Mapping[int, float] = MappingProxyType({}),
     ) -> Scored | None:
         # Ascending inputs: the sum does not depend on the order in which a store returns a history.
         rows = np.array(sorted(inputs), dtype=np.int64)
         weights = np.array([inputs[row] for row in rows.tolist()], dtype=np.float32)
-        ids, scores = self._best(rows, weights, query, hidden)
+        ids, scores = self._best(rows, weights, query, hidden, repeats)
         return Scored(tuple(self._shelf.index.ids(ids)), tuple(scores.tolist()), unknown)
 
 
 class LinearScorer(ItemScorer):
     """Scores ``x · W``: the weighted history times the sparse matrix of a linear item-to-item model.
 
-    A request costs what `models.scoring.score_rows` costs for the rows of its history.
+    A request costs what `models.scoring.score_rows` costs for the rows of its history, and with a second hop
+    the same again for these and the items that pass on.
     """
 
     def _read(self, arrays: Mapping[str, NDArray[Any]], inputs: int, items: int) -> None:
         self._indptr, self._indices, self._data = arrays["indptr"], arrays["indices"], arrays["data"]
         check_csr(self._indptr, self._indices, self._data, (inputs, items))
+        self._returns = _returns(arrays.get("repeats"))
+
+    def _repeats(self, view: PermittedView) -> Mapping[int, float]:
+        if self._returns is None or not self._settings.repeat_weight:
+            return {}
+        numbers = (self._number(event.item_id) for event in reversed(self._latest(view.session)))
+        seen = list(dict.fromkeys(number for number in numbers if number >= 0))
+        if not seen:
+            return {}
+        chances = self._returns[min(len(seen), len(self._returns)) - 1]
+        return {
+            number: self._settings.repeat_weight * chance
+            for number, chance in zip(seen, chances, strict=False)
+        }
 
     def _best(
-        self, rows: NDArray[np.int64], weights: NDArray[np.float32], query: Query, hidden: Iterable[int]
+        self,
+        rows: NDArray[np.int64],
+        weights: NDArray[np.float32],
+        query: Query,
+        hidden: Iterable[int],
+        repeats: Mapping[int, float],
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        item_count = len(self._shelf.index)
-        ids, scores = score_rows(self._indptr, self._indices, self._data, rows, weights, item_count)
+        ids, scores = self._score(rows, weights)
+        if self._settings.second_hop_weight:
+            # No inference through sensitive items, even where a bundle knows them.
+            speaking = ~self._shelf.silent[ids]
+            ids, scores = self._score(
+                *with_second_hop(
+                    rows,
+                    weights,
+                    ids[speaking],
+                    scores[speaking],
+                    hop_weight=self._settings.second_hop_weight,
+                    hop_items=self._settings.second_hop_items,
+                )
+            )
+        if repeats:
+            ids, scores = _with_added(ids, scores, repeats)
         kept = (scores > 0) & self._shelf.visible(ids, query, hidden)
         return top_items(ids[kept], scores[kept], query.n)
+
+    def _score(
+        self, rows: NDArray[np.int64], weights: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        return score_rows(self._indptr, self._indices, self._data, rows, weights, len(self._shelf.index))
+
+
+def _returns(table: NDArray[Any] | None) -> list[list[float]] | None:
+    """The learnt probabilities of repeats, checked, as plain numbers."""
+    if table is None:
+        return None
+    if table.ndim != 2 or not table.size or table.shape[0] != table.shape[1] or table.dtype != np.float32:
+        raise BundleMalformed(
+            f"repeats.npy has shape {table.shape} and type {table.dtype}, not a square table"
+        )
+    if not ((table >= 0) & (table <= 1)).all():
+        raise BundleMalformed("repeats.npy holds something else than probabilities")
+    return [[float(chance) for chance in row] for row in table]
+
+
+def _with_added(
+    ids: NDArray[np.int64], scores: NDArray[np.float64], added: Mapping[int, float]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Scores with something added to some items, which may have had none."""
+    numbers = np.array(sorted(added), dtype=np.int64)
+    together = np.union1d(ids, numbers)
+    sums = np.zeros(together.size)
+    sums[np.searchsorted(together, ids)] = scores
+    sums[np.searchsorted(together, numbers)] += [added[number] for number in numbers.tolist()]
+    return together, sums
 
 
 class PopularScorer:

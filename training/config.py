@@ -187,12 +187,44 @@ class TierConfig(_Section):
     repeat_weight: float = Field(
         default=0.0,
         ge=0,
-        description="Weight of an item of the history for itself: above 0, items can come again.",
+        description="Weight of an item of the history for itself: above 0, items can come again. In the "
+        "session tier, weight of the learnt probability that a session returns to it.",
+    )
+    second_hop_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="How much the best items of a first score pass on to those that go with them, as a "
+        "multiple of their score (local_ridge, cosine, tfidf, bm25 only).",
+    )
+    second_hop_items: int = Field(
+        default=50, ge=1, le=1000, description="How many of the best items pass on."
+    )
+    distance_decay: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e6,
+        description="In training, two items of a session with d others between them count "
+        "exp(-d / distance_decay); absent: all alike (session tier, local_ridge only).",
+    )
+    reverse_weight: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="In training, what a pair of a session counts for predicting the item that came first "
+        "(session tier, local_ridge only).",
+    )
+    session_half_life: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e6,
+        description="In training, days before the cut-off after which a session counts half as much; absent: "
+        "all alike (session tier, local_ridge only).",
     )
     session_decay: float = Field(
         default=3.0,
         gt=0,
-        description="An event d places before the last one of the session counts exp(-d / session_decay).",
+        description="An item that came d distinct items before the last one of the session counts "
+        "exp(-d / session_decay).",
     )
     factors: int = Field(default=64, ge=1, le=2048, description="Number of factors (als and bpr only).")
     iterations: int = Field(
@@ -296,11 +328,16 @@ class Config(_Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     tuning: TuningConfig = TuningConfig()
     session: TierConfig = TierConfig(
-        neighbours=300,
-        regularisation=30.0,
-        row_exponent=0.15,
-        item_exponent=0.4,
-        repeat_weight=0.1,
+        neighbours=200,
+        regularisation=40.0,
+        row_exponent=0.1,
+        item_exponent=0.3,
+        repeat_weight=0.3,
+        second_hop_weight=3.0,
+        distance_decay=5.0,
+        reverse_weight=0.8,
+        session_half_life=90.0,
+        session_decay=1.75,
         max_history=50,
     )
     online: TierConfig = TierConfig(

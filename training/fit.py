@@ -28,6 +28,7 @@ from consentier.models.item_index import ItemIndex
 from consentier.models.item_knn import ItemKNN
 from consentier.models.local_ridge import LocalRidge
 from consentier.models.recency import microseconds_of_days
+from consentier.models.repeats import RepeatCounts
 from consentier.models.statistics import Statistics, ValueCounts, write_statistics
 from consentier.progress import progress
 from consentier.serving.scorer import ScoringSettings
@@ -38,9 +39,11 @@ from consentier.training.restricted import Restricted
 __all__ = [
     "ANONYMOUS",
     "PERSONS",
+    "Counted",
     "FittedTier",
     "TierRows",
     "attribute_counts",
+    "counts_of",
     "distinct_persons",
     "estimator",
     "factor_arrays",
@@ -88,6 +91,14 @@ class FittedTier:
     statistics: Statistics | None = None
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Counted:
+    """What was counted for a model: co-occurrences, where it is a function of them; repeats in sessions."""
+
+    gram: GramStatistics | None
+    repeats: RepeatCounts | None
+
+
 def fit_tier(
     tier: Tier,
     permitted: PermittedRows,
@@ -130,8 +141,8 @@ def fit_tier(
     See `models.gram`, `models.local_ridge` and `models.als` for the costs.
     """
     rows = TierRows(tier, permitted, min_persons)
-    fitted, gram = rows.fit(config, threads=threads, seed=seed, show_progress=show_progress)
-    statistics = _tier_statistics(permitted, config, gram) if keep else None
+    fitted, counted = rows.fit(config, threads=threads, seed=seed, show_progress=show_progress)
+    statistics = _tier_statistics(permitted, config, counted) if keep else None
     return dataclasses.replace(fitted, statistics=statistics)
 
 
@@ -172,8 +183,8 @@ class TierRows:
 
     def fit(
         self, config: TierConfig, *, threads: int | None, seed: int = 0, show_progress: bool = False
-    ) -> tuple[FittedTier, GramStatistics | None]:
-        """Fit the tier's model; also the counts that it was solved from, where it is a function of counts.
+    ) -> tuple[FittedTier, Counted]:
+        """Fit the tier's model; also what was counted for it.
 
         Parameters
         ----------
@@ -190,11 +201,11 @@ class TierRows:
         items = len(data.item_ids)
         index = ItemIndex.from_ids(data.item_ids)
         scoring = _scoring(self.tier, config, encoder)
-        model = estimator(config, items, self.min_persons, threads, seed)
+        model = estimator(self.tier, config, items, self.min_persons, threads, seed)
         if isinstance(model, FactorModel):
             model.fit(data.matrix, show_progress, persons=data.persons)
             scoring = {**scoring, "fold_in": dataclasses.asdict(model.folding)}
-            return FittedTier(len(index), factor_arrays(index, model), scoring), None
+            return FittedTier(len(index), factor_arrays(index, model), scoring), Counted(None, None)
         gram = None
         if solves_counts(model):
             with progress(f"Fitting {type(model).__name__}", items, enabled=show_progress) as advance:
@@ -202,8 +213,10 @@ class TierRows:
                 weights = model.solve(gram, advance=advance)
         else:
             weights = model.fit(data.matrix, show_progress, persons=data.persons).weights
-        arrays = tier_arrays(index, with_repeats(model, weights, config.repeat_weight))
-        return FittedTier(len(index), arrays, scoring), gram
+        arrays = tier_arrays(index, with_repeats(self.tier, model, weights, config.repeat_weight))
+        if data.repeats is not None:
+            arrays["repeats"] = data.repeats.probabilities(self.min_persons)
+        return FittedTier(len(index), arrays, scoring), Counted(gram, data.repeats)
 
     def _data(self, config: TierConfig) -> tuple[AttributeEncoder, Interactions]:
         """The matrix, and the encoder of its attributes."""
@@ -225,8 +238,9 @@ class TierRows:
 
     def _counts(self, model: LocalRidge | ItemKNN, data: Interactions) -> GramStatistics:
         matrix, _ = self._last["data"]
-        key = (matrix, getattr(model, "row_exponent", None), getattr(model, "max_gram_entries", None))
-        return self._unless_same("counts", key, lambda: model.count(data.matrix, persons=data.persons))
+        settings = ("row_exponent", "max_gram_entries", "distance_decay")
+        key = (matrix, *(getattr(model, name, None) for name in settings))
+        return self._unless_same("counts", key, lambda: counts_of(model, data))
 
     def _unless_same(self, name: str, key: object, compute: Callable[[], _T]) -> _T:
         """What was computed last under this name, if the key is still the same."""
@@ -375,22 +389,24 @@ def tier_interactions(
 
 def _matrix_settings(tier: Tier, config: TierConfig) -> dict[str, Any]:
     """What a tier's matrix depends on besides its rows and the attributes' encoder."""
+    session = tier is Tier.SESSION
     return {
-        "source_weights": {"online": 1.0} if tier is Tier.SESSION else config.source_weights,
+        "source_weights": {"online": 1.0} if session else config.source_weights,
         "event_weights": config.event_weights,
-        "half_life": _half_life(tier, config),
+        "half_life": None if session else _half_life(config.recency_half_life),
+        "session_half_life": _half_life(config.session_half_life) if session else None,
     }
 
 
-def _half_life(tier: Tier, config: TierConfig) -> int | None:
-    days = None if tier is Tier.SESSION else config.recency_half_life
+def _half_life(days: float | None) -> int | None:
     return None if days is None else microseconds_of_days(days)
 
 
 def estimator(
-    config: TierConfig, item_count: int, min_persons: int, threads: int | None, seed: int = 0
+    tier: Tier, config: TierConfig, item_count: int, min_persons: int, threads: int | None, seed: int = 0
 ) -> LocalRidge | ItemKNN | FactorModel:
-    """The model that a configuration asks for, not fitted."""
+    """The model that a tier's configuration asks for, not fitted."""
+    session = tier is Tier.SESSION
     if config.algorithm == "local_ridge":
         return LocalRidge(
             neighbours=config.neighbours,
@@ -398,7 +414,11 @@ def estimator(
             popularity_regularisation=config.popularity_regularisation,
             row_exponent=config.row_exponent,
             item_exponent=config.item_exponent,
-            repeat_weight=config.repeat_weight,
+            repeat_weight=0.0 if session else config.repeat_weight,
+            reverse_weight=config.reverse_weight if session else 1.0,
+            distance_decay=config.distance_decay if session else None,
+            second_hop_weight=config.second_hop_weight,
+            second_hop_items=config.second_hop_items,
             max_gram_entries=config.max_gram_entries,
             item_count=item_count,
             min_persons=min_persons,
@@ -434,14 +454,23 @@ def _factor_model(
     return BPR(learning_rate=config.learning_rate, step_regularisation=config.step_regularisation, **shared)
 
 
+def counts_of(model: LocalRidge | ItemKNN, data: Interactions) -> GramStatistics:
+    """What a model counts in the matrix of a tier; only the ridge knows the order of sessions."""
+    if isinstance(model, LocalRidge):
+        return model.count(data.matrix, persons=data.persons, order=data.order)
+    return model.count(data.matrix, persons=data.persons)
+
+
 def solves_counts(model: LocalRidge | ItemKNN | FactorModel) -> TypeGuard[LocalRidge | ItemKNN]:
     """Whether a model is a function of co-occurrence counts, from which persons can be subtracted."""
     return isinstance(model, LocalRidge) or (isinstance(model, ItemKNN) and model.similarity == "cosine")
 
 
-def with_repeats(model: LocalRidge | ItemKNN, weights: sp.csr_matrix, repeat_weight: float) -> sp.csr_matrix:
-    """A model's item weights, inputs × items, with each item's weight for itself."""
-    if isinstance(model, ItemKNN) and repeat_weight:
+def with_repeats(
+    tier: Tier, model: LocalRidge | ItemKNN, weights: sp.csr_matrix, repeat_weight: float
+) -> sp.csr_matrix:
+    """A model's item weights, inputs × items, with each item's weight for itself; sessions have a table."""
+    if isinstance(model, ItemKNN) and repeat_weight and tier is not Tier.SESSION:
         repeats = np.full(weights.shape[1], repeat_weight, np.float32)
         weights = sp.csr_matrix(weights + sp.diags_array(repeats, shape=weights.shape))
     weights.sort_indices()
@@ -504,12 +533,19 @@ def _texts_of(values: Iterable[Any]) -> Counter[str]:
     return Counter(text for value in values if (text := category_text(value)) is not None)
 
 
-def _tier_statistics(permitted: PermittedRows, config: TierConfig, gram: GramStatistics | None) -> Statistics:
+def _tier_statistics(permitted: PermittedRows, config: TierConfig, counted: Counted) -> Statistics:
     if not config.attribute_weight:
         permitted = dataclasses.replace(permitted, attributes=None)
     items, persons = distinct_persons(permitted.rows)
     attributes = {} if permitted.attributes is None else attribute_counts(permitted.attributes)
-    return Statistics(items, {PERSONS: persons}, gram, attributes, fingerprints(permitted, new_key()))
+    return Statistics(
+        items,
+        {PERSONS: persons},
+        counted.gram,
+        attributes,
+        fingerprints(permitted, new_key()),
+        repeats=counted.repeats,
+    )
 
 
 def _scoring(tier: Tier, config: TierConfig, encoder: AttributeEncoder) -> dict[str, Any]:
@@ -522,6 +558,9 @@ def _scoring(tier: Tier, config: TierConfig, encoder: AttributeEncoder) -> dict[
         recency_half_life=None if tier is Tier.SESSION else config.recency_half_life,
         attribute_weight=config.attribute_weight,
         attribute_fade=config.attribute_fade,
+        second_hop_weight=config.second_hop_weight,
+        second_hop_items=config.second_hop_items,
+        repeat_weight=config.repeat_weight if tier is Tier.SESSION else 0.0,
     )
     return {**settings.to_json(), "attributes": encoder.to_json()}
 

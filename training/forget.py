@@ -17,7 +17,7 @@ import functools
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,12 +35,14 @@ from consentier.errors import BundleMissing, BundleUnsupported, TrainingError
 from consentier.features.attributes import fit_attributes
 from consentier.features.consent_intervals import MISSING, ConsentTables
 from consentier.features.gate import ConsentGate, PermittedRows, ledger_of
+from consentier.features.interactions import Interactions
 from consentier.features.tables import ShopTables
 from consentier.models.attribute_encoding import AttributeEncoder
 from consentier.models.bundle import Bundle, open_bundle, read_run, write_bundle, write_run
 from consentier.models.gram import GramStatistics, add, select_inputs, subtract
 from consentier.models.item_index import ItemIndex
 from consentier.models.local_ridge import LocalRidge, touched_targets
+from consentier.models.repeats import RepeatCounts
 from consentier.models.statistics import (
     Fingerprints,
     KeptStatistics,
@@ -576,9 +578,13 @@ def _decremented_model(
     encoder = _rebased(old_encoder, int(kept.sum()))
     attributes = _remaining_attributes(statistics, exchange, encoder, config, min_persons)
     columns = _Columns(statistics.items, published, old_encoder)
-    reduced, changed = _exchanged_gram(statistics.gram, exchange, columns, tier, config)
+    parts = [
+        (columns.interactions(tier, rows, config), step)
+        for rows, step in ((exchange.removed, subtract), (exchange.added, add))
+    ]
+    reduced, changed = _exchanged_gram(statistics.gram, parts)
     gram = select_inputs(reduced, np.append(kept, np.ones(encoder.input_count, np.bool_)))
-    model = estimator(config, int(kept.sum()), min_persons, threads)
+    model = estimator(tier, config, int(kept.sum()), min_persons, threads)
     if not solves_counts(model):
         raise _NotExactError(f"{bundle.manifest.algorithm} is no function of counts")
     if isinstance(model, LocalRidge):
@@ -589,17 +595,23 @@ def _decremented_model(
             targets=kept.size,
             neighbours=config.neighbours,
             item_exponent=config.item_exponent,
+            reverse_weight=model.reverse_weight,
         )
         weights, solved = _solved_again(model, bundle, gram, kept, touched)
     else:
         weights, solved = model.solve(gram), int(kept.sum())
     items = _kept_items(statistics.items, remaining > 0)
     index = _kept_items(statistics.items, published & (remaining > 0))
+    arrays = tier_arrays(index, with_repeats(tier, model, weights, config.repeat_weight))
+    repeats = _exchanged_repeats(statistics.repeats, *(data.repeats for data, _ in parts))
+    if repeats is not None:
+        arrays["repeats"] = repeats.probabilities(min_persons)
+    renewed = _renewed(statistics, exchange, items, {PERSONS: remaining[remaining > 0]}, gram, attributes)
     fitted = FittedTier(
         len(index),
-        tier_arrays(index, with_repeats(model, weights, config.repeat_weight)),
+        arrays,
         {**bundle.manifest.scoring, "attributes": encoder.to_json()},
-        _renewed(statistics, exchange, items, {PERSONS: remaining[remaining > 0]}, gram, attributes),
+        dataclasses.replace(renewed, repeats=repeats),
     )
     return fitted, solved
 
@@ -640,19 +652,27 @@ def _remaining_attributes(
 
 
 def _exchanged_gram(
-    gram: GramStatistics, exchange: _Exchange, columns: _Columns, tier: Tier, config: TierConfig
+    gram: GramStatistics, parts: Sequence[tuple[Interactions, Callable[..., GramStatistics]]]
 ) -> tuple[GramStatistics, NDArray[np.int64]]:
-    """The co-occurrences with the rows exchanged, of the same inputs, and the inputs of these rows."""
+    """The co-occurrences with rows subtracted and added, of the same inputs, and the inputs of these rows."""
     changed = [np.zeros(0, dtype=np.int64)]
     try:
-        for rows, step in ((exchange.removed, subtract), (exchange.added, add)):
-            matrix, persons = columns.matrix(tier, rows, config)
-            if matrix.nnz:
-                gram = step(gram, matrix, persons=persons)
-                changed.append(matrix.indices.astype(np.int64))
+        for data, step in parts:
+            if data.matrix.nnz:
+                order = None if gram.forward is None else data.order
+                gram = step(gram, data.matrix, persons=data.persons, order=order)
+                changed.append(data.matrix.indices.astype(np.int64))
     except (ValueError, OverflowError) as error:
         raise _NotExactError(str(error)) from error
     return gram, np.unique(np.concatenate(changed))
+
+
+def _exchanged_repeats(
+    counted: RepeatCounts | None, removed: RepeatCounts | None, added: RepeatCounts | None
+) -> RepeatCounts | None:
+    if counted is None or removed is None or added is None:
+        return None
+    return counted.without(removed).together_with(added)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -663,10 +683,8 @@ class _Columns:
     published: NDArray[np.bool_]
     encoder: AttributeEncoder
 
-    def matrix(
-        self, tier: Tier, permitted: PermittedRows, config: TierConfig
-    ) -> tuple[sp.csr_matrix, NDArray[np.int64]]:
-        """The histories in some rows over these inputs, and whose each is."""
+    def interactions(self, tier: Tier, permitted: PermittedRows, config: TierConfig) -> Interactions:
+        """The histories in some rows over these inputs."""
         shown = self.items.ids(np.flatnonzero(self.published))
         rows = _rows_of(permitted.rows, "item_id", pa.array(shown, pa.string()))
         few = len(pc.unique(rows["item_id"]))
@@ -679,7 +697,9 @@ class _Columns:
         inputs = np.append(items, len(shown) + np.arange(data.matrix.shape[1] - few))
         matrix = data.matrix
         shape = (matrix.shape[0], len(shown) + self.encoder.input_count)
-        return sp.csr_matrix((matrix.data, inputs[matrix.indices], matrix.indptr), shape=shape), data.persons
+        # Inputs keep their order, so that what is aligned with the entries stays so.
+        over_inputs = sp.csr_matrix((matrix.data, inputs[matrix.indices], matrix.indptr), shape=shape)
+        return dataclasses.replace(data, matrix=over_inputs)
 
 
 def _solved_again(

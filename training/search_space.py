@@ -83,6 +83,7 @@ class Parameter:
 
 
 _ALL = frozenset({Tier.SESSION, Tier.ONLINE, Tier.CRM, Tier.FUSED})
+_SESSION = frozenset({Tier.SESSION})
 _PERSONS = _ALL - {Tier.SESSION}
 _RUNNING = _ALL - {Tier.CRM}
 _RIDGE = frozenset({"local_ridge"})
@@ -101,6 +102,18 @@ SPACE: tuple[Parameter, ...] = (
     Parameter("row_exponent", FloatDistribution(0, 0.75), _ALL, _RIDGE),
     Parameter("item_exponent", FloatDistribution(0, 0.75), _ALL, _RIDGE),
     Parameter("repeat_weight", FloatDistribution(0, 2), _ALL),
+    Parameter("second_hop_weight", FloatDistribution(0.1, 30, log=True), _ALL, off=(0.0,)),
+    Parameter("second_hop_items", IntDistribution(10, 200, log=True), _ALL),
+    Parameter("distance_decay", FloatDistribution(1, 50, log=True), _SESSION, _RIDGE, off=(None,)),
+    Parameter("reverse_weight", FloatDistribution(0, 1), _SESSION, _RIDGE),
+    Parameter(
+        "session_half_life",
+        FloatDistribution(5, 500, log=True),
+        _SESSION,
+        _RIDGE,
+        off=(None,),
+        matters=lambda facts: facts.aged,
+    ),
     Parameter("session_decay", FloatDistribution(0.5, 50, log=True), _RUNNING),
     Parameter("max_history", IntDistribution(5, 500, log=True), _ALL),
     Parameter(

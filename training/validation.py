@@ -153,7 +153,8 @@ class BatchScorer:
         self._settings = ScoringSettings.from_json(settings)
         self._attributes = AttributeEncoder.from_json(encoded, first_input=len(self.index))
         self._weights = (arrays["indptr"], arrays["indices"], arrays["data"])
-        self._prepared: tuple[Requests, sp.csr_matrix, sp.csr_matrix] | None = None
+        self._returns = arrays.get("repeats")
+        self._prepared: tuple[Requests, sp.csr_matrix, sp.csr_matrix, sp.csr_matrix] | None = None
 
     def lists(
         self,
@@ -190,11 +191,13 @@ class BatchScorer:
         O(entries of the weights of all histories), and `item_count` × 17 bytes per thread.
         """
         last = len(requests) if last is None else last
-        inputs, hidden = self._prepare(requests)
+        inputs, hidden, added = self._prepare(requests)
+        hop = (self._settings.second_hop_weight, self._settings.second_hop_items)
         chunks = [(k, min(k + _REQUESTS_AT_ONCE, last)) for k in range(first, last, _REQUESTS_AT_ONCE)]
         parts = Parallel(n_jobs=-1 if threads is None else threads, prefer="threads")(
             delayed(_best)(
-                *_plain(inputs), inputs.data, *self._weights, *_plain(hidden), len(self.index), n, *chunk
+                *_plain(inputs), inputs.data, *self._weights, *_plain(hidden), *_plain(added), added.data,
+                *hop, len(self.index), n, *chunk
             )
             for chunk in chunks
         )  # fmt: skip
@@ -202,11 +205,16 @@ class BatchScorer:
             return np.empty((0, n), np.int64), np.empty((0, n))
         return np.concatenate([items for items, _ in parts]), np.concatenate([each for _, each in parts])
 
-    def _prepare(self, requests: Requests) -> tuple[sp.csr_matrix, sp.csr_matrix]:
-        """Inputs and hidden items of all requests, kept for another call with the same ones."""
+    def _prepare(self, requests: Requests) -> tuple[sp.csr_matrix, sp.csr_matrix, sp.csr_matrix]:
+        """Inputs, hidden items and what is added to scores, kept for another call with the same requests."""
         if self._prepared is None or self._prepared[0] is not requests:
             numbers = self.numbers(requests.item_ids)
-            self._prepared = requests, self._inputs(requests, numbers), self._hidden(requests, numbers)
+            self._prepared = (
+                requests,
+                self._inputs(requests, numbers),
+                self._hidden(requests, numbers),
+                self._added(requests, numbers),
+            )
         return self._prepared[1:]
 
     def numbers(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
@@ -216,8 +224,9 @@ class BatchScorer:
     def _inputs(self, requests: Requests, numbers: NDArray[np.int64]) -> sp.csr_matrix:
         """The weighted history of each request, requests × inputs, as float32 numbers in float64."""
         read = requests.interest & (requests.distances < self._settings.max_history)
-        weights = self._event_weights(requests) * self._recency(requests, read)
-        kept = read & (numbers[requests.items] >= 0) & (weights > 0)
+        known = read & (numbers[requests.items] >= 0)
+        weights = self._event_weights(requests, known) * self._recency(requests, read)
+        kept = known & (weights > 0)
         width = len(self.index)
         entries, values = largest_then_summed(
             requests.requests[kept],
@@ -228,8 +237,7 @@ class BatchScorer:
         )
         rows, columns = np.divmod(entries, max(width, 1))
         if self._attributes.columns:
-            known = np.bincount(rows, minlength=len(requests))
-            extra = self._attribute_entries(requests, known)
+            extra = self._attribute_entries(requests, np.bincount(rows, minlength=len(requests)))
             rows, columns, values = (
                 np.concatenate(pair) for pair in zip((rows, columns, values), extra, strict=True)
             )
@@ -238,18 +246,54 @@ class BatchScorer:
         matrix.sort_indices()
         return matrix
 
-    def _event_weights(self, requests: Requests) -> NDArray[np.float64]:
+    def _event_weights(self, requests: Requests, known: NDArray[np.bool_]) -> NDArray[np.float64]:
         settings = self._settings
         by_type = np.array([settings.event_weights.get(name, 1.0) for name in requests.event_types])
         by_source = np.array([settings.source_weights.get(source, 0.0) for source in _SOURCES])
-        # One call per distance, as in serving: a vector's exponentials may differ in the last bit.
-        longest = min(int(requests.distances.max(initial=0)) + 1, settings.max_history)
-        decay = np.array([float(np.exp(-d / settings.session_decay)) for d in range(longest)])
+        in_session, places, _ = self._session_places(requests, known)
+        # One call per place, as in serving: a vector's exponentials may differ in the last bit.
+        farthest = int(places.max(initial=0)) + 1
+        decay = np.array([float(np.exp(-d / settings.session_decay)) for d in range(farthest)])
         weights = by_type[requests.types] if len(by_type) else np.empty(0)
-        in_session = (requests.sources == 0) & (requests.distances < longest)
-        weights[in_session] *= decay[requests.distances[in_session]]
+        weights[in_session] *= decay[places]
         found: NDArray[np.float64] = by_source[requests.sources] * weights
         return found
+
+    def _session_places(
+        self, requests: Requests, known: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Which events are known ones of a session, latest first, how many distinct items came after each
+        one's item, and the number of the item.
+        """
+        events = np.flatnonzero(known & (requests.sources == 0))
+        events = events[np.lexsort((requests.distances[events], requests.requests[events]))]
+        items = self.numbers(requests.item_ids)[requests.items[events]]
+        owners = requests.requests[events]
+        _, first, inverse = np.unique(
+            owners * len(self.index) + items, return_index=True, return_inverse=True
+        )
+        rank = np.empty(first.size, dtype=np.int64)
+        rank[np.argsort(first)] = np.arange(first.size)
+        ranks = rank[inverse]
+        lowest = np.full(len(requests), np.iinfo(np.int64).max)
+        np.minimum.at(lowest, owners, ranks)
+        return events, ranks - lowest[owners], items
+
+    def _added(self, requests: Requests, numbers: NDArray[np.int64]) -> sp.csr_matrix:
+        """What repeats add to the scores of items of each session, requests × items."""
+        shape = (len(requests), len(self.index))
+        if self._returns is None or not self._settings.repeat_weight:
+            return sp.csr_matrix(shape)
+        read = requests.interest & (requests.distances < self._settings.max_history)
+        events, places, items = self._session_places(requests, read & (numbers[requests.items] >= 0))
+        entries, first = np.unique(requests.requests[events] * len(self.index) + items, return_index=True)
+        owners, items = np.divmod(entries, len(self.index))
+        places, longest = places[first], len(self._returns)
+        seen = np.bincount(owners, minlength=len(requests))
+        within = places < longest
+        chances = self._returns[np.minimum(seen[owners], longest) - 1, np.minimum(places, longest - 1)]
+        added = self._settings.repeat_weight * chances.astype(np.float64)
+        return sp.csr_matrix((added[within], (owners[within], items[within])), shape=shape)
 
     def _recency(self, requests: Requests, read: NDArray[np.bool_]) -> NDArray[np.float64]:
         days = self._settings.recency_half_life
@@ -301,6 +345,11 @@ def _best(
     data: NDArray[np.float32],
     hidden_starts: NDArray[np.integer],
     hidden_items: NDArray[np.integer],
+    added_starts: NDArray[np.integer],
+    added_items: NDArray[np.integer],
+    added: NDArray[np.float64],
+    hop_weight: float,
+    hop_items: int,
     item_count: int,
     n: int,
     first: int,
@@ -313,16 +362,32 @@ def _best(
     seen = np.zeros(item_count, dtype=np.bool_)
     touched = np.empty(item_count, dtype=np.int64)
     for request in range(first, last):
-        count = 0
-        for k in range(input_starts[request], input_starts[request + 1]):
-            row, weight = input_rows[k], input_weights[k]
-            for entry in range(starts[row], starts[row + 1]):
-                item = indices[entry]
+        rows = input_rows[input_starts[request] : input_starts[request + 1]]
+        count = _add_rows(
+            rows,
+            input_weights[input_starts[request] : input_starts[request + 1]],
+            starts,
+            indices,
+            data,
+            sums,
+            seen,
+            touched,
+            0,
+        )
+        if hop_weight > 0.0:
+            passing = _passing(touched[:count], sums, rows, hop_items)
+            weights = np.empty(passing.size, dtype=np.float64)
+            for k in range(passing.size):
+                weights[k] = np.float64(np.float32(hop_weight * sums[passing[k]]))
+            count = _add_rows(passing, weights, starts, indices, data, sums, seen, touched, count)
+        if rows.size > 0:
+            for k in range(added_starts[request], added_starts[request + 1]):
+                item = added_items[k]
                 if not seen[item]:
                     seen[item] = True
                     touched[count] = item
                     count += 1
-                sums[item] += weight * np.float64(data[entry])
+                sums[item] += added[k]
         for k in range(hidden_starts[request], hidden_starts[request + 1]):
             sums[hidden_items[k]] = 0.0
         items, scores = lists[request - first], best[request - first]
@@ -347,6 +412,59 @@ def _best(
                 scores[place] = score
                 found = min(found + 1, n)
     return lists, best
+
+
+@compiled
+def _add_rows(
+    rows: NDArray[np.integer],
+    weights: NDArray[np.float64],
+    starts: NDArray[np.integer],
+    indices: NDArray[np.integer],
+    data: NDArray[np.float32],
+    sums: NDArray[np.float64],
+    seen: NDArray[np.bool_],
+    touched: NDArray[np.int64],
+    count: int,
+) -> int:
+    """Add weighted rows to the sums, and note which items they touch. Returns how many are touched now."""
+    for k in range(rows.size):
+        for entry in range(starts[rows[k]], starts[rows[k] + 1]):
+            item = indices[entry]
+            if not seen[item]:
+                seen[item] = True
+                touched[count] = item
+                count += 1
+            sums[item] += weights[k] * np.float64(data[entry])
+    return count
+
+
+@compiled
+def _passing(
+    touched: NDArray[np.int64], sums: NDArray[np.float64], rows: NDArray[np.integer], limit: int
+) -> NDArray[np.int64]:
+    """The best items of positive score that are no inputs, ascending; of equal ones the first."""
+    candidates = np.empty(touched.size, dtype=np.int64)
+    count = 0
+    for k in range(touched.size):
+        item = touched[k]
+        place = np.searchsorted(rows, item)
+        if sums[item] > 0.0 and not (place < rows.size and rows[place] == item):
+            candidates[count] = item
+            count += 1
+    candidates = np.sort(candidates[:count])
+    if count <= limit:
+        return candidates
+    scores = sums[candidates]
+    threshold = np.partition(scores, count - limit)[count - limit]
+    ties = limit - (scores > threshold).sum()
+    kept = np.zeros(count, dtype=np.bool_)
+    for k in range(count):
+        if scores[k] > threshold:
+            kept[k] = True
+        elif scores[k] == threshold and ties > 0:
+            kept[k] = True
+            ties -= 1
+    return candidates[kept]
 
 
 # ---- A validation period -----------------------------------------------------------------------------------

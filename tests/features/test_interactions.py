@@ -27,9 +27,8 @@ def permitted(rows: list[Row], attributes: pa.Table | None = None) -> PermittedR
     columns: dict[str, Any] = {
         name: pa.array([row[position] for row in rows], pa.string()) for position, name in enumerate(NAMES)
     }
-    return PermittedRows(
-        pa.table({**columns, "ts": pa.array([0] * len(rows), pa.int64())}), attributes, (), NOBODY
-    )
+    times = pa.array([0] * len(rows), pa.int64())
+    return PermittedRows(pa.table({**columns, "ts": times}), attributes, (), NOBODY, until=1)
 
 
 def test_of_one_source_the_largest_weight_counts_and_sources_are_summed() -> None:
@@ -68,6 +67,57 @@ def test_older_events_weigh_less_than_the_newest_of_the_same_person() -> None:
         half_life=10 * day,
     )
     assert found.matrix.toarray().tolist() == [[1 + 4 / 2, 4 / 4], [0, 4]]
+
+
+def test_a_session_knows_the_order_of_its_items_and_its_age() -> None:
+    day = 86_400_000_000
+    visits = [("s", "c", 1), ("s", "a", 2), ("s", "c", 3), ("s", "b", 3), ("t", "b", 12), ("t", "a", 11)]
+    rows: list[Row] = [("p", session, item, "view", "online") for session, item, _ in visits]
+    given_rows = permitted(rows)
+    times = pa.array([at * day for *_, at in visits], pa.int64())
+    found = interactions(
+        dataclasses.replace(given_rows, rows=given_rows.rows.set_column(5, "ts", times), until=23 * day),
+        by_session=True,
+        source_weights={"online": 1},
+        event_weights={},
+        session_half_life=10 * day,
+    )
+    assert found.order is not None
+    # By the last time that each item was seen: a, then c and b, of one instant, in the given order.
+    assert found.matrix.toarray().tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert found.order.positions.tolist() == [0, 2, 1, 0, 1]
+    # Sessions are as old as their last event: 20 and 11 days, the second in steps of an eighth of a halving.
+    assert found.order.row_scale.tolist() == [0.25, 2.0**-1]
+    assert found.repeats is not None
+    # a and b are new; c comes back after one other item.
+    assert found.repeats.events[1, 1] == 1
+    assert found.repeats.events.sum() == 4
+
+
+def test_items_of_weight_zero_have_no_place_in_the_order() -> None:
+    rows: list[Row] = [
+        ("p", "s", "a", "view", "online"),
+        ("p", "s", "b", "click", "online"),
+        ("p", "s", "c", "view", "online"),
+    ]
+    found = interactions(
+        permitted(rows), by_session=True, source_weights={"online": 1}, event_weights={"click": 0}
+    )
+    assert found.order is not None
+    assert found.matrix.indices.tolist() == [0, 2]
+    assert found.order.positions.tolist() == [0, 2]
+    assert found.order.row_scale.tolist() == [1]
+
+
+def test_histories_of_persons_have_no_order() -> None:
+    found = interactions(
+        permitted([("p", "s", "a", "view", "online")]),
+        by_session=False,
+        source_weights={"online": 1},
+        event_weights={},
+    )
+    assert found.order is None
+    assert found.repeats is None
 
 
 def test_sessions_of_two_visitors_are_two_whatever_their_ids() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy import sparse
 
 import consentier.models
@@ -40,6 +41,7 @@ VARIANTS: list[tuple[type[ItemModel], dict[str, Any]]] = [
     (ItemKNN, {"similarity": "tfidf"}),
     (ItemKNN, {"similarity": "bm25", "neighbours": 30}),
     (LocalRidge, {"neighbours": 30, "repeat_weight": 0.5}),
+    (LocalRidge, {"second_hop_weight": 0.7, "second_hop_items": 5}),
     (LocalRidge, {"row_exponent": 0.0, "item_exponent": 0.0, "popularity_regularisation": 0.1}),
     (ALS, {"factors": 6, "regularisation": 1.0, "frequency_exponent": 0.0, "unobserved_weight": 1.0}),
     (BPR, {"factors": 70, "iterations": 40, "learning_rate": 0.1, "seed": 3}),
@@ -414,14 +416,26 @@ def linear(
     return model(**settings).fit(histories, show_progress=False)
 
 
+def both_hops(
+    history: NDArray[np.float64], weights: NDArray[np.float64], hop_weight: float, hop_items: int
+) -> NDArray[np.float64]:
+    """The history times the weights, and what the best items of that pass on."""
+    first = history @ weights
+    passing = np.where((first > 0) & (history == 0), first, 0)
+    passing[np.lexsort((np.arange(first.size), -passing))[hop_items:]] = 0
+    return np.asarray(first + (hop_weight * passing).astype(np.float32) @ weights)
+
+
 @linear_models
 def test_scores_are_the_history_times_the_weights(
     model: type[LinearItemModel], settings: dict[str, Any]
 ) -> None:
     histories = shop()
     recommender = linear(model, settings, histories)
-    expected = histories.astype(np.float64) @ recommender.weights.astype(np.float64)
-    dense = expected.toarray() if model.personalised else np.tile(recommender.popularity, (120, 1))
+    hop = settings.get("second_hop_weight", 0.0), settings.get("second_hop_items", 1)
+    weights = recommender.weights.toarray().astype(np.float64)
+    expected = np.array([both_hops(row, weights, *hop) for row in histories.toarray().astype(np.float64)])
+    dense = expected if model.personalised else np.tile(recommender.popularity, (120, 1))
 
     ids, scores = recommender.recommend(np.arange(120), histories, N=60, filter_already_liked_items=False)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import sparse
 
-from consentier.models.scoring import score_rows, top_items
+from consentier.models.scoring import score_rows, top_items, with_second_hop
 
 
 def weights_matrix(inputs: int, items: int, density: float, seed: int) -> sparse.csr_matrix:
@@ -27,6 +27,27 @@ def added_one_by_one(
             item = int(matrix.indices[k])
             sums[item] = sums.get(item, 0.0) + weight * float(matrix.data[k])
     return sums
+
+
+@given(seed=st.integers(0, 1000), hop_items=st.integers(1, 12), length=st.integers(0, 4))
+def test_the_best_items_speak_too(seed: int, hop_items: int, length: int) -> None:
+    rng = np.random.default_rng(seed)
+    matrix = weights_matrix(10, 10, 0.4, seed)
+    rows = np.sort(rng.permutation(10)[:length]).astype(np.int64)
+    weights = rng.integers(1, 4, length).astype(np.float32)
+    ids, scores = score_rows(matrix.indptr, matrix.indices, matrix.data, rows, weights, 10)
+
+    both, both_weights = with_second_hop(rows, weights, ids, scores, hop_weight=0.5, hop_items=hop_items)
+
+    first = np.zeros(10)
+    first[ids] = scores
+    ranked = [item for item in np.lexsort((np.arange(10), -first)) if first[item] > 0 and item not in rows]
+    passed = sorted(ranked[:hop_items])
+    assert both.tolist() == [*rows.tolist(), *passed]
+    np.testing.assert_array_equal(
+        both_weights, [*weights, *(np.float32(0.5) * first[passed].astype(np.float32))]
+    )
+    assert both_weights.dtype == np.float32
 
 
 @given(

@@ -35,7 +35,8 @@ def scorer(folder: Path, catalogue: Catalogue | None = None, **scoring: Any) -> 
     weights = np.zeros((4 + 6, 4), np.float32)
     weights[0, 1], weights[0, 2], weights[3, 1], weights[4, 3] = 1, 2, 4, 8
     path = folder / f"bundle {len(list(folder.iterdir()))}"
-    write_linear(path, Tier.FUSED, items=FRUIT, weights=sp.csr_matrix(weights), scoring=scoring)
+    settings = {"second_hop_weight": 0.0, "repeat_weight": 0.0, **scoring}
+    write_linear(path, Tier.FUSED, items=FRUIT, weights=sp.csr_matrix(weights), scoring=settings)
     return LinearScorer(open_bundle(path), catalogue)
 
 
@@ -78,6 +79,80 @@ def test_older_events_of_a_session_weigh_less_and_others_do_not(folder: Path) ->
     found = model.answer(PermittedView(ALL, online_history=(Event("date"), Event("apple"))), asked())
     assert found is not None
     assert found.scores == (5, 2)
+
+
+def test_in_a_session_distinct_known_items_count_as_places(folder: Path) -> None:
+    model = scorer(folder, session_decay=2.0)
+    seen = ("date", "apple", "mango", "apple", "apple")
+    found = model.answer(PermittedView(ALL, session=tuple(map(Event, seen))), asked())
+    assert found == dataclasses.replace(
+        model.answer(PermittedView(ALL, session=(Event("date"), Event("apple"))), asked()) or found,
+        unknown_items=1,
+    )
+
+
+def test_the_best_items_pass_on_to_what_goes_with_them(folder: Path) -> None:
+    view = PermittedView(ALL, crm_history=(Event("apple"),), attributes={"region": "north"})
+    once = scorer(folder, attribute_weight=1.2).answer(view, asked())
+    assert once is not None
+    # Apple weighs 2: banana 2, cherry 4; north fades to 1.2 / 1.2 = 1: date 8.
+    assert dict(zip(once.items, once.scores, strict=True)) == {"date": 8, "cherry": 4, "banana": 2}
+    passed = {"attribute_weight": 1.2, "second_hop_weight": 0.5}
+    both = scorer(folder, **passed, second_hop_items=1).answer(view, asked())
+    assert both is not None
+    # Date passes on: .5 * 8 to banana with weight 4. Apple would, if it were not of the history.
+    assert dict(zip(both.items, both.scores, strict=True)) == {"banana": 2 + 16, "date": 8, "cherry": 4}
+
+
+def test_nothing_passes_through_sensitive_items(folder: Path) -> None:
+    catalogue = Catalogue(frozenset(FRUIT), frozenset({"date"}))
+    view = PermittedView(ALL, crm_history=(Event("apple"),), attributes={"region": "north"})
+    settings = {"attribute_weight": 1.2, "second_hop_weight": 0.5}
+    found = scorer(folder, catalogue, **settings).answer(view, asked())
+    assert found is not None
+    assert dict(zip(found.items, found.scores, strict=True))["banana"] == 2
+
+
+def test_what_cannot_be_shown_may_still_pass_on(folder: Path) -> None:
+    catalogue = Catalogue(frozenset({"banana"}), frozenset())
+    view = PermittedView(ALL, crm_history=(Event("apple"),), attributes={"region": "north"})
+    settings = {"attribute_weight": 1.2, "second_hop_weight": 0.5}
+    found = scorer(folder, catalogue, **settings).answer(view, asked())
+    assert found is not None
+    assert (found.items, found.scores) == (("banana",), (18,))
+
+
+def test_sessions_return_to_what_they_saw_as_often_as_was_learnt(folder: Path) -> None:
+    model = scorer(folder, repeat_weight=2.0, session_decay=2.0)
+    # The table of the test bundles: rows by distinct items seen, columns by distinct items since.
+    table = np.tril(np.linspace(0.5, 0.1, 16, dtype=np.float32).reshape(4, 4))
+    found = model.answer(PermittedView(ALL, session=tuple(map(Event, ("date", "mango", "apple")))), asked())
+    assert found is not None
+    scores = dict(zip(found.items, found.scores, strict=True))
+    assert scores["apple"] == 2 * float(table[1, 0])
+    assert scores["date"] == 2 * float(table[1, 1])
+    assert scores["cherry"] == 6
+    hidden = scorer(folder, repeat_weight=2.0, hide=["session"])
+    answer = hidden.answer(PermittedView(ALL, session=(Event("date"),)), asked())
+    assert answer is not None
+    assert answer.items == ("banana",)
+    # Other sources have no such table.
+    answer = model.answer(PermittedView(ALL, online_history=(Event("date"),)), asked())
+    assert answer is not None
+    assert answer.items == ("banana",)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [np.ones((2, 3), np.float32), np.full((2, 2), 1.5, np.float32), np.full((2, 2), np.nan, np.float32),
+     np.ones((2, 2), np.float64), np.ones(4, np.float32), np.zeros((0, 0), np.float32)],
+)  # fmt: skip
+def test_a_table_of_repeats_holds_probabilities(folder: Path, table: Any) -> None:
+    path = folder / f"bundle {len(list(folder.iterdir()))}"
+    write_linear(path, Tier.SESSION)
+    bundle = open_bundle(path)
+    with pytest.raises(BundleMalformed, match="repeats"):
+        LinearScorer(dataclasses.replace(bundle, arrays={**bundle.arrays, "repeats": table}), None)
 
 
 def test_an_event_counts_less_the_older_it_is_than_the_newest_of_all_sources(folder: Path) -> None:

@@ -31,7 +31,7 @@ def permitted(
         {name: pa.array(values, kind) for name, values, kind in zip(COLUMNS, columns, types, strict=True)}
     )
     nobody = pa.table({"kind": pa.array([], pa.string()), "subject_id": pa.array([], pa.string())})
-    return PermittedRows(table, None if attributes is None else pa.table(attributes), (), nobody)
+    return PermittedRows(table, None if attributes is None else pa.table(attributes), (), nobody, until=1)
 
 
 def test_texts_are_hashed_by_siphash() -> None:

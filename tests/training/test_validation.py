@@ -85,6 +85,9 @@ _settings = st.builds(
     hide=st.sampled_from(((), ("session",), ("crm", "online"))),
     max_history=st.integers(1, 10),
     recency_half_life=st.none() | st.floats(0.5, 100),
+    second_hop_weight=_weights,
+    second_hop_items=st.integers(1, 12),
+    repeat_weight=_weights,
     attribute_weight=_weights,
     attribute_fade=st.floats(0.5, 20),
 )
