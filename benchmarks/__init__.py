@@ -1,0 +1,1 @@
+"""Measurements. Not part of the installed package: run them from the repository's root."""

@@ -1,0 +1,51 @@
+"""Users with few films and known attributes, on MovieLens-1M: quality with intervals, and cost.
+
+As the benchmark `movielens`, but of each judged user only 0, 1, 3 or 5 films are known, and age band, gender,
+occupation and region. Parameters are chosen by the mean over these four on the published validation users.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.quality import splits
+from benchmarks.quality.benchmark import Parameters, run
+from benchmarks.quality.matrix import MatrixBenchmark, data_of
+from benchmarks.quality.measure import Task, Values
+from benchmarks.quality.movielens import FILES
+
+HISTORIES = (0, 1, 3, 5)
+
+
+class AttributesBenchmark(MatrixBenchmark):
+    """See the module."""
+
+    name = "movielens_attributes"
+    sets = ("movielens1m_attributes",)
+    objective = "mean"
+    metrics = (("ndcg", 100),)
+
+    def files(self, dataset: str) -> tuple[str, ...]:
+        """See the base class."""
+        return tuple(f"cf/movielens1m/{part}.parquet" for part in (*FILES, "users"))
+
+    def cases(self, task: Task) -> dict[str, splits.MatrixSplit]:
+        """See the base class."""
+        return {
+            f"{history} films/": splits.read_movielens(data_of(task), task.part, history, attributes=True)
+            for history in HISTORIES
+        }
+
+    def quality(self, task: Task, split: Any, parameters: Parameters) -> Values:
+        """See the base class."""
+        return _with_mean(super().quality(task, split, parameters))
+
+
+def _with_mean(values: Values) -> Values:
+    return {**values, "mean": sum(values.values()) / len(values)}
+
+
+BENCHMARK = AttributesBenchmark()
+
+if __name__ == "__main__":
+    run(BENCHMARK)
