@@ -9,7 +9,8 @@ FUZZ_SECONDS ?= 60
 
 LOCK := requirements/lock.txt
 LOWER_BOUNDS := requirements/lower-bounds.txt
-# All extras but spark, whose engine is larger than the rest together, and fuzz, which few machines have wheels of.
+# All extras but spark, whose engine is larger than the rest together, fuzz, which few machines have wheels of, and
+# bench, which brings peers to compare with.
 LOCKED_EXTRAS := $(foreach extra,cli train notebooks dev services,--extra $(extra))
 PACKAGED := consent features models serving training src
 # Folders stand for files that were removed or renamed.
@@ -26,7 +27,7 @@ SAY := @printf '\n==> %s\n'
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint types contracts tests test-services fuzz test-lower-bounds dev wheel \
-	benchmark-import lock clean
+	benchmark-import bench-env lock clean
 
 help:  ## Show this list
 	@printf 'Targets (PYTHON=%s):\n' '$(PYTHON)'
@@ -91,6 +92,9 @@ benchmark-import: $(TEST)/.wheel  ## Time of `import consentier` and of the firs
 	$(SAY) 'Measuring import times, relative to NumPy'
 	$(TEST)/bin/python benchmarks/import_time.py
 
+bench-env: .venv-bench/.wheel  ## Consentier and its peers in .venv-bench, for benchmarks/quality
+	@echo 'Run, for instance: .venv-bench/bin/python -m benchmarks.quality.session --data DATA --set diginetica'
+
 lock:  ## Resolve requirements/*.txt anew
 	$(SAY) 'Resolving the lock and the lower bounds'
 	$(PYTHON) -m venv .venv-lock
@@ -104,8 +108,8 @@ lock:  ## Resolve requirements/*.txt anew
 		-c requirements/constraints.in pyproject.toml --resolution lowest-direct -o $(LOWER_BOUNDS)
 
 clean:  ## Remove environments, build results and caches
-	rm -rf .venv .venv-test .venv-spark .venv-fuzz .venv-demo .venv-build .venv-lock .venv-lower-bounds .build build \
-		*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-test .venv-spark .venv-fuzz .venv-demo .venv-bench .venv-build .venv-lock \
+		.venv-lower-bounds .build build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # --- environments -----------------------------------------------------------------------------------------
 
@@ -125,6 +129,12 @@ endef
 	$(SAY) 'Installing what training needs into $(@D) (some minutes the first time)'
 	$(new_environment)
 	$(@D)/$(PIP) install -c $(LOCK) "$$(ls .build/dist/*.whl)[train]"
+	@touch $@
+
+.venv-bench/.requirements: $(LOCK) | .build/dist/.built
+	$(SAY) 'Installing what the benchmarks need into $(@D) (some minutes the first time)'
+	$(new_environment)
+	$(@D)/$(PIP) install -c $(LOCK) "$$(ls .build/dist/*.whl)[bench]"
 	@touch $@
 
 .venv-spark/.requirements: $(LOCK)
@@ -161,7 +171,8 @@ endef
 	.venv-build/bin/python scripts/build_distributions.py $(@D)
 	@touch $@
 
-.venv-test/.wheel .venv-demo/.wheel .venv-spark/.wheel .venv-fuzz/.wheel .venv-lower-bounds/.wheel: \
+.venv-test/.wheel .venv-demo/.wheel .venv-bench/.wheel .venv-spark/.wheel .venv-fuzz/.wheel \
+		.venv-lower-bounds/.wheel: \
 		%/.wheel: %/.requirements .build/dist/.built
 	$(SAY) 'Installing the wheel into $(@D)'
 	$(@D)/$(PIP) $(INSTALL_WHEEL)

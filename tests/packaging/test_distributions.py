@@ -139,7 +139,7 @@ def declared() -> list[Requirement]:
     extras = {
         name: texts
         for name, texts in project["optional-dependencies"].items()
-        if name not in {"spark", "fuzz"}
+        if name not in {"spark", "fuzz", "bench"}
     }
     texts = [*project["dependencies"], *(text for each in extras.values() for text in each)]
     return [each for each in map(Requirement, texts) if each.name != "consentier"]
