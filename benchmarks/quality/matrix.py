@@ -73,7 +73,7 @@ class MatrixBenchmark(Benchmark):
         first = next(iter(split.values()))
         model = self._model(task.model, first.item_count, parameters)
         model.fit(first.train)
-        return self._judged(model, split)
+        return self.judged(model, split)
 
     def measure(self, task: Task) -> Measured:
         """See the base class."""
@@ -98,9 +98,10 @@ class MatrixBenchmark(Benchmark):
             "batch": answering.rates(len(first.histories)),
             "single": latency(lambda asked: model.recommend(asked[0], asked[1], count), single),
         }
-        return Measured(facts, self._judged(model, split))
+        return Measured(facts, self.judged(model, split))
 
-    def _judged(self, model: MatrixModel, cases: dict[str, splits.MatrixSplit]) -> Values:
+    def judged(self, model: MatrixModel, cases: dict[str, splits.MatrixSplit]) -> Values:
+        """Metrics of each judged user in each case, by a fitted model."""
         count = max(cutoff for _, cutoff in self.metrics)
         values: Values = {}
         for prefix, case in cases.items():

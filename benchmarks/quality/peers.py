@@ -49,15 +49,16 @@ def joined(rows: Interactions, order_weight: float, cart_weight: float) -> spars
 
 
 def best(scores: Scores, hidden: sparse.csr_matrix, count: int) -> NDArray[np.int64]:
-    """The items with the highest scores that are not hidden, equal ones by ascending number."""
+    """The items with the highest scores that are not hidden, equal ones by ascending number; -1 beyond."""
     for row in range(len(scores)):
         scores[row, hidden.indices[hidden.indptr[row] : hidden.indptr[row + 1]]] = -np.inf
-    count = min(count, scores.shape[1])
-    chosen = np.sort(np.argpartition(-scores, count - 1, axis=1)[:, :count], axis=1)
+    lists = np.full((len(scores), count), -1, dtype=np.int64)
+    width = min(count, scores.shape[1])
+    chosen = np.sort(np.argpartition(-scores, width - 1, axis=1)[:, :width], axis=1)
     values = np.take_along_axis(scores, chosen, axis=1)
     order = np.argsort(-values, axis=1, kind="stable")
-    lists = np.take_along_axis(chosen, order, axis=1).astype(np.int64)
-    lists[np.isneginf(np.take_along_axis(values, order, axis=1))] = -1
+    shown = ~np.isneginf(np.take_along_axis(values, order, axis=1))
+    lists[:, :width] = np.where(shown, np.take_along_axis(chosen, order, axis=1), -1)
     return lists
 
 
