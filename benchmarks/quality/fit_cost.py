@@ -9,7 +9,7 @@ the items in time, the square in memory. Rows that were not measured say so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,12 +77,13 @@ def extrapolated(row: Row, items: int) -> Row:
 
 def measure(case: Row) -> Row:
     """Fit one method at one size in this process, after a tiny fit."""
-    fit = {
+    methods: dict[str, Callable[[sparse.csr_matrix], object]] = {
         "local_ridge": fit_local_ridge,
         "ease_float32": lambda matrix: ease(matrix, np.dtype(np.float32)),
         "ease_float64": lambda matrix: ease(matrix, np.dtype(np.float64)),
         "slist_float32": lambda matrix: slist(matrix, np.dtype(np.float32)),
-    }[case["method"]]
+    }
+    fit = methods[case["method"]]
     fit(simulated(100, 1000))
     interactions = simulated(case["items"], case["interactions"])
     clock = Clock()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -268,7 +268,7 @@ class IrspackIALS(_Irspack):
     regularisation: float = 0.003
     exponent: float = 1.0
     """ν: how the penalty grows with what a user or an item has."""
-    solver: str = "CG"
+    solver: Literal["CG", "CHOLESKY", "IALSPP"] = "CG"
     iterations: int = 16
     feature_weight: float = 0.0
     """Penalty of the features' factors; 0: no features."""
@@ -276,7 +276,7 @@ class IrspackIALS(_Irspack):
     def _made(self, matrix: sparse.csr_matrix, train: Interactions) -> Any:
         from irspack.recommenders import IALSRecommender
 
-        features = {}
+        features: dict[str, Any] = {}
         if self.feature_weight > 0:
             features = {"user_features": train.attributes, "lambda_user_feature": self.feature_weight}
         return IALSRecommender(
