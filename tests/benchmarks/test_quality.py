@@ -262,8 +262,9 @@ def test_costs_are_measured_and_written(name: str, arguments: list[str], tmp_pat
     assert table(results).count("\n| ") >= 3
 
 
-def test_dense_closed_forms_solve_what_they_promise() -> None:
+def test_dense_closed_forms_solve_what_they_promise(monkeypatch: pytest.MonkeyPatch) -> None:
     fit_cost = importlib.import_module("benchmarks.quality.fit_cost")
+    monkeypatch.setattr(fit_cost, "_BLOCK", 16)
     matrix = simulated(40, 400)
     gram = (matrix.T @ matrix).toarray().astype(np.float64)
     found = fit_cost.ease(matrix, np.dtype(np.float64))
