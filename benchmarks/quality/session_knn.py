@@ -217,7 +217,7 @@ def _vmis(
         for k in range(stop - 1, max(start, stop - sample_size) - 1, -1):
             session = index.item_sessions[k]
             if scratch.marked[session]:
-                scratch.similarity[session] += scratch.place[item] / prefix.size
+                scratch.similarity[session] += scratch.place[item]
                 continue
             if size == sample_size:
                 if session < candidates[0]:
@@ -229,9 +229,10 @@ def _vmis(
                 _push(candidates, size, session)
                 size += 1
             scratch.marked[session] = True
-            scratch.similarity[session] = scratch.place[item] / prefix.size
+            scratch.similarity[session] = scratch.place[item]
     found = np.sort(candidates[:size])
-    similarity = scratch.similarity[found]
+    # Positions are summed and then divided, so that equal similarities are equal to the last bit.
+    similarity = scratch.similarity[found] / prefix.size
     for session in found:
         scratch.marked[session] = False
         scratch.similarity[session] = 0.0
