@@ -199,12 +199,12 @@ class TierConfig(_Section):
     second_hop_items: int = Field(
         default=50, ge=1, le=1000, description="How many of the best items pass on."
     )
-    distance_decay: float | None = Field(
-        default=None,
-        gt=0,
+    distance_decay: float = Field(
+        default=0.0,
+        ge=0,
         le=1e6,
         description="In training, two items of a session with d others between them count "
-        "exp(-d / distance_decay); absent: all alike (session tier, local_ridge only).",
+        "exp(-d / distance_decay); 0: all alike (session tier, local_ridge only).",
     )
     reverse_weight: float = Field(
         default=1.0,
@@ -213,12 +213,12 @@ class TierConfig(_Section):
         description="In training, what a pair of a session counts for predicting the item that came first "
         "(session tier, local_ridge only).",
     )
-    session_half_life: float | None = Field(
-        default=None,
-        gt=0,
+    session_half_life: float = Field(
+        default=0.0,
+        ge=0,
         le=1e6,
-        description="In training, days before the cut-off after which a session counts half as much; absent: "
-        "all alike (session tier, local_ridge only).",
+        description="In training, days before the cut-off after which a session counts half as much; 0: all "
+        "alike (session tier, local_ridge only).",
     )
     session_decay: float = Field(
         default=3.0,

@@ -394,7 +394,7 @@ def _matrix_settings(tier: Tier, config: TierConfig) -> dict[str, Any]:
         "source_weights": {"online": 1.0} if session else config.source_weights,
         "event_weights": config.event_weights,
         "half_life": None if session else _half_life(config.recency_half_life),
-        "session_half_life": _half_life(config.session_half_life) if session else None,
+        "session_half_life": _half_life(config.session_half_life or None) if session else None,
     }
 
 
@@ -416,7 +416,7 @@ def estimator(
             item_exponent=config.item_exponent,
             repeat_weight=0.0 if session else config.repeat_weight,
             reverse_weight=config.reverse_weight if session else 1.0,
-            distance_decay=config.distance_decay if session else None,
+            distance_decay=(config.distance_decay or None) if session else None,
             second_hop_weight=config.second_hop_weight,
             second_hop_items=config.second_hop_items,
             max_gram_entries=config.max_gram_entries,

@@ -10,119 +10,190 @@ from scipy import sparse
 
 from benchmarks.quality.peers import joined
 from benchmarks.quality.splits import Interactions, Sessions
+from consentier.models.als import ALS
+from consentier.models.base import ItemModel
+from consentier.models.gram import SessionOrder
 from consentier.models.local_ridge import LocalRidge
-from consentier.models.scoring import score_rows, top_items
+from consentier.models.recency import microseconds_of_days, recency_weights
+from consentier.models.repeats import repeat_counts
+from consentier.models.scoring import score_rows, top_items, with_second_hop
 
-__all__ = ["LocalRidgeSessions", "LocalRidgeUsers"]
+__all__ = ["FactorUsers", "LocalRidgeSessions", "LocalRidgeUsers"]
 
 
 @dataclass(kw_only=True)
 class LocalRidgeSessions:
-    """`LocalRidge` on the items of each session, with the running session's clicks weighted by recency."""
+    """The session tier: `LocalRidge` on ordered sessions, learnt repeats, and a second hop."""
 
     item_count: int
-    click_decay: float
-    """Clicks from the session's end after which a click weighs 1 / e."""
+    session_decay: float
+    """Distinct items from the session's end after which an item weighs 1 / e."""
     neighbours: int
     regularisation: float
     row_exponent: float
     item_exponent: float
     repeat_weight: float
-    popularity_regularisation: float = 0.0
+    """What the learnt probability that a session returns to an item adds to its score."""
+    distance_decay: float
+    reverse_weight: float
+    session_half_life: float
+    """Days before the end of train in which the weight of a session halves."""
+    second_hop_weight: float
+    second_hop_items: int = 50
+    min_persons: int = 1
 
-    _model: LocalRidge = field(init=False, repr=False)
+    _weights: sparse.csr_matrix = field(init=False, repr=False)
+    _returns: NDArray[np.float32] = field(init=False, repr=False)
 
     def fit(self, sessions: Sessions) -> None:
-        """Fit to the sets of items of the sessions."""
-        matrix = sparse.csr_matrix(
-            (np.ones(len(sessions.items), dtype=np.float32), sessions.items, sessions.starts),
-            shape=(len(sessions), self.item_count),
-        )
-        matrix.sum_duplicates()
-        matrix.data[:] = 1
-        self._model = LocalRidge(
+        """Fit to the sessions in their order; each counts as one person."""
+        matrix, order = self._ordered(sessions)
+        model = LocalRidge(
             neighbours=self.neighbours,
             regularisation=self.regularisation,
             row_exponent=self.row_exponent,
             item_exponent=self.item_exponent,
-            popularity_regularisation=self.popularity_regularisation,
-            repeat_weight=self.repeat_weight,
+            distance_decay=self.distance_decay,
+            reverse_weight=self.reverse_weight,
+            min_persons=self.min_persons,
             threads=1,
-        ).fit(matrix, show_progress=False)
+        )
+        self._weights = model.solve(model.count(matrix, order=order))
+        owners = np.arange(len(sessions), dtype=np.int64)
+        numbers = np.repeat(owners, np.diff(sessions.starts))
+        self._returns = repeat_counts(numbers, sessions.items, owners).probabilities(self.min_persons)
+
+    def _ordered(self, sessions: Sessions) -> tuple[sparse.csr_matrix, SessionOrder]:
+        """Distinct items of each session, placed by their last click, and the sessions' weights by age."""
+        numbers = np.repeat(np.arange(len(sessions), dtype=np.int64), np.diff(sessions.starts))
+        entries = numbers * self.item_count + sessions.items
+        distinct, last = np.unique(entries[::-1], return_index=True)
+        clicks = entries.size - 1 - last
+        places = np.empty(distinct.size, dtype=np.int64)
+        places[np.argsort(clicks)] = np.arange(distinct.size)
+        rows, columns = np.divmod(distinct, self.item_count)
+        first = np.full(len(sessions), distinct.size)
+        np.minimum.at(first, rows, places)
+        matrix = sparse.csr_matrix(
+            (np.ones(rows.size, np.float32), columns, np.searchsorted(rows, np.arange(len(sessions) + 1))),
+            shape=(len(sessions), self.item_count),
+        )
+        ended = sessions.times[sessions.starts[1:] - 1]
+        ages = ((ended.max() - ended) * 1e6).astype(np.int64)
+        scale = recency_weights(ages, microseconds_of_days(self.session_half_life))
+        return matrix, SessionOrder(places - first[rows], np.maximum(scale, 2.0**-16))
 
     def recommend(self, prefix: NDArray[np.int64], now: float, count: int) -> NDArray[np.int64]:
-        """The best items; an item that was clicked twice counts at its last click."""
-        backwards, distance = np.unique(prefix[::-1], return_index=True)
-        weights = np.exp(-distance / self.click_decay).astype(np.float32)
-        matrix = self._model.weights
-        ids, scores = score_rows(
-            matrix.indptr, matrix.indices, matrix.data, backwards, weights, self.item_count
+        """The best items; the functions are those of the served scorer."""
+        recent = np.array(list(dict.fromkeys(prefix[::-1].tolist()))[:50], dtype=np.int64)
+        decayed = np.exp(-np.arange(recent.size) / self.session_decay).astype(np.float32)
+        order = np.argsort(recent)
+        rows, weights = recent[order], decayed[order]
+        ids, scores = self._score(rows, weights)
+        both = with_second_hop(
+            rows, weights, ids, scores, hop_weight=self.second_hop_weight, hop_items=self.second_hop_items
         )
-        return top_items(ids, scores, count)[0]
+        ids, scores = self._score(*both)
+        length = min(recent.size, len(self._returns))
+        sums = np.zeros(self.item_count)
+        sums[ids] = scores
+        sums[recent[:length]] += self.repeat_weight * self._returns[length - 1, :length].astype(np.float64)
+        together = np.union1d(ids, recent[:length])
+        return top_items(together, sums[together], count)[0]
+
+    def _score(
+        self, rows: NDArray[np.int64], weights: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        matrix = self._weights
+        return score_rows(matrix.indptr, matrix.indices, matrix.data, rows, weights, self.item_count)
 
 
 @dataclass(kw_only=True)
-class LocalRidgeUsers:
-    """`LocalRidge` on users' items; both sources make one history, attribute values are further inputs."""
+class _Users:
+    """A model on users' items; both sources make one history, attribute values are further inputs."""
 
     item_count: int
-    neighbours: int
-    regularisation: float
-    row_exponent: float
-    item_exponent: float
-    popularity_regularisation: float = 0.0
     order_weight: float = 1.0
     cart_weight: float = 0.0
     """What an entry of the second source counts, where there is one."""
     attribute_weight: float = 0.0
     """What an attribute value counts; 0: attributes are not read."""
 
-    _model: LocalRidge = field(init=False, repr=False)
+    _model: ItemModel = field(init=False, repr=False)
+
+    def _unfitted(self) -> ItemModel:
+        raise TypeError(f"{type(self).__name__} names no model")
 
     def fit(self, train: Interactions) -> None:
         """Fit to the joined histories."""
-        self._model = LocalRidge(
-            item_count=self.item_count,
-            neighbours=self.neighbours,
-            regularisation=self.regularisation,
-            row_exponent=self.row_exponent,
-            item_exponent=self.item_exponent,
-            popularity_regularisation=self.popularity_regularisation,
-            threads=1,
-        ).fit(self._inputs(train), show_progress=False)
-        self._popular = np.argsort(-self._model.popularity, kind="stable")
+        self._model = self._unfitted().fit(self._inputs(train), show_progress=False)
 
     def recommend(self, histories: Interactions, hidden: sparse.csr_matrix, count: int) -> NDArray[np.int64]:
         """The best items that are not hidden; popular ones where the model has too few."""
-        inputs, weights = self._inputs(histories), self._model.weights
+        inputs = self._inputs(histories)
         lists = np.full((len(histories), count), -1, dtype=np.int64)
-        masked = np.zeros(self.item_count, dtype=np.bool_)
         for user in range(len(histories)):
-            row = slice(inputs.indptr[user], inputs.indptr[user + 1])
             withheld = hidden.indices[hidden.indptr[user] : hidden.indptr[user + 1]]
-            ids, scores = score_rows(
-                weights.indptr,
-                weights.indices,
-                weights.data,
-                inputs.indices[row].astype(np.int64),
-                inputs.data[row],
-                self.item_count,
+            found, _ = self._model.recommend(
+                user,
+                inputs[user],
+                N=count,
+                filter_already_liked_items=False,
+                filter_items=withheld,
             )
-            masked[withheld] = True
-            chosen = top_items(ids, scores, count, hidden=masked)[0]
-            if len(chosen) < count:
-                chosen = self._filled(chosen, masked, count)
-            masked[withheld] = False
-            lists[user, : len(chosen)] = chosen
+            lists[user, : len(found)] = found
         return lists
-
-    def _filled(self, chosen: NDArray[np.int64], masked: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
-        candidates = self._popular[: count + int(masked.sum()) + len(chosen)]
-        others = candidates[~masked[candidates] & ~np.isin(candidates, chosen)]
-        return np.concatenate([chosen, others[: count - len(chosen)]])
 
     def _inputs(self, rows: Interactions) -> sparse.csr_matrix:
         matrix = joined(rows, self.order_weight, self.cart_weight)
         if self.attribute_weight > 0 and rows.attributes is not None:
             matrix = sparse.hstack([matrix, rows.attributes * np.float32(self.attribute_weight)])
         return sparse.csr_matrix(matrix, dtype=np.float32)
+
+
+@dataclass(kw_only=True)
+class LocalRidgeUsers(_Users):
+    """`LocalRidge`."""
+
+    neighbours: int
+    regularisation: float
+    row_exponent: float
+    item_exponent: float
+    popularity_regularisation: float = 0.0
+    second_hop_weight: float = 0.0
+    second_hop_items: int = 50
+
+    def _unfitted(self) -> ItemModel:
+        return LocalRidge(
+            item_count=self.item_count,
+            neighbours=self.neighbours,
+            regularisation=self.regularisation,
+            row_exponent=self.row_exponent,
+            item_exponent=self.item_exponent,
+            popularity_regularisation=self.popularity_regularisation,
+            second_hop_weight=self.second_hop_weight,
+            second_hop_items=self.second_hop_items,
+            threads=1,
+        )
+
+
+@dataclass(kw_only=True)
+class FactorUsers(_Users):
+    """`ALS`."""
+
+    factors: int
+    iterations: int
+    regularisation: float
+    unobserved_weight: float
+    frequency_exponent: float = 1.0
+
+    def _unfitted(self) -> ItemModel:
+        return ALS(
+            item_count=self.item_count,
+            factors=self.factors,
+            iterations=self.iterations,
+            regularisation=self.regularisation,
+            unobserved_weight=self.unobserved_weight,
+            frequency_exponent=self.frequency_exponent,
+            threads=1,
+        )

@@ -126,7 +126,9 @@ MATRIX_MODELS: dict[str, dict[str, Any]] = {
     "irspack_rp3beta": {},
     "local_ridge": {
         "neighbours": 5, "regularisation": 1.0, "row_exponent": 0.5, "item_exponent": 0.3, "cart_weight": 0.5,
+        "second_hop_weight": 0.5,
     },
+    "als": {"factors": 4, "iterations": 3, "regularisation": 0.1, "unobserved_weight": 0.1},
 }  # fmt: skip
 
 

@@ -307,7 +307,7 @@ def late(
         Recommender._fill,
         "if problem := asked.stopped(self.popular.digest):",
         "if problem := '':",
-        late(tiers=(Tier.POPULAR,)),
+        late("similar", tiers=(Tier.POPULAR,)),
     ),
     Break(
         "a request for the past revives a bundle",

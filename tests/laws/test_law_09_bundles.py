@@ -100,9 +100,9 @@ PEOPLE: list[History] = [((0, 1, 2), (1,)), ((1, 2), (0, 3)), ((0, 2), (2, 3))]
     ),
     Break(
         "the scoring settings hold a list of members",
-        fit_module.fit_tier,
-        "_scoring(tier, config, encoder)",
-        '{**_scoring(tier, config, encoder), "who": sorted(permitted.rows["person"].to_pylist())}',
+        fit_module.TierRows.fit,
+        "_scoring(self.tier, config, encoder)",
+        '{**_scoring(self.tier, config, encoder), "who": sorted(self.published.rows["person"].to_pylist())}',
         PEOPLE,
     ),
 )

@@ -148,6 +148,9 @@ def test_the_main_parameters_tell_every_setting_of_the_manifest(tmp_path: Path) 
         "hide": ["crm", "online"],
         "max_history": 77,
         "recency_half_life": 33.5,
+        "second_hop_weight": 0.375,
+        "second_hop_items": 41,
+        "repeat_weight": 1.375,
         "attribute_weight": 0.875,
         "attribute_fade": 6.5,
     }
@@ -160,7 +163,7 @@ def test_the_main_parameters_tell_every_setting_of_the_manifest(tmp_path: Path) 
     told = {**scoring, **manifest.parameters, "session_decay": "2.8"}
     for number in numbers(told):
         assert f"{number:g}" in sentences
-    for words in ("2.8 events before it", "half_life_days: 45.5", "on: True", "region, age", "cart 7.5"):
+    for words in ("2.8 items before it", "half_life_days: 45.5", "on: True", "region, age", "cart 7.5"):
         assert words in sentences
     assert f"stand in {SOURCE_WORDS[Source.CRM]} and {SOURCE_WORDS[Source.ONLINE]} are not" in sentences
 

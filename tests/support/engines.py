@@ -94,9 +94,11 @@ def write_linear(
         "indices": weights.indices.astype(np.int32),
         "data": weights.data.astype(np.float32),
     }
+    settings = {**_settings(hide, encoder), **(scoring or {})}
+    if tier is Tier.FUSED:
+        settings = {**settings, "second_hop_weight": 0.25, "second_hop_items": 3, **(scoring or {})}
     if tier is Tier.SESSION or tier is Tier.FUSED:
         arrays["repeats"] = np.tril(np.linspace(0.5, 0.1, 16, dtype=np.float32).reshape(4, 4))
-    settings = {**_settings(hide, encoder), **(scoring or {})}
     return _write(path, slot or tier, "local_ridge", index, settings, arrays)
 
 
@@ -141,8 +143,6 @@ def _settings(hide: Sequence[str], encoder: AttributeEncoder) -> dict[str, Any]:
         hide=tuple(hide),
         attribute_weight=1.0,
         max_history=6,
-        second_hop_weight=0.25,
-        second_hop_items=3,
         repeat_weight=2.0,
     )
     return {**settings.to_json(), "attributes": encoder.to_json()}
