@@ -5,7 +5,8 @@ fit on and to judge by, has passed the consent gate of the tier itself at the cu
 period; a tier is judged by no other rows than its own.
 
 `BatchScorer` gives the lists that `serving.scorer.LinearScorer` gives for the same views, without asking for
-one after the other: what is chosen here is what is served.
+one after the other: what is chosen here is what is served. `training.factor_validation` does it for factor
+models.
 """
 
 from __future__ import annotations
@@ -146,15 +147,23 @@ class BatchScorer:
     """
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]], scoring: Mapping[str, Any]) -> None:
-        settings = dict(scoring)
+        settings = self._own_settings(dict(scoring))
         encoded = settings.pop("attributes", [])
         self.index = ItemIndex(arrays["item_ids"], arrays["item_offsets"], verify=False)
         self._numbers = {item: k for k, item in enumerate(self.index.ids(np.arange(len(self.index))))}
         self._settings = ScoringSettings.from_json(settings)
         self._attributes = AttributeEncoder.from_json(encoded, first_input=len(self.index))
+        self._read(arrays)
+        self._prepared: tuple[Requests, sp.csr_matrix, sp.csr_matrix, sp.csr_matrix] | None = None
+
+    def _own_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Take out of a manifest's settings those that only this kind of model has; return the others."""
+        return settings
+
+    def _read(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Take the model's arrays out of a bundle's."""
         self._weights = (arrays["indptr"], arrays["indices"], arrays["data"])
         self._returns = arrays.get("repeats")
-        self._prepared: tuple[Requests, sp.csr_matrix, sp.csr_matrix, sp.csr_matrix] | None = None
 
     def lists(
         self,

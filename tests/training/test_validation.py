@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import functools
 import tempfile
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from engines import ITEMS, write_linear
+from engines import ITEMS, write_factors, write_linear
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shops import Row, consent, day, event, link, order, shop
@@ -24,10 +25,13 @@ from consentier.features.simulator import SimulationConfig, simulate
 from consentier.features.tables import ShopTables
 from consentier.features.validation import ValidationReport
 from consentier.models.bundle import TIERS, Bundle, open_bundle, write_bundle
+from consentier.models.factor_scoring import FoldIn
 from consentier.serving import Event, PermittedView
-from consentier.serving.scorer import NO_INTEREST, LinearScorer, Query, ScoringSettings
-from consentier.training import validation
+from consentier.serving.factor_scorer import FactorScorer
+from consentier.serving.scorer import NO_INTEREST, ItemScorer, LinearScorer, Query, ScoringSettings
+from consentier.training import factor_validation, validation
 from consentier.training.config import Config
+from consentier.training.factor_validation import FactorBatchScorer, batch_scorer
 from consentier.training.fit import TierRows
 from consentier.training.tune import TUNED_TIERS
 from consentier.training.validation import BatchScorer, Requests, ValidationSet, validation_set
@@ -37,14 +41,14 @@ ALL = frozenset(Source)
 # ---- The batch gives the lists of the served scorer --------------------------------------------------------
 
 
-def answers(scorer: LinearScorer, views: Sequence[PermittedView], n: int) -> list[list[tuple[str, float]]]:
+def answers(scorer: ItemScorer, views: Sequence[PermittedView], n: int) -> list[list[tuple[str, float]]]:
     """What the shop's service would say, one request after the other."""
     found = [scorer.answer(view, Query(n, Side.ONLINE)) for view in views]
     return [[] if each is None else list(zip(each.items, each.scores, strict=True)) for each in found]
 
 
 def batch_of(bundle: Bundle) -> BatchScorer:
-    return BatchScorer(bundle.arrays, bundle.manifest.scoring)
+    return batch_scorer(bundle.arrays, bundle.manifest.scoring)
 
 
 def batch_answers(
@@ -106,6 +110,27 @@ def test_a_batch_is_answered_as_the_served_scorer_answers_each_request(
         assert batch_answers(batch_of(bundle), Requests.from_views(views), n, threads=1) == expected
 
 
+_foldings = st.builds(
+    FoldIn,
+    unobserved_weight=st.floats(1e-3, 2),
+    regularisation=st.floats(1e-4, 20),
+    frequency_exponent=st.floats(0, 1),
+)
+
+
+@settings(max_examples=60)
+@given(st.lists(_views, max_size=5), _settings, _foldings, st.integers(1, 16), st.integers(0, 5))
+def test_a_batch_is_answered_as_the_scorer_of_a_factor_model_answers_each_request(
+    views: list[PermittedView], scoring: ScoringSettings, folding: FoldIn, n: int, seed: int
+) -> None:
+    given_settings = {**scoring.to_json(), "fold_in": dataclasses.asdict(folding)}
+    with tempfile.TemporaryDirectory() as folder:
+        write_factors(Path(folder) / "fused", Tier.FUSED, scoring=given_settings, seed=seed)
+        bundle = open_bundle(Path(folder) / "fused")
+        expected = answers(FactorScorer(bundle, None), views, n)
+        assert batch_answers(batch_of(bundle), Requests.from_views(views), n, threads=1) == expected
+
+
 def simulated(seed: int = 5) -> tuple[ShopTables, dt.datetime]:
     found = simulate(SimulationConfig(customers=200, items=60, days=60, horizon_days=7, seed=seed))
     return ShopTables(**found.tables, report=ValidationReport()), found.config.cutoff
@@ -122,13 +147,25 @@ def sets() -> dict[Tier, ValidationSet]:
     }
 
 
-@pytest.mark.parametrize("tier", TUNED_TIERS)
+@pytest.mark.parametrize(
+    ("tier", "algorithm"),
+    [
+        *((tier, "local_ridge") for tier in TUNED_TIERS),
+        *((tier, "als") for tier in TUNED_TIERS if tier is not Tier.SESSION),
+    ],
+)
 def test_what_is_tuned_is_what_a_bundle_of_the_same_rows_serves(
-    sets: dict[Tier, ValidationSet], tier: Tier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sets: dict[Tier, ValidationSet],
+    tier: Tier,
+    algorithm: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(validation, "_REQUESTS_AT_ONCE", 7)
+    monkeypatch.setattr(factor_validation, "_SCORES_AT_ONCE", 400)
     data = sets[tier]
-    config = getattr(Config(), tier).model_copy(update={"recency_half_life": 20.0, "neighbours": 20})
+    changes = {"algorithm": algorithm, "recency_half_life": 20.0, "neighbours": 20, "factors": 10}
+    config = getattr(Config(), tier).model_copy(update=changes)
     fitted, _ = TierRows(tier, data.rows, 1).fit(config, threads=1)
     sources, permission = TIERS[tier]
     write_bundle(
@@ -136,15 +173,17 @@ def test_what_is_tuned_is_what_a_bundle_of_the_same_rows_serves(
         tier=tier,
         sources=sources,
         permission=permission,
-        algorithm="local_ridge",
+        algorithm=algorithm,
         parameters={},
         scoring=fitted.scoring,
         item_count=fitted.item_count,
         cutoff=data.start,
         arrays=fitted.arrays,
     )
-    served = answers(LinearScorer(open_bundle(tmp_path / "bundle"), None), data.views, 20)
-    scorer = BatchScorer(fitted.arrays, fitted.scoring)
+    kind = LinearScorer if algorithm == "local_ridge" else FactorScorer
+    served = answers(kind(open_bundle(tmp_path / "bundle"), None), data.views, 20)
+    scorer = batch_scorer(fitted.arrays, fitted.scoring)
+    assert isinstance(scorer, FactorBatchScorer) == (kind is FactorScorer)
     for threads in (1, 2):
         assert batch_answers(scorer, data.requests, 20, threads=threads) == served
     assert batch_answers(scorer, data.requests, 20, first=5, last=23) == served[5:23]
@@ -270,16 +309,26 @@ def test_the_popular_list_counts_persons_and_breaks_ties_by_item() -> None:
     assert [online.item_ids[item] for item in online.popular_lists(4)[0]] == ["a", "b", "c", "e"]
 
 
-def test_no_requests_have_no_answers() -> None:
-    scorer = BatchScorer(
-        {
-            "item_ids": np.frombuffer(b"a", np.uint8),
-            "item_offsets": np.array([0, 1], np.int64),
-            "indptr": np.array([0, 0], np.int64),
-            "indices": np.empty(0, np.int32),
-            "data": np.empty(0, np.float32),
-        },
-        ScoringSettings().to_json(),
-    )
+@pytest.mark.parametrize(
+    ("arrays", "own"),
+    [
+        (
+            {
+                "indptr": np.array([0, 0], np.int64),
+                "indices": np.empty(0, np.int32),
+                "data": np.empty(0, np.float32),
+            },
+            {},
+        ),
+        (
+            {"factors": np.ones((1, 1), np.float32), "factor_gram": np.ones(1)},
+            {"fold_in": {"unobserved_weight": 0.1, "regularisation": 1.0, "frequency_exponent": 0.0}},
+        ),
+    ],
+    ids=["linear", "factors"],
+)
+def test_no_requests_have_no_answers(arrays: dict[str, Any], own: dict[str, Any]) -> None:
+    item = {"item_ids": np.frombuffer(b"a", np.uint8), "item_offsets": np.array([0, 1], np.int64)}
+    scorer = batch_scorer({**item, **arrays}, {**ScoringSettings().to_json(), **own})
     lists, scores = scorer.lists(Requests.from_views([]), 5)
     assert lists.shape == scores.shape == (0, 5)
