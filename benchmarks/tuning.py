@@ -16,7 +16,7 @@ import datetime as dt
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import optuna
@@ -30,7 +30,7 @@ from consentier.consent import Policy, Tier
 from consentier.features.gate import ConsentGate, ledger_of
 from consentier.features.tables import read_shop
 from consentier.training.bootstrap import paired_difference
-from consentier.training.config import TierConfig, load_config
+from consentier.training.config import Algorithm, TierConfig, load_config
 from consentier.training.search_space import Parameter, configured, facts_of, space_of
 from consentier.training.tune import Objective, search
 from consentier.training.validation import validation_set
@@ -129,6 +129,9 @@ def main() -> int:
     parser.add_argument("--max-persons", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
+    parser.add_argument(
+        "--algorithms", nargs="*", choices=get_args(Algorithm), help="By default those of tune."
+    )
     options = parser.parse_args()
     config, shop, tier = load_config(data=options.data), read_shop(options.data), Tier(options.tier)
     cutoff = config.training.cutoff
@@ -145,7 +148,8 @@ def main() -> int:
 
     validation, test = objective_from(cutoff - horizon), objective_from(cutoff)
     base: TierConfig = getattr(config, tier)
-    space: Any = space_of(facts_of(tier, validation.data.rows), base)
+    algorithms = options.algorithms or config.tuning.algorithms
+    space: Any = space_of(facts_of(tier, validation.data.rows), base, algorithms)
     current: dict[str, np.ndarray[Any, Any]] = {
         "validation": validation.values(base), "test": test.values(base),
     }  # fmt: skip

@@ -153,6 +153,13 @@ class TuningConfig(_Section):
         default=20, ge=1, description="The search of a tier ends after so many trials without a better one."
     )
     max_persons: int = Field(default=5000, ge=1, description="Persons at most to judge by, drawn at random.")
+    algorithms: tuple[Algorithm, ...] = Field(
+        default=("local_ridge", "cosine", "tfidf", "bm25"),
+        min_length=1,
+        strict=False,
+        description="Algorithms tried besides the current one. als and bpr are tried where they are named, "
+        "in the session tier never.",
+    )
 
 
 class TierConfig(_Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import optuna
 import pyarrow.compute as pc
@@ -19,7 +19,8 @@ from optuna.distributions import (
 
 from consentier.consent import Tier
 from consentier.features.gate import PermittedRows
-from consentier.training.config import TierConfig
+from consentier.serving.factor_scorer import FACTOR_ALGORITHMS
+from consentier.training.config import Algorithm, TierConfig, TuningConfig
 
 __all__ = ["SPACE", "Facts", "Parameter", "configured", "facts_of", "space_of", "values_of"]
 
@@ -81,12 +82,25 @@ class Parameter:
     off: tuple[Any] | None = None
     matters: Callable[[Facts], bool] = lambda facts: True
 
+    @property
+    def key(self) -> str:
+        """Its name in a study, where one field that two algorithms seek in two ranges is two parameters."""
+        if self.algorithms is None:
+            return self.name
+        return f"{self.name} of {', '.join(sorted(self.algorithms))}"
+
+    def belongs_to(self, algorithm: str) -> bool:
+        """Whether an algorithm has it."""
+        return self.algorithms is None or algorithm in self.algorithms
+
 
 _ALL = frozenset({Tier.SESSION, Tier.ONLINE, Tier.CRM, Tier.FUSED})
 _SESSION = frozenset({Tier.SESSION})
 _PERSONS = _ALL - {Tier.SESSION}
 _RUNNING = _ALL - {Tier.CRM}
 _RIDGE = frozenset({"local_ridge"})
+_LINEAR = _RIDGE | {"cosine", "tfidf", "bm25"}
+_ALS, _BPR = frozenset({"als"}), frozenset({"bpr"})
 _WEIGHT = FloatDistribution(0.1, 10, log=True)
 
 
@@ -95,15 +109,14 @@ def _has_attributes(facts: Facts) -> bool:
 
 
 SPACE: tuple[Parameter, ...] = (
-    Parameter("algorithm", CategoricalDistribution(("local_ridge", "cosine", "tfidf", "bm25")), _ALL),
-    Parameter("neighbours", IntDistribution(20, 400, log=True), _ALL),
+    Parameter("algorithm", CategoricalDistribution(get_args(Algorithm)), _ALL),
+    Parameter("neighbours", IntDistribution(20, 400, log=True), _ALL, _LINEAR),
     Parameter("regularisation", FloatDistribution(0.3, 1000, log=True), _ALL, _RIDGE),
     Parameter("popularity_regularisation", FloatDistribution(0, 2), _ALL, _RIDGE),
     Parameter("row_exponent", FloatDistribution(0, 0.75), _ALL, _RIDGE),
     Parameter("item_exponent", FloatDistribution(0, 0.75), _ALL, _RIDGE),
-    Parameter("repeat_weight", FloatDistribution(0, 2), _ALL),
-    Parameter("second_hop_weight", FloatDistribution(0.1, 30, log=True), _ALL, off=(0.0,)),
-    Parameter("second_hop_items", IntDistribution(10, 200, log=True), _ALL),
+    Parameter("second_hop_weight", FloatDistribution(0.1, 30, log=True), _ALL, _LINEAR, off=(0.0,)),
+    Parameter("second_hop_items", IntDistribution(10, 200, log=True), _ALL, _LINEAR),
     Parameter("distance_decay", FloatDistribution(1, 50, log=True), _SESSION, _RIDGE, off=(0.0,)),
     Parameter("reverse_weight", FloatDistribution(0, 1), _SESSION, _RIDGE),
     Parameter(
@@ -114,6 +127,14 @@ SPACE: tuple[Parameter, ...] = (
         off=(0.0,),
         matters=lambda facts: facts.aged,
     ),
+    Parameter("repeat_weight", FloatDistribution(0, 2), _ALL, _LINEAR),
+    Parameter("factors", CategoricalDistribution((32, 64, 128, 256)), _PERSONS, FACTOR_ALGORITHMS),
+    Parameter("factor_regularisation", FloatDistribution(1e-4, 0.3, log=True), _PERSONS, _ALS),
+    Parameter("factor_regularisation", FloatDistribution(0.1, 1000, log=True), _PERSONS, _BPR),
+    Parameter("unobserved_weight", FloatDistribution(0.003, 1, log=True), _PERSONS, FACTOR_ALGORITHMS),
+    Parameter("frequency_exponent", FloatDistribution(0, 1), _PERSONS, FACTOR_ALGORITHMS),
+    Parameter("learning_rate", FloatDistribution(0.005, 0.5, log=True), _PERSONS, _BPR),
+    Parameter("step_regularisation", FloatDistribution(1e-4, 0.1, log=True), _PERSONS, _BPR),
     Parameter("session_decay", FloatDistribution(0.5, 50, log=True), _RUNNING),
     Parameter("max_history", IntDistribution(5, 500, log=True), _ALL),
     Parameter(
@@ -159,13 +180,36 @@ def facts_of(tier: Tier, permitted: PermittedRows) -> Facts:
     )
 
 
-def space_of(facts: Facts, base: TierConfig) -> tuple[Parameter, ...]:
-    """The lines of the table that can matter for a tier, each widened to hold its current value."""
+def space_of(
+    facts: Facts, base: TierConfig, algorithms: Sequence[str] = TuningConfig().algorithms
+) -> tuple[Parameter, ...]:
+    """The lines of the table that can matter for a tier, each widened to hold its current value.
+
+    Parameters
+    ----------
+    facts
+        What of the tier's rows decides it.
+    base
+        The current configuration.
+    algorithms
+        Which to try besides the current one; factor models are left out where the tier can have none.
+    """
+    tried = [name for name in get_args(Algorithm) if _can_be_tried(name, facts, base, algorithms)]
     found = []
     for line in SPACE:
-        if facts.tier in line.tiers and line.matters(facts):
+        if facts.tier not in line.tiers or not line.matters(facts):
+            continue
+        if line.name == "algorithm":
+            found.append(dataclasses.replace(line, distribution=CategoricalDistribution(tried)))
+        elif any(map(line.belongs_to, tried)):
             found += [_widened(each, base) for each in _written_out(line, facts)]
     return tuple(found)
+
+
+def _can_be_tried(name: str, facts: Facts, base: TierConfig, algorithms: Sequence[str]) -> bool:
+    if name == base.algorithm:
+        return True
+    return name in algorithms and (facts.tier in _PERSONS or name not in FACTOR_ALGORITHMS)
 
 
 def _written_out(line: Parameter, facts: Facts) -> Sequence[Parameter]:
@@ -181,7 +225,7 @@ def _written_out(line: Parameter, facts: Facts) -> Sequence[Parameter]:
 
 def _widened(line: Parameter, base: TierConfig) -> Parameter:
     value, kind = _current(line.name, base), line.distribution
-    if line.off == (value,):
+    if line.off == (value,) or not line.belongs_to(base.algorithm):
         return line
     if isinstance(kind, CategoricalDistribution):
         added = () if value in kind.choices else (value,)
@@ -202,14 +246,16 @@ def values_of(space: Sequence[Parameter], config: TierConfig) -> dict[str, Categ
     """The point of the space at which a configuration stands: what a study is told to try first."""
     point: dict[str, CategoricalChoiceType] = {}
     for line in space:
+        if not line.belongs_to(config.algorithm):
+            continue
         value = _current(line.name, config)
         if line.off is not None:
-            point[line.name + _ON] = line.off != (value,)
+            point[line.key + _ON] = line.off != (value,)
         kind = line.distribution
         if isinstance(kind, CategoricalDistribution):
-            point[line.name] = value
+            point[line.key] = value
         elif isinstance(kind, FloatDistribution | IntDistribution) and value is not None:
-            point[line.name] = min(max(value, kind.low), kind.high)
+            point[line.key] = min(max(value, kind.low), kind.high)
     return point
 
 
@@ -221,7 +267,7 @@ def configured(space: Sequence[Parameter], base: TierConfig, trial: optuna.Trial
     changes: dict[str, Any] = {}
     algorithm = base.algorithm
     for line in space:
-        if line.algorithms is not None and algorithm not in line.algorithms:
+        if not line.belongs_to(algorithm):
             continue
         if line.name == "attribute_fade" and changes.get("attribute_weight", base.attribute_weight) == 0:
             continue
@@ -238,13 +284,13 @@ def configured(space: Sequence[Parameter], base: TierConfig, trial: optuna.Trial
 
 
 def _drawn(line: Parameter, trial: optuna.Trial) -> Any:
-    if line.off is not None and not trial.suggest_categorical(line.name + _ON, (True, False)):
+    if line.off is not None and not trial.suggest_categorical(line.key + _ON, (True, False)):
         return line.off[0]
     kind = line.distribution
     if isinstance(kind, CategoricalDistribution):
-        return trial.suggest_categorical(line.name, kind.choices)
+        return trial.suggest_categorical(line.key, kind.choices)
     if isinstance(kind, IntDistribution):
-        return trial.suggest_int(line.name, kind.low, kind.high, log=kind.log)
+        return trial.suggest_int(line.key, kind.low, kind.high, log=kind.log)
     if isinstance(kind, FloatDistribution):
-        return float(f"{trial.suggest_float(line.name, kind.low, kind.high, log=kind.log):.3g}")
+        return float(f"{trial.suggest_float(line.key, kind.low, kind.high, log=kind.log):.3g}")
     raise TypeError(f"{line.name}: cannot draw from a {type(kind).__name__}")

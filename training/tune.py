@@ -35,11 +35,12 @@ from consentier.progress import progress
 from consentier.training.bootstrap import Interval, bootstrap_mean, paired_difference
 from consentier.training.config import Config, TierConfig
 from consentier.training.config_file import config_toml
+from consentier.training.factor_validation import batch_scorer
 from consentier.training.fit import TierRows
 from consentier.training.metrics import Relevant, rank_metrics
 from consentier.training.search_space import Parameter, configured, facts_of, space_of, values_of
 from consentier.training.track import RecordTrial, not_recorded, tracked_search
-from consentier.training.validation import BatchScorer, ValidationSet, validation_set
+from consentier.training.validation import ValidationSet, validation_set
 
 __all__ = [
     "TUNED_TIERS",
@@ -168,8 +169,8 @@ def tune(
         The configuration to begin with. Its ``training.cutoff`` is the end of the validation period and must
         be given; ``tuning`` says how to search.
     tiers
-        Which of the four linear tiers. One that cannot be tuned is skipped with its reason where several are
-        asked for.
+        Which of the four that have a model. One that cannot be tuned is skipped with its reason where several
+        are asked for.
     policy
         Its switches decide which rows may be used; the default policy otherwise.
     ledger
@@ -277,7 +278,7 @@ class Objective:
         What to fit on and what to judge by.
     metric
         A name such as ``ndcg@20``.
-    min_persons, threads
+    min_persons, threads, seed
         As in the configuration of training.
 
     Raises
@@ -286,10 +287,12 @@ class Objective:
         If there is nothing to fit on.
     """
 
-    def __init__(self, data: ValidationSet, metric: str, *, min_persons: int, threads: int | None) -> None:
+    def __init__(
+        self, data: ValidationSet, metric: str, *, min_persons: int, threads: int | None, seed: int = 0
+    ) -> None:
         self.data = data
         self.rows = TierRows(data.tier, data.rows, min_persons)
-        self.metric, self.threads = metric, threads
+        self.metric, self.threads, self.seed = metric, threads, seed
         self._width = int(metric.partition("@")[2])
         persons = int(data.persons[-1]) + 1
         self.groups = data.persons * min(_GROUPS, persons) // persons
@@ -304,8 +307,8 @@ class Objective:
         TrainingError
             If the fit has no solution.
         """
-        fitted, _ = self.rows.fit(config, threads=self.threads)
-        scorer = BatchScorer(fitted.arrays, fitted.scoring)
+        fitted, _ = self.rows.fit(config, threads=self.threads, seed=self.seed)
+        scorer = batch_scorer(fitted.arrays, fitted.scoring)
         for first, last, targets in self._parts:
             lists = self.data.lists_of(scorer, self._width, first=first, last=last, threads=self.threads)
             yield self._judged(lists, targets)
@@ -340,15 +343,22 @@ def _tuned(
     show_progress: bool,
 ) -> TierTuning:
     training, settings = config.training, config.tuning
-    objective = Objective(data, settings.metric, min_persons=training.min_persons, threads=training.threads)
+    objective = Objective(
+        data,
+        settings.metric,
+        min_persons=training.min_persons,
+        threads=training.threads,
+        seed=training.seed,
+    )
     base: TierConfig = getattr(config, data.tier)
-    space = space_of(facts_of(data.tier, data.rows), base)
+    space = space_of(facts_of(data.tier, data.rows), base, settings.algorithms)
     facts = {
         "metric": settings.metric,
         "validation_start": data.start.isoformat(),
         "validation_end": data.end.isoformat(),
         "seed": training.seed,
         "requests": len(data.requests),
+        "algorithms": ", ".join(settings.algorithms),
     }
     tracked = tracking_folder is not None
     recording = config if tracked else _untracked(config)

@@ -82,6 +82,21 @@ def test_json_holds_every_trial_and_options_of_the_search_stay_out_of_the_file(
     assert load_config(out).tuning.trials == 40
 
 
+def test_the_algorithms_that_are_tried_can_be_named(shop: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tuned.toml"
+    code, printed, err = run(
+        "tune", shop, "--tier", "crm", "--trials", 6, "--algorithms", "als, bpr", "--out", out, "--json"
+    )
+    assert code == 0, err
+    tried = [trial["parameters"].get("algorithm") for trial in json.loads(printed)["tiers"]["crm"]["trials"]]
+    assert tried[0] is None
+    assert {"als", "bpr"} <= set(tried) <= {None, "als", "bpr"}
+    assert load_config(out).tuning.algorithms == load_config(data=shop).tuning.algorithms
+    code, _, err = run("tune", shop, "--algorithms", "als,cosin", "--out", tmp_path / "other.toml")
+    assert code == 2
+    assert "did you mean 'cosine'?" in err
+
+
 def test_a_file_in_the_way_is_replaced_only_by_force(shop: Path, tmp_path: Path) -> None:
     out = tmp_path / "tuned.toml"
     out.write_text("# mine\n")

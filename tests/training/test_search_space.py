@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any, get_args
 
 import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optuna.distributions import FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from consentier.consent import Tier
-from consentier.training.config import Config, TierConfig
+from consentier.serving.factor_scorer import FACTOR_ALGORITHMS
+from consentier.training.config import Algorithm, Config, TierConfig, TuningConfig
 from consentier.training.search_space import SPACE, Facts, configured, space_of, values_of
 from consentier.training.tune import TUNED_TIERS
 
@@ -20,13 +23,36 @@ EVERYTHING = Facts(
 )
 
 
+FITTED = {
+    "local_ridge": {
+        "neighbours", "regularisation", "popularity_regularisation", "row_exponent", "item_exponent",
+        "repeat_weight",
+    },
+    **{name: {"neighbours", "repeat_weight"} for name in ("cosine", "tfidf", "bm25")},
+    "als": {"factors", "factor_regularisation", "unobserved_weight", "frequency_exponent"},
+    "bpr": {
+        "factors", "factor_regularisation", "unobserved_weight", "frequency_exponent", "learning_rate",
+        "step_regularisation",
+    },
+}  # fmt: skip
+"""What a fit reads, by algorithm."""
+
+
 def names(facts: Facts) -> set[str]:
     return {line.name for line in space_of(facts, Config().fused)}
 
 
-def drawn(seed: int, facts: Facts, base: TierConfig) -> TierConfig:
+def drawn(
+    seed: int, facts: Facts, base: TierConfig, algorithms: Sequence[str] = get_args(Algorithm)
+) -> TierConfig:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-    return configured(space_of(facts, base), base, study.ask())
+    return configured(space_of(facts, base, algorithms), base, study.ask())
+
+
+def tried(facts: Facts, base: TierConfig, *algorithms: str) -> tuple[str, ...]:
+    kind = space_of(facts, base, algorithms)[0].distribution
+    assert isinstance(kind, CategoricalDistribution)
+    return tuple(map(str, kind.choices))
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +63,7 @@ def quiet() -> None:
 def test_every_line_names_a_parameter_of_a_tier_once() -> None:
     fields = [line.name.partition(".")[0] for line in SPACE]
     assert set(fields) <= set(TierConfig.model_fields)
-    assert len({line.name for line in SPACE}) == len(SPACE)
+    assert len({line.key for line in SPACE}) == len(SPACE)
     assert SPACE[0].name == "algorithm"  # it decides which others a trial has
 
 
@@ -48,13 +74,47 @@ def test_every_draw_is_a_configuration(seed: int, tier: Tier) -> None:
     facts = dataclasses.replace(EVERYTHING, tier=tier)
     config = drawn(seed, facts, base)
     changed = {name for name in TierConfig.model_fields if getattr(config, name) != getattr(base, name)}
-    assert changed <= {line.name.partition(".")[0] for line in space_of(facts, base)}
-    if config.algorithm != "local_ridge":
-        assert config.regularisation == base.regularisation
+    space = space_of(facts, base, get_args(Algorithm))
+    assert changed <= {line.name.partition(".")[0] for line in space}
+    assert changed & set().union(*FITTED.values()) <= FITTED[config.algorithm]
+    if tier is Tier.SESSION:
+        assert config.algorithm not in FACTOR_ALGORITHMS
     if config.attribute_weight == 0:
         assert config.attribute_fade == base.attribute_fade
     for name in ("regularisation", "row_exponent", "session_decay", "repeat_weight"):
         assert float(f"{getattr(config, name):.3g}") == getattr(config, name)
+
+
+def test_every_algorithm_that_is_asked_for_is_drawn_and_the_current_one_with_it() -> None:
+    base = Config().crm.model_copy(update={"algorithm": "cosine"})
+    facts = dataclasses.replace(EVERYTHING, tier=Tier.CRM)
+    assert {drawn(seed, facts, base, ("als", "bpr")).algorithm for seed in range(40)} == {
+        "cosine", "als", "bpr",
+    }  # fmt: skip
+    assert tried(facts, base, "als", "als", "local_ridge") == ("local_ridge", "cosine", "als")
+    session = dataclasses.replace(EVERYTHING, tier=Tier.SESSION)
+    assert tried(session, Config().session, "als", "bm25") == ("local_ridge", "bm25")
+    assert tried(session, Config().session, "als") == ("local_ridge",)
+    assert not FACTOR_ALGORITHMS.intersection(TuningConfig().algorithms)
+
+
+@pytest.mark.parametrize("algorithm", FITTED)
+def test_an_algorithm_has_the_parameters_of_its_fit_and_only_those_of_what_is_tried(algorithm: str) -> None:
+    base = Config().fused.model_copy(update={"algorithm": algorithm})
+    space = {line.name for line in space_of(EVERYTHING, base, [algorithm])}
+    assert space & set().union(*FITTED.values()) == FITTED[algorithm]
+
+
+def test_one_field_is_sought_where_it_suits_each_algorithm() -> None:
+    facts = dataclasses.replace(EVERYTHING, tier=Tier.CRM)
+    penalties: dict[str, list[float]] = {"als": [], "bpr": []}
+    for seed in range(40):
+        config = drawn(seed, facts, Config().crm, ("als", "bpr"))
+        if config.algorithm in penalties:
+            penalties[config.algorithm].append(config.factor_regularisation)
+    assert max(penalties["als"]) <= 0.3
+    assert min(penalties["bpr"]) >= 0.1
+    assert max(penalties["bpr"]) > 0.3
 
 
 def test_the_most_frequent_event_type_is_the_measure_of_the_others() -> None:
@@ -75,6 +135,15 @@ def test_what_cannot_matter_is_not_searched() -> None:
     assert not session & {"recency_half_life", "attribute_weight", "source_weights.session"}
 
 
+def point_of(base: TierConfig) -> tuple[dict[str, Any], TierConfig]:
+    """Where a configuration stands in its space, and what a study draws that is told to begin there."""
+    space = space_of(EVERYTHING, base)
+    point = values_of(space, base)
+    study = optuna.create_study()
+    study.enqueue_trial(point)
+    return point, configured(space, base, study.ask())
+
+
 def test_the_current_configuration_is_a_point_of_the_space() -> None:
     far = Config().fused.model_copy(
         update={"regularisation": 5e4, "neighbours": 7, "recency_half_life": None, "attribute_weight": 0.0}
@@ -83,12 +152,17 @@ def test_the_current_configuration_is_a_point_of_the_space() -> None:
     widened = lines["regularisation"].distribution
     assert isinstance(widened, FloatDistribution)
     assert (widened.low, widened.high) == (0.3, 5e4)
-    point = values_of(list(lines.values()), far)
-    assert point["regularisation"] == 5e4
-    assert point["neighbours"] == 7
+    point, again = point_of(far)
+    assert point[lines["regularisation"].key] == 5e4
+    assert point[lines["neighbours"].key] == 7
     assert point["recency_half_life?"] is False
     assert point["attribute_weight?"] is False
-    study = optuna.create_study()
-    study.enqueue_trial(point)
-    again = configured(list(lines.values()), far, study.ask())
     assert again.model_copy(update={"attribute_fade": far.attribute_fade}) == far
+
+
+@pytest.mark.parametrize("algorithm", sorted(FACTOR_ALGORITHMS))
+def test_a_factor_model_is_a_point_of_the_space(algorithm: str) -> None:
+    far = Config().fused.model_copy(
+        update={"algorithm": algorithm, "factors": 100, "factor_regularisation": 2000.0}
+    )
+    assert point_of(far)[1] == far

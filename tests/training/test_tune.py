@@ -20,6 +20,7 @@ from consentier.features.tables import ShopTables
 from consentier.features.validation import ValidationReport
 from consentier.training import tune as tuning
 from consentier.training.config import Config, TierConfig, TrackingConfig, TuningConfig, load_config
+from consentier.training.fit import TierRows
 from consentier.training.search_space import facts_of, space_of
 from consentier.training.tune import TUNED_TIERS, Objective, TuningResult, search, tune, tuned_toml
 from consentier.training.validation import ValidationSet, validation_set
@@ -99,6 +100,42 @@ def test_threads_change_nothing(shop: ShopTables, result: TuningResult, threads:
     assert told(again) == [each for each in told(result) if each[0] in tiers]
 
 
+def test_factor_models_are_tuned_the_same_on_any_number_of_threads(shop: ShopTables) -> None:
+    config = config_of(shop, algorithms=("als",), trials=4)
+    als = config.fused.model_copy(update={"algorithm": "als", "factors": 16})
+    one, two = (
+        tuned(
+            shop,
+            config.model_copy(
+                update={"fused": als, "training": config.training.model_copy(update={"threads": threads})}
+            ),
+            tiers=[Tier.FUSED],
+        )
+        for threads in (1, 2)
+    )
+    assert told(one) == told(two)
+    (found,) = one.tiers
+    assert found.config.algorithm == "als"
+    assert len({trial.parameters.get("unobserved_weight") for trial in found.trials}) == 4
+    assert not any("regularisation" in trial.parameters for trial in found.trials)
+
+
+def test_a_trial_is_fitted_with_the_seed_that_training_uses(
+    shop: ShopTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seeds = TierRows.fit, []
+
+    def recorded_fit(self: TierRows, config: TierConfig, **options: Any) -> Any:
+        seeds.append(options["seed"])
+        return real(self, config, **options)
+
+    monkeypatch.setattr(TierRows, "fit", recorded_fit)
+    config = config_of(shop, trials=2)
+    training = config.training.model_copy(update={"seed": 7})
+    tuned(shop, config.model_copy(update={"training": training}), tiers=[Tier.CRM])
+    assert seeds == [7, 7]
+
+
 def test_the_seed_decides_what_is_tried(shop: ShopTables, result: TuningResult) -> None:
     config = config_of(shop)
     training = config.training.model_copy(update={"seed": 1})
@@ -121,7 +158,7 @@ def test_a_configuration_is_worth_the_same_whatever_was_tried_before(data: Valid
     changes: list[dict[str, Any]] = [
         {}, {"row_exponent": 0.5}, {"algorithm": "cosine"}, {"recency_half_life": 9.0},
         {"attribute_weight": 0.0}, {"algorithm": "bm25"}, {"event_weights": {"usage": 3.0}}, {},
-        {"attribute_min_persons": 1}, {"neighbours": 3},
+        {"algorithm": "als", "factors": 8}, {"attribute_min_persons": 1}, {"neighbours": 3},
     ]  # fmt: skip
     kept = Objective(data, "mrr@10", min_persons=1, threads=1)
     for change in changes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -25,6 +25,7 @@ from consentier.cli.output import (
     written_beside,
 )
 from consentier.consent import Policy, Tier
+from consentier.errors import suggestion
 
 if TYPE_CHECKING:
     from consentier.training.config import Config
@@ -60,6 +61,15 @@ def tune(
     trials: Annotated[
         int | None, typer.Option("--trials", min=1, max=10_000, help="Configurations to try per tier.")
     ] = None,
+    algorithms: Annotated[
+        str | None,
+        typer.Option(
+            "--algorithms",
+            metavar="NAMES",
+            help="Algorithms to try besides the current one: local_ridge,als. By default those that the "
+            "configuration names, or else the linear ones.",
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the search.")] = None,
     timeout: Annotated[
         float | None,
@@ -84,7 +94,7 @@ def tune(
     if out.exists() and not force:
         raise FileExistsError(f"{out}: there is a file already; use --force to replace it")
     base = load_config(config, data=data)
-    settings = _for_this_search(base, horizon, trials, seed)
+    settings = _for_this_search(base, horizon, trials, _names(algorithms), seed)
     if cutoff is not None:
         settings = settings.with_cutoff(cutoff)
     wanted = {Tier(each.value) for each in tier or TunedTier}
@@ -149,9 +159,34 @@ def _print_changes(tier: Tier, changes: dict[str, Any]) -> None:
     print_table(["parameter", "chosen"], [[name, str(value)] for name, value in changes.items()], title=tier)
 
 
-def _for_this_search(base: Config, horizon: int | None, trials: int | None, seed: int | None) -> Config:
+def _names(algorithms: str | None) -> tuple[str, ...] | None:
+    """The algorithms that an option names.
+
+    Raises
+    ------
+    typer.BadParameter
+        If one of them is none.
+    """
+    from consentier.training.config import Algorithm
+
+    if algorithms is None:
+        return None
+    names, known = tuple(name.strip() for name in algorithms.split(",")), get_args(Algorithm)
+    for name in names:
+        if name not in known:
+            raise typer.BadParameter(f"{name!r}{suggestion(name, known)}", param_hint="'--algorithms'")
+    return names
+
+
+def _for_this_search(
+    base: Config,
+    horizon: int | None,
+    trials: int | None,
+    algorithms: tuple[str, ...] | None,
+    seed: int | None,
+) -> Config:
     """What the options change; the file that is written does not say it."""
-    changes = {"horizon_days": horizon, "trials": trials}
+    changes = {"horizon_days": horizon, "trials": trials, "algorithms": algorithms}
     tuning = base.tuning.model_copy(
         update={name: value for name, value in changes.items() if value is not None}
     )
