@@ -105,7 +105,8 @@ class LocalRidge(LinearItemModel):
             return direct
         ids, scores = super()._score(history)
         both = self._both_hops(history, ids, scores)
-        hops, passed = (part[history.inputs.size :] for part in both)
+        hops = both.inputs[history.inputs.size :]
+        passed = both.weights[history.inputs.size :].astype(np.float64)
         # Of what an item passed on, each input has the share that it has in the item's own score.
         own_scores = scores[np.searchsorted(ids, hops)]
         to_item = self.weights[hops, item].toarray().ravel() * (passed / own_scores)

@@ -69,7 +69,7 @@ class FactorBatchScorer(BatchScorer):
         `fold_in_rows` for the histories, and O(item_count · factors) for each request.
         """
         last = len(requests) if last is None else last
-        inputs, hidden = self._prepare(requests)
+        inputs, hidden, _ = self._prepare(requests)
         vectors = fold_in_rows(inputs[first:last], self._factors, self._gram, self._folding, threads=threads)
         size = max(1, _SCORES_AT_ONCE // max(len(self.index), 1))
         bounds = [(k, min(k + size, last)) for k in range(first, last, size)]

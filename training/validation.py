@@ -146,6 +146,8 @@ class BatchScorer:
     model may be shown.
     """
 
+    _returns: NDArray[np.float32] | None = None
+
     def __init__(self, arrays: Mapping[str, NDArray[Any]], scoring: Mapping[str, Any]) -> None:
         settings = self._own_settings(dict(scoring))
         encoded = settings.pop("attributes", [])

@@ -192,7 +192,7 @@ def check_forgetting_equals_never_having_known(case: Case) -> list[str]:
                 shutil.copytree(before, kept)
                 shutil.rmtree(before)
             assert done.after == digest(out, case.tier)
-        # Where nothing was left after a step, later ones name persons whose rows may have been deleted already.
+        # Where nothing was left after a step, later ones name persons whose rows may be gone already.
         trained(case, tables(case, gone, purged=case.purged), anew)
         assert digest(out, case.tier) == digest(anew, case.tier)
         if digest(out, case.tier) is not None and not case.lost and not case.killed:
