@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.quality import ours, session_knn, splits
+from benchmarks.quality import ours, session_baselines, session_knn, splits
 from benchmarks.quality.benchmark import Benchmark, Contender, Parameters, run
 from benchmarks.quality.measure import Clock, Measured, Task, Values, drawn, latency, rows_of
 from consentier.training.metrics import Relevant, hit_rate, mrr, ndcg
@@ -49,7 +49,10 @@ class SessionBenchmark(Benchmark):
     unit = "sessions"
     objective = "ndcg@20"
     contenders = {  # noqa: RUF012
-        "popularity": Contender(lambda item_count: Popularity(item_count)),
+        "popularity": Contender(session_baselines.Popularity),
+        "session_popularity": Contender(session_baselines.SessionPopularity),
+        "sequential_rules": Contender(session_baselines.SequentialRules),
+        "item_neighbours": Contender(session_baselines.ItemNeighbours),
         "vsknn": Contender(session_knn.VSKNN),
         "vmis": Contender(session_knn.VMIS),
         "vstan": Contender(session_knn.VSTAN),
@@ -141,22 +144,6 @@ def _ranked(asked: list[Request], lists: list[Any], prefix: str) -> Values:
         f"{prefix}ndcg@20": ndcg(recommended, relevant, CUTOFF),
     }
     return values | {f"{prefix}clusters": np.array([each.session for each in asked], dtype=np.float64)}
-
-
-class Popularity:
-    """The most clicked items, the same for everybody."""
-
-    def __init__(self, item_count: int) -> None:
-        self._item_count = item_count
-
-    def fit(self, sessions: splits.Sessions) -> None:
-        """Count the clicks."""
-        counts = np.bincount(sessions.items, minlength=self._item_count)
-        self._ranked = np.argsort(-counts, kind="stable")
-
-    def recommend(self, prefix: NDArray[np.int64], now: float, count: int) -> NDArray[np.int64]:
-        """The first of the list."""
-        return np.asarray(self._ranked[:count])
 
 
 BENCHMARK = SessionBenchmark()
