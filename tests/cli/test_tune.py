@@ -85,7 +85,7 @@ def test_json_holds_every_trial_and_options_of_the_search_stay_out_of_the_file(
 def test_the_algorithms_that_are_tried_can_be_named(shop: Path, tmp_path: Path) -> None:
     out = tmp_path / "tuned.toml"
     code, printed, err = run(
-        "tune", shop, "--tier", "crm", "--trials", 6, "--algorithms", "als, bpr", "--out", out, "--json"
+        "tune", shop, "--tier", "crm", "--trials", 12, "--algorithms", "als, bpr", "--out", out, "--json"
     )
     assert code == 0, err
     tried = [trial["parameters"].get("algorithm") for trial in json.loads(printed)["tiers"]["crm"]["trials"]]
