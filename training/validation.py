@@ -234,9 +234,9 @@ class BatchScorer:
 
     def _inputs(self, requests: Requests, numbers: NDArray[np.int64]) -> sp.csr_matrix:
         """The weighted history of each request, requests × inputs, as float32 numbers in float64."""
-        read = requests.interest & (requests.distances < self._settings.max_history)
+        read = self._events_read(requests)
         known = read & (numbers[requests.items] >= 0)
-        weights = self._event_weights(requests, known) * self._recency(requests, read)
+        weights = self._event_weights(requests, numbers, known) * self._recency(requests, read)
         kept = known & (weights > 0)
         width = len(self.index)
         entries, values = largest_then_summed(
@@ -257,11 +257,17 @@ class BatchScorer:
         matrix.sort_indices()
         return matrix
 
-    def _event_weights(self, requests: Requests, known: NDArray[np.bool_]) -> NDArray[np.float64]:
+    def _events_read(self, requests: Requests) -> NDArray[np.bool_]:
+        """The latest events of each source that show an interest."""
+        return requests.interest & (requests.distances < self._settings.max_history)
+
+    def _event_weights(
+        self, requests: Requests, numbers: NDArray[np.int64], known: NDArray[np.bool_]
+    ) -> NDArray[np.float64]:
         settings = self._settings
         by_type = np.array([settings.event_weights.get(name, 1.0) for name in requests.event_types])
         by_source = np.array([settings.source_weights.get(source, 0.0) for source in _SOURCES])
-        in_session, places, _ = self._session_places(requests, known)
+        in_session, places, _ = self._session_places(requests, numbers, known)
         # One call per place, as in serving: a vector's exponentials may differ in the last bit.
         farthest = int(places.max(initial=0)) + 1
         decay = np.array([float(np.exp(-d / settings.session_decay)) for d in range(farthest)])
@@ -271,14 +277,14 @@ class BatchScorer:
         return found
 
     def _session_places(
-        self, requests: Requests, known: NDArray[np.bool_]
+        self, requests: Requests, numbers: NDArray[np.int64], known: NDArray[np.bool_]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Which events are known ones of a session, latest first, how many distinct items came after each
         one's item, and the number of the item.
         """
         events = np.flatnonzero(known & (requests.sources == 0))
         events = events[np.lexsort((requests.distances[events], requests.requests[events]))]
-        items = self.numbers(requests.item_ids)[requests.items[events]]
+        items = numbers[requests.items[events]]
         owners = requests.requests[events]
         _, first, inverse = np.unique(
             owners * len(self.index) + items, return_index=True, return_inverse=True
@@ -295,8 +301,8 @@ class BatchScorer:
         shape = (len(requests), len(self.index))
         if self._returns is None or not self._settings.repeat_weight:
             return sp.csr_matrix(shape)
-        read = requests.interest & (requests.distances < self._settings.max_history)
-        events, places, items = self._session_places(requests, read & (numbers[requests.items] >= 0))
+        known = self._events_read(requests) & (numbers[requests.items] >= 0)
+        events, places, items = self._session_places(requests, numbers, known)
         entries, first = np.unique(requests.requests[events] * len(self.index) + items, return_index=True)
         owners, items = np.divmod(entries, len(self.index))
         places, longest = places[first], len(self._returns)
