@@ -62,6 +62,7 @@ __all__ = [
     "Manifest",
     "check_csr",
     "check_factors",
+    "check_prior_factors",
     "open_bundle",
     "read_run",
     "verify_bundle",
@@ -102,6 +103,7 @@ _NPY_ALIGNMENT = 64
 _ITEM_INDEX = frozenset({"item_ids", "item_offsets"})
 _WEIGHTS = frozenset({"indptr", "indices", "data"})
 _FACTORS = frozenset({"factors", "factor_gram"})
+_PRIOR_FACTORS = _FACTORS | {"prior_factors"}
 
 # What each tier reads, and the permission that takes: no other combination is a bundle.
 TIERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxyType(
@@ -532,6 +534,40 @@ def check_factors(factors: NDArray[Any], gram: NDArray[Any], inputs: int) -> Non
         )
 
 
+def check_prior_factors(
+    priors: NDArray[Any], factors: tuple[int, ...], attribute_inputs: int, items: int
+) -> None:
+    """Check that an array says what attributes let expect, beside factors of items alone.
+
+    Parameters
+    ----------
+    priors
+        float32, shape (attribute_inputs + 1, factors), finite.
+    factors
+        Shape of the items' factors.
+    attribute_inputs, items
+        Number of inputs behind the items, and of items.
+
+    Raises
+    ------
+    BundleMalformed
+        It is not.
+
+    Notes
+    -----
+    O(size of priors).
+    """
+    if factors[0] != items:
+        raise BundleMalformed(f"beside prior_factors, factors have {factors[0]} rows for {items} items")
+    expected = (attribute_inputs + 1, factors[1])
+    if priors.shape != expected or priors.dtype != np.float32 or attribute_inputs < 0:
+        raise BundleMalformed(
+            f"prior_factors must be float32 of shape {expected}, got {priors.dtype} of shape {priors.shape}"
+        )
+    if not np.isfinite(priors).all():
+        raise BundleMalformed("prior_factors hold a number that is not finite")
+
+
 def _check_columns(indptr: NDArray[Any], indices: NDArray[Any], columns: int, prefix: str) -> None:
     if not indices.size:
         return
@@ -723,7 +759,12 @@ def _reserved_findings(
     path: Path, manifest: Manifest, arrays: Mapping[str, NDArray[Any]]
 ) -> Iterator[BundleMalformed]:
     """Check the content of the arrays that have a meaning in the format: item index, weights, factors."""
-    checks = ((_ITEM_INDEX, _check_item_index), (_WEIGHTS, _check_weights), (_FACTORS, _check_factors))
+    checks = (
+        (_ITEM_INDEX, _check_item_index),
+        (_WEIGHTS, _check_weights),
+        (_FACTORS, _check_factors),
+        (_PRIOR_FACTORS, _check_prior_factors),
+    )
     for group, check in checks:
         if arrays.keys() >= group:
             try:
@@ -746,6 +787,11 @@ def _check_factors(manifest: Manifest, arrays: Mapping[str, NDArray[Any]]) -> No
     check_factors(arrays["factors"], arrays["factor_gram"], rows)
     if rows < manifest.item_count:
         raise BundleMalformed(f"factors have {rows} rows for {manifest.item_count} items")
+
+
+def _check_prior_factors(manifest: Manifest, arrays: Mapping[str, NDArray[Any]]) -> None:
+    priors, factors = arrays["prior_factors"], arrays["factors"]
+    check_prior_factors(priors, factors.shape, priors.shape[0] - 1, manifest.item_count)
 
 
 # --- Manifest -------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ class FactorBatchScorer(BatchScorer):
 
     def _read(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         self._factors, self._gram = arrays["factors"], arrays["factor_gram"]
+        self._priors = arrays.get("prior_factors")
         self._norm = largest_norm(self._factors[: len(self.index)])
 
     def lists(
@@ -70,7 +71,14 @@ class FactorBatchScorer(BatchScorer):
         """
         last = len(requests) if last is None else last
         inputs, hidden, _ = self._prepare(requests)
-        vectors = fold_in_rows(inputs[first:last], self._factors, self._gram, self._folding, threads=threads)
+        vectors = fold_in_rows(
+            inputs[first:last],
+            self._factors,
+            self._gram,
+            self._folding,
+            priors=self._priors,
+            threads=threads,
+        )
         size = max(1, _SCORES_AT_ONCE // max(len(self.index), 1))
         bounds = [(k, min(k + size, last)) for k in range(first, last, size)]
         with threadpool_limits(limits=1, user_api="blas"):  # the threads are those of the blocks

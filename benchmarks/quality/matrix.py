@@ -46,6 +46,7 @@ CONTENDERS: Mapping[str, Contender] = {
     "irspack_rp3beta": Contender(peers.IrspackRP3beta, package="irspack"),
     "local_ridge": Contender(ours.LocalRidgeUsers, ours=True),
     "als": Contender(ours.FactorUsers, ours=True),
+    "spectral": Contender(ours.SpectralUsers, ours=True),
 }
 """All classes of models for user-item matrices."""
 

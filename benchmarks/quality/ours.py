@@ -17,8 +17,9 @@ from consentier.models.local_ridge import LocalRidge
 from consentier.models.recency import microseconds_of_days, recency_weights
 from consentier.models.repeats import repeat_counts
 from consentier.models.scoring import score_rows, top_items, with_second_hop
+from consentier.models.spectral import Spectral
 
-__all__ = ["FactorUsers", "LocalRidgeSessions", "LocalRidgeUsers"]
+__all__ = ["FactorUsers", "LocalRidgeSessions", "LocalRidgeUsers", "SpectralUsers"]
 
 
 @dataclass(kw_only=True)
@@ -147,8 +148,13 @@ class _Users:
     def _inputs(self, rows: Interactions) -> sparse.csr_matrix:
         matrix = joined(rows, self.order_weight, self.cart_weight)
         if self.attribute_weight > 0 and rows.attributes is not None:
-            matrix = sparse.hstack([matrix, rows.attributes * np.float32(self.attribute_weight)])
+            attributes = self._attributes(rows.attributes, np.diff(matrix.indptr))
+            matrix = sparse.hstack([matrix, attributes])
         return sparse.csr_matrix(matrix, dtype=np.float32)
+
+    def _attributes(self, attributes: sparse.csr_matrix, known: NDArray[np.int64]) -> sparse.csr_matrix:
+        """What attribute values count, beside so many known items."""
+        return attributes * np.float32(self.attribute_weight)
 
 
 @dataclass(kw_only=True)
@@ -197,3 +203,37 @@ class FactorUsers(_Users):
             frequency_exponent=self.frequency_exponent,
             threads=1,
         )
+
+
+@dataclass(kw_only=True)
+class SpectralUsers(_Users):
+    """`Spectral`; attributes say what is expected, and fade as in the product's tiers."""
+
+    factors: int
+    row_exponent: float
+    item_exponent: float
+    spectral_exponent: float
+    unit_rank: int
+    unobserved_weight: float
+    history_exponent: float
+    history_offset: float
+    attribute_fade: float = 1.0
+
+    def _unfitted(self) -> ItemModel:
+        return Spectral(
+            item_count=self.item_count,
+            factors=self.factors,
+            row_exponent=self.row_exponent,
+            item_exponent=self.item_exponent,
+            spectral_exponent=self.spectral_exponent,
+            unit_rank=self.unit_rank,
+            unobserved_weight=self.unobserved_weight,
+            history_exponent=self.history_exponent,
+            history_offset=self.history_offset,
+            threads=1,
+        )
+
+    def _attributes(self, attributes: sparse.csr_matrix, known: NDArray[np.int64]) -> sparse.csr_matrix:
+        shares = self.attribute_weight / (1 + known / self.attribute_fade)
+        shares /= np.maximum(np.diff(attributes.indptr), 1)
+        return sparse.csr_matrix(sparse.diags_array(shares) @ attributes)

@@ -222,7 +222,9 @@ cases = st.builds(
     links=st.lists(st.tuples(_visitors, _customers), max_size=6).map(tuple),
     ages=st.just((20, 20, 20, 20)) | st.tuples(*[st.integers(20, 50)] * 4),
     steps=st.lists(st.lists(_subjects, min_size=1, max_size=3).map(tuple), min_size=1, max_size=3).map(tuple),
-    algorithm=st.sampled_from(("local_ridge", "local_ridge", "local_ridge", "cosine", "tfidf", "als")),
+    algorithm=st.sampled_from(
+        ("local_ridge", "local_ridge", "local_ridge", "cosine", "tfidf", "als", "spectral")
+    ),
     min_persons=st.sampled_from((1, 1, 2, 3)),
     alone_too=st.booleans(),
     reused_id=st.sampled_from((None, None, None, "c2")),
@@ -279,7 +281,7 @@ def test_it_is_done_by_subtraction_where_nothing_stands_against_it(tier: Tier, a
     assert check_forgetting_equals_never_having_known(case) == [f"{tier}: decremented"]
 
 
-@pytest.mark.parametrize("algorithm", ["als", "bpr"])
+@pytest.mark.parametrize("algorithm", ["als", "bpr", "spectral"])
 @pytest.mark.parametrize("tier", [Tier.ONLINE, Tier.CRM, Tier.FUSED])
 def test_factor_models_are_fitted_again_with_the_seed_that_they_had(tier: Tier, algorithm: str) -> None:
     """In training it is not the default one."""
