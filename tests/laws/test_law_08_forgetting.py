@@ -31,6 +31,7 @@ from consentier.models import gram, local_ridge
 from consentier.models.bundle import open_bundle
 from consentier.models.statistics import read_statistics
 from consentier.serving.factor_scorer import FACTOR_ALGORITHMS
+from consentier.training import decrement
 from consentier.training import forget as forgetting
 from consentier.training.config import Config, TierConfig, TrackingConfig, TrainingConfig
 from consentier.training.forget import Subject, forget
@@ -344,14 +345,14 @@ SPARSE = tuple(
     ),
     Break(
         "a customer's own history does not come back without the forgotten device",
-        forgetting._exchanged_gram,
+        decrement._exchanged_gram,
         "in parts:",
         "in parts[:1]:",
         usual(Tier.FUSED, V1, ages=(20, 20, 20, 20)),
     ),
     Break(
         "how the sessions of who left went on stays counted",
-        forgetting._exchanged_repeats,
+        decrement._exchanged_repeats,
         "counted.without(removed)",
         "counted",
         usual(Tier.SESSION, V1),
@@ -365,14 +366,14 @@ SPARSE = tuple(
     ),
     Break(
         "items that too few others have stay in their histories",
-        forgetting._remaining_persons,
+        decrement._remaining_persons,
         "if ((remaining >= min_persons) != (published & (remaining > 0))).any():",
         "if False:",
         usual(Tier.ONLINE, V1, min_persons=3),
     ),
     Break(
         "groups of attributes stay as the forgotten person made them",
-        forgetting._remaining_attributes,
+        decrement._remaining_attributes,
         "if learnt != encoder:",
         "if False:",
         usual(Tier.CRM, (("customer", "c4"),)),
