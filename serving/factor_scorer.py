@@ -19,7 +19,7 @@ from consentier.models.factor_scoring import (
 )
 from consentier.serving.scorer import ItemScorer, Query
 
-__all__ = ["FACTOR_ALGORITHMS", "FactorScorer"]
+__all__ = ["FACTOR_ALGORITHMS", "FactorScorer", "take_folding"]
 
 FACTOR_ALGORITHMS = frozenset({"als", "bpr", "spectral"})
 """Algorithms whose bundles hold factors."""
@@ -41,7 +41,7 @@ class FactorScorer(ItemScorer):
     _folding: FoldIn
 
     def _own_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
-        self._folding = _folding_of(settings.pop("fold_in", None))
+        self._folding = take_folding(settings)
         return settings
 
     def _read(self, arrays: Mapping[str, NDArray[Any]], inputs: int, items: int) -> None:
@@ -59,14 +59,21 @@ class FactorScorer(ItemScorer):
         weights: NDArray[np.float32],
         query: Query,
         hidden: Iterable[int],
-        repeats: Mapping[int, float],
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         vector = fold_in(self._factors, self._gram, rows, weights, self._folding, self._priors)
         visible = self._shelf.visible(self._items, query, hidden)
         return positive_items(self._factors, self._norm, vector, visible, query.n)
 
 
-def _folding_of(value: object) -> FoldIn:
+def take_folding(settings: dict[str, Any]) -> FoldIn:
+    """Take out of a manifest's scoring settings how histories are folded in.
+
+    Raises
+    ------
+    BundleMalformed
+        If that is missing, incomplete or out of range.
+    """
+    value = settings.pop("fold_in", None)
     names = sorted(field.name for field in dataclasses.fields(FoldIn))
     if not isinstance(value, Mapping) or sorted(value) != names:
         raise BundleMalformed(f"manifest: scoring.fold_in must name exactly {', '.join(names)}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ __all__ = [
     "Query",
     "Scored",
     "ScoringSettings",
+    "read_scoring",
 ]
 
 NO_INTEREST = frozenset({"remove", "unfavourite", "cancelled", "returned"})
@@ -156,6 +156,25 @@ class ScoringSettings:
         )
 
 
+def read_scoring(settings: Mapping[str, Any], item_count: int) -> tuple[ScoringSettings, AttributeEncoder]:
+    """Read what all models of histories have in common out of a manifest's scoring settings.
+
+    Parameters
+    ----------
+    settings
+        Without those that only one kind of model has.
+    item_count
+        Items of the model; the inputs of attributes stand behind them.
+
+    Raises
+    ------
+    BundleMalformed
+        If a setting is unknown, missing or of the wrong type.
+    """
+    encoder = AttributeEncoder.from_json(settings.get("attributes", []), first_input=item_count)
+    return ScoringSettings.from_json(settings), encoder
+
+
 def _is_weight(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
@@ -207,11 +226,9 @@ class ItemScorer(ABC):
         self.digest = bundle.digest
         index = ItemIndex(arrays["item_ids"], arrays["item_offsets"], verify=False)  # open_bundle did
         settings = self._own_settings(dict(bundle.manifest.scoring))
-        encoded = settings.pop("attributes", [])
-        self._settings = ScoringSettings.from_json(settings)
+        self._settings, self._attributes = read_scoring(settings, len(index))
         days = self._settings.recency_half_life
         self._half_life = None if days is None else microseconds_of_days(days)
-        self._attributes = AttributeEncoder.from_json(encoded, first_input=len(index))
         self._read(arrays, len(index) + self._attributes.input_count, len(index))
         self._shelf = _Shelf(index, catalogue)
 
@@ -230,9 +247,19 @@ class ItemScorer(ABC):
         weights: NDArray[np.float32],
         query: Query,
         hidden: Iterable[int],
-        repeats: Mapping[int, float],
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """The best items of positive score for some weighted inputs (ascending), among those on show."""
+
+    def _best_for(
+        self,
+        view: PermittedView,
+        rows: NDArray[np.int64],
+        weights: NDArray[np.float32],
+        query: Query,
+        hidden: Iterable[int],
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The same where a view is behind the inputs, of which a model may read more than its history."""
+        return self._best(rows, weights, query, hidden)
 
     def answer(self, view: PermittedView, query: Query) -> Scored | None:
         """Score the items for one view; None where the view holds nothing that the model knows.
@@ -248,18 +275,14 @@ class ItemScorer(ABC):
         if not inputs:
             return None
         hidden = {self._number(item) for item in self.not_again(view)}
-        return self._top(inputs, query, hidden, unknown, self._repeats(view))
+        return self._scored(self._best_for(view, *_ascending(inputs), query, hidden), unknown)
 
     def related(self, items: Iterable[str], query: Query) -> Scored | None:
         """Items that go with some items; no person is read."""
         numbers = {number for item in items if (number := self._number(item)) >= 0}
         if not numbers:
             return None
-        return self._top(dict.fromkeys(sorted(numbers), 1.0), query, numbers, 0)
-
-    def _repeats(self, view: PermittedView) -> Mapping[int, float]:
-        """What is added to the scores of items of the session, because sessions return to what they saw."""
-        return {}
+        return self._scored(self._best(*_ascending(dict.fromkeys(numbers, 1.0)), query, numbers), 0)
 
     def _history(self, view: PermittedView) -> tuple[dict[int, float], int]:
         """Weight of each known item: the largest within a source, summed over the sources."""
@@ -318,18 +341,8 @@ class ItemScorer(ABC):
             for event in events
         )
 
-    def _top(
-        self,
-        inputs: Mapping[int, float],
-        query: Query,
-        hidden: Iterable[int],
-        unknown: int,
-        repeats: Mapping[int, float] = MappingProxyType({}),
-    ) -> Scored | None:
-        # Ascending inputs: the sum does not depend on the order in which a store returns a history.
-        rows = np.array(sorted(inputs), dtype=np.int64)
-        weights = np.array([inputs[row] for row in rows.tolist()], dtype=np.float32)
-        ids, scores = self._best(rows, weights, query, hidden, repeats)
+    def _scored(self, best: tuple[NDArray[np.int64], NDArray[np.float64]], unknown: int) -> Scored:
+        ids, scores = best
         return Scored(tuple(self._shelf.index.ids(ids)), tuple(scores.tolist()), unknown)
 
 
@@ -346,6 +359,7 @@ class LinearScorer(ItemScorer):
         self._returns = _returns(arrays.get("repeats"))
 
     def _repeats(self, view: PermittedView) -> Mapping[int, float]:
+        """What is added to the scores of items of the session, because sessions return to what they saw."""
         if self._returns is None or not self._settings.repeat_weight:
             return {}
         numbers = (self._number(event.item_id) for event in reversed(self._latest(view.session)))
@@ -364,8 +378,27 @@ class LinearScorer(ItemScorer):
         weights: NDArray[np.float32],
         query: Query,
         hidden: Iterable[int],
-        repeats: Mapping[int, float],
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        return self._best_of(*self._candidates(rows, weights), query, hidden)
+
+    def _best_for(
+        self,
+        view: PermittedView,
+        rows: NDArray[np.int64],
+        weights: NDArray[np.float32],
+        query: Query,
+        hidden: Iterable[int],
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        ids, scores = self._candidates(rows, weights)
+        repeats = self._repeats(view)
+        if repeats:
+            ids, scores = _with_added(ids, scores, repeats)
+        return self._best_of(ids, scores, query, hidden)
+
+    def _candidates(
+        self, rows: NDArray[np.int64], weights: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """All items that the inputs score, with the second hop."""
         ids, scores = self._score(rows, weights)
         if self._settings.second_hop_weight:
             # No inference through sensitive items, even where a bundle knows them.
@@ -380,8 +413,11 @@ class LinearScorer(ItemScorer):
                     hop_items=self._settings.second_hop_items,
                 )
             )
-        if repeats:
-            ids, scores = _with_added(ids, scores, repeats)
+        return ids, scores
+
+    def _best_of(
+        self, ids: NDArray[np.int64], scores: NDArray[np.float64], query: Query, hidden: Iterable[int]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         kept = (scores > 0) & self._shelf.visible(ids, query, hidden)
         return top_items(ids[kept], scores[kept], query.n)
 
@@ -389,6 +425,12 @@ class LinearScorer(ItemScorer):
         self, rows: NDArray[np.int64], weights: NDArray[np.float32]
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         return score_rows(self._indptr, self._indices, self._data, rows, weights, len(self._shelf.index))
+
+
+def _ascending(inputs: Mapping[int, float]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Ascending inputs: the sum does not depend on the order in which a store returns a history."""
+    rows = np.array(sorted(inputs), dtype=np.int64)
+    return rows, np.array([inputs[row] for row in rows.tolist()], dtype=np.float32)
 
 
 def _returns(table: NDArray[Any] | None) -> list[list[float]] | None:

@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from consentier.models.factor_scoring import FoldIn, largest_norm, positive_items
 from consentier.models.factor_solver import fold_in_rows
+from consentier.serving.factor_scorer import take_folding
 from consentier.training.validation import BatchScorer, Requests
 
 __all__ = ["FactorBatchScorer", "batch_scorer"]
@@ -44,7 +45,7 @@ class FactorBatchScorer(BatchScorer):
     _folding: FoldIn
 
     def _own_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
-        self._folding = FoldIn(**settings.pop("fold_in"))
+        self._folding = take_folding(settings)
         return settings
 
     def _read(self, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -28,13 +28,13 @@ from consentier.consent import Source, Tier, microseconds
 from consentier.errors import TrainingError
 from consentier.features.gate import PermittedRows
 from consentier.features.interactions import largest_then_summed, person_counts
-from consentier.models.attribute_encoding import AttributeEncoder, AttributeValue
+from consentier.models.attribute_encoding import AttributeValue
 from consentier.models.bundle import TIERS
 from consentier.models.compiled import compiled
 from consentier.models.item_index import ItemIndex
 from consentier.models.recency import microseconds_of_days, recency_weights
 from consentier.serving.request import Event
-from consentier.serving.scorer import NO_INTEREST, ScoringSettings
+from consentier.serving.scorer import NO_INTEREST, read_scoring
 from consentier.serving.view import PermittedView
 from consentier.training.evaluation_result import MINIMUM_GROUP
 from consentier.training.metrics import PADDING, Relevant
@@ -149,12 +149,9 @@ class BatchScorer:
     _returns: NDArray[np.float32] | None = None
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]], scoring: Mapping[str, Any]) -> None:
-        settings = self._own_settings(dict(scoring))
-        encoded = settings.pop("attributes", [])
         self.index = ItemIndex(arrays["item_ids"], arrays["item_offsets"], verify=False)
         self._numbers = {item: k for k, item in enumerate(self.index.ids(np.arange(len(self.index))))}
-        self._settings = ScoringSettings.from_json(settings)
-        self._attributes = AttributeEncoder.from_json(encoded, first_input=len(self.index))
+        self._settings, self._attributes = read_scoring(self._own_settings(dict(scoring)), len(self.index))
         self._read(arrays)
         self._prepared: tuple[Requests, sp.csr_matrix, sp.csr_matrix, sp.csr_matrix] | None = None
 
