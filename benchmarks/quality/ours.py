@@ -12,7 +12,7 @@ from benchmarks.quality.peers import joined
 from benchmarks.quality.splits import Interactions, Sessions
 from consentier.models.als import ALS
 from consentier.models.base import ItemModel
-from consentier.models.gram import SessionOrder
+from consentier.models.gram import SessionOrder, last_positions
 from consentier.models.local_ridge import LocalRidge
 from consentier.models.recency import microseconds_of_days, recency_weights
 from consentier.models.repeats import repeat_counts
@@ -67,14 +67,8 @@ class LocalRidgeSessions:
     def _ordered(self, sessions: Sessions) -> tuple[sparse.csr_matrix, SessionOrder]:
         """Distinct items of each session, placed by their last click, and the sessions' weights by age."""
         numbers = np.repeat(np.arange(len(sessions), dtype=np.int64), np.diff(sessions.starts))
-        entries = numbers * self.item_count + sessions.items
-        distinct, last = np.unique(entries[::-1], return_index=True)
-        clicks = entries.size - 1 - last
-        places = np.empty(distinct.size, dtype=np.int64)
-        places[np.argsort(clicks)] = np.arange(distinct.size)
-        rows, columns = np.divmod(distinct, self.item_count)
-        first = np.full(len(sessions), distinct.size)
-        np.minimum.at(first, rows, places)
+        entries = np.unique(numbers * self.item_count + sessions.items)
+        rows, columns = np.divmod(entries, self.item_count)
         matrix = sparse.csr_matrix(
             (np.ones(rows.size, np.float32), columns, np.searchsorted(rows, np.arange(len(sessions) + 1))),
             shape=(len(sessions), self.item_count),
@@ -82,7 +76,8 @@ class LocalRidgeSessions:
         ended = sessions.times[sessions.starts[1:] - 1]
         ages = ((ended.max() - ended) * 1e6).astype(np.int64)
         scale = recency_weights(ages, microseconds_of_days(self.session_half_life))
-        return matrix, SessionOrder(places - first[rows], np.maximum(scale, 2.0**-16))
+        positions = last_positions(numbers, sessions.items, self.item_count, entries)
+        return matrix, SessionOrder(positions, np.maximum(scale, 2.0**-16))
 
     def recommend(self, prefix: NDArray[np.int64], now: float, count: int) -> NDArray[np.int64]:
         """The best items; the functions are those of the served scorer."""
