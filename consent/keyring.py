@@ -22,6 +22,7 @@ from typing import Any
 
 from consentier.consent.records import microseconds
 from consentier.errors import AuditError
+from consentier.writing import sibling, write_new
 
 __all__ = ["Keyring"]
 
@@ -171,13 +172,9 @@ def _new_key() -> tuple[str, bytes]:
 def _written_beside(path: Path, document: Mapping[str, Any]) -> Iterator[Path]:
     """A file with the document, for its owner only; gone afterwards unless it was renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    beside = sibling(path)
     try:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(document, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
+        write_new(beside, json.dumps(document, indent=2).encode("utf-8"), mode=0o600)
         yield beside
     finally:
         beside.unlink(missing_ok=True)

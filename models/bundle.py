@@ -28,7 +28,6 @@ import json
 import math
 import os
 import re
-import secrets
 import shutil
 import stat
 import time
@@ -52,6 +51,7 @@ from consentier.errors import (
     BundleUnsupported,
 )
 from consentier.models.item_index import ItemIndex
+from consentier.writing import REPLACED, flush, put_directory, sibling, write_new
 
 __all__ = [
     "FORMAT_VERSION",
@@ -78,7 +78,6 @@ FORMAT_VERSION = 1
 _MANIFEST = "manifest.json"
 _RUN = "run.json"
 _PARTIAL = ".partial"  # being written
-_REPLACED = ".replaced"  # moved aside by a newer one
 
 _MAX_MANIFEST_BYTES = 1 << 20
 _MAX_RUN_BYTES = 16 << 20
@@ -268,18 +267,20 @@ def write_bundle(
     draft = {name: _entry(array, sha256="0" * 64) for name, array in prepared.items()}
     _checked_manifest_bytes(fields, draft)
     _check_target(target, overwrite)
-    partial = _sibling(target, _PARTIAL)
+    partial = sibling(target, _PARTIAL)
     partial.mkdir()
     try:
         entries = {name: _write_array(partial / f"{name}.npy", array) for name, array in prepared.items()}
         manifest = _checked_manifest_bytes(fields, entries)
-        _write_synced(partial / _MANIFEST, manifest)
-        _sync_directory(partial)
+        write_new(partial / _MANIFEST, manifest)
+        flush(partial)
         _check_target(target, overwrite)  # again: another writer may have come first
-        _move_into_place(partial, target)
+        replaced = put_directory(partial, target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    if replaced is not None:
+        shutil.rmtree(replaced, ignore_errors=True)
     return _digest(manifest)
 
 
@@ -403,14 +404,14 @@ def write_run(path: str | os.PathLike[str], facts: Mapping[str, JSON]) -> None:
     if not (directory / _MANIFEST).is_file():
         raise BundleMissing(f"bundle {path}: there is no {_MANIFEST}; write the bundle before its {_RUN}")
     # Beside the bundle, not in it: a reader that lists the bundle meanwhile must not find a stray file.
-    partial = _sibling(directory, f".{_RUN}{_PARTIAL}")
+    partial = sibling(directory, f".{_RUN}{_PARTIAL}")
     try:
-        _write_synced(partial, payload)
+        write_new(partial, payload)
         partial.replace(directory / _RUN)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    _sync_directory(directory)
+    flush(directory)
 
 
 def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -646,7 +647,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 def _moved_aside(path: Path) -> list[Path]:
     """Bundles that a replacement of `path` renamed away and did not delete yet."""
     target = Path(os.path.realpath(path))
-    pattern = re.compile(re.escape(f".{target.name}.") + r"[0-9a-f]{16}" + re.escape(_REPLACED))
+    pattern = re.compile(re.escape(f".{target.name}.") + r"[0-9a-f]{16}" + re.escape(REPLACED))
     try:
         return sorted(entry for entry in target.parent.iterdir() if pattern.fullmatch(entry.name))
     except OSError:
@@ -1105,43 +1106,3 @@ def _check_target(target: Path, overwrite: bool) -> None:
 def _may_be_ours(file_name: str) -> bool:
     stem, dot, suffix = file_name.partition(".")
     return file_name in (_MANIFEST, _RUN) or (dot + suffix == ".npy" and bool(_ARRAY_NAME.fullmatch(stem)))
-
-
-def _sibling(target: Path, suffix: str) -> Path:
-    return target.parent / f".{target.name}.{secrets.token_hex(8)}{suffix}"
-
-
-def _move_into_place(partial: Path, target: Path) -> None:
-    """Rename the new bundle in and make that durable; on an error put everything back."""
-    aside = _sibling(target, _REPLACED) if target.exists() else None
-    if aside is not None:
-        target.rename(aside)
-    try:
-        partial.rename(target)
-        try:
-            _sync_directory(target.parent)
-        except BaseException:
-            target.rename(partial)
-            raise
-    except BaseException:
-        if aside is not None:
-            aside.rename(target)
-        raise
-    if aside is not None:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _write_synced(path: Path, payload: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    """Make the names in a directory durable, not only the content of its files."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

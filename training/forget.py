@@ -16,7 +16,6 @@ import fcntl
 import functools
 import shutil
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -64,6 +63,7 @@ from consentier.training.fit import (
 from consentier.training.restricted import Restricted
 from consentier.training.run_facts import rows_digest
 from consentier.training.train import TRAINED_TIERS
+from consentier.writing import remove_directory
 
 __all__ = ["ForgetResult", "ForgottenTier", "Subject", "forget", "without_subjects"]
 
@@ -609,10 +609,7 @@ def _gone(tier: Tier, circumstances: _Circumstances, request: _Request) -> set[S
 
 def _remove(tier: Tier, digest: str, request: _Request) -> None:
     """Take a bundle away that nothing is left to fit on."""
-    path = request.out / tier
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    path.rename(aside)
-    shutil.rmtree(aside)
+    remove_directory(request.out / tier)
     shutil.rmtree(request.restricted.statistics(tier), ignore_errors=True)
     request.restricted.lineage().drop([digest])
 

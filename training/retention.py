@@ -39,6 +39,7 @@ from consentier.training.retention_schedule import (
     TableRule,
     TrackingRule,
 )
+from consentier.writing import whole_file
 
 __all__ = ["Outcome", "apply_retention"]
 
@@ -124,12 +125,8 @@ def _table(rule: TableRule, now: dt.datetime, dry_run: bool) -> int:
     # A row without a time has no age that would allow to keep it.
     kept = table.filter(pc.fill_null(pc.greater_equal(times.cast(before.type), before), False))
     if kept.num_rows < table.num_rows and not dry_run:
-        beside = rule.path.with_name(f".{rule.path.name}.{os.getpid()}.tmp")
-        try:
+        with whole_file(rule.path) as beside:
             pq.write_table(kept, beside)
-            beside.replace(rule.path)
-        finally:
-            beside.unlink(missing_ok=True)
     return int(table.num_rows - kept.num_rows)
 
 
