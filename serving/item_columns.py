@@ -129,6 +129,21 @@ class ItemColumns:
         codes[known] = np.unique(column.values[known], return_inverse=True)[1]
         return codes
 
+    def values(self, name: str) -> list[Value]:
+        """The values of a column, None where it is missing.
+
+        Raises
+        ------
+        ValueError
+            There is no such column.
+        """
+        column = self._column(name)
+        if isinstance(column, _Texts):
+            return [None if code < 0 else column.levels[code] for code in column.codes.tolist()]
+        if isinstance(column, _Flags):
+            return [None if flag < 0 else bool(flag) for flag in column.values.tolist()]
+        return [None if math.isnan(number) else number for number in column.values.tolist()]
+
     def _column(self, name: str) -> _Column:
         if name not in self.columns:
             known = sorted(self.columns)
@@ -370,9 +385,9 @@ def _given(node: ast.expr) -> str | float | bool:
 
 def _equal(name: str, column: _Column, value: str | float | bool) -> _Bits:
     if isinstance(column, _Flags) and isinstance(value, bool):
-        return column.values == int(value)
+        return np.equal(column.values, int(value))
     if isinstance(column, _Numbers) and not isinstance(value, str | bool):
-        return column.values == value
+        return np.equal(column.values, value)
     if isinstance(column, _Texts) and isinstance(value, str):
         place = np.searchsorted(np.array(column.levels, dtype=object), value) if column.levels else 0
         there = place < len(column.levels) and column.levels[int(place)] == value
