@@ -720,7 +720,10 @@ def _symmetric(
 def _csr(
     data: NDArray[np.int64], indices: NDArray[np.int32], starts: NDArray[np.int64], inputs: int
 ) -> sparse.csr_matrix:
-    # SciPy wants one type for both index arrays, and picks int32 wherever that suffices.
+    # SciPy wants one type for both index arrays, and picks int32 wherever that suffices: so do we, or it
+    # would copy all indices to int64 and back.
+    if starts[-1] <= np.iinfo(np.int32).max:
+        starts = starts.astype(np.int32)
     return sparse.csr_matrix((data, indices.astype(starts.dtype, copy=False), starts), shape=(inputs, inputs))
 
 
