@@ -72,6 +72,8 @@ def test_rows_are_added_and_compared_in_pairs(data: Path, tmp_path: Path) -> Non
     difference = results["rows"]["ours"]["difference"]["ndcg@20"]
     means = [results["rows"][name]["metrics"]["ndcg@20"]["mean"] for name in ("ours", "popularity")]
     assert difference["mean"] == pytest.approx(means[0] - means[1])
+    # Values stand beside the results they belong to: those of another directory cannot be taken for them.
+    assert (tmp_path / "results" / ".values" / "gowalla" / "ours.npz").is_file()
 
 
 def test_rows_of_another_split_are_not_put_into_one_table(data: Path, tmp_path: Path) -> None:
