@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import hashlib
 import hmac
 import itertools
 import json
@@ -28,6 +27,8 @@ __all__ = ["Keyring"]
 
 _FORMAT = 1
 _KEY_BYTES = 32
+
+_JSON = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"))
 
 
 class Keyring:
@@ -144,8 +145,8 @@ class Keyring:
         return gone
 
     def _digest(self, key_id: str, domain: str, value: str) -> str:
-        text = json.dumps([domain, value], ensure_ascii=True, separators=(",", ":"))
-        return f"{key_id}:{hmac.new(self._keys[key_id], text.encode('ascii'), hashlib.sha256).hexdigest()}"
+        text = _JSON.encode([domain, value]).encode("ascii")
+        return f"{key_id}:{hmac.digest(self._keys[key_id], text, 'sha256').hex()}"
 
     def _replace(self, keys: dict[str, bytes], created_at: dict[str, dt.datetime]) -> None:
         changed = Keyring(keys, created_at, self._path)

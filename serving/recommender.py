@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import hashlib
 import hmac
 import json
 import logging
@@ -43,6 +42,7 @@ __all__ = ["AuditSink", "ConsentLedger", "InputKeys", "Recommender", "utc_now"]
 
 _log = logging.getLogger("consentier.serving")
 
+_JSON = json.JSONEncoder(sort_keys=True, ensure_ascii=True, separators=(",", ":"))
 _NOBODY = PermittedView(frozenset())
 _NO_ITEMS = Scored((), ())
 
@@ -153,6 +153,7 @@ class Recommender:
         keyring: InputKeys | None = None,
         audit: AuditSink | None = None,
         clock: Callable[[], dt.datetime] = utc_now,
+        compiled: bool = True,
     ) -> Recommender:
         """Open the bundles of a directory: ``session``, ``online``, ``crm``, ``fused`` and ``popular``.
 
@@ -177,6 +178,10 @@ class Recommender:
             Where each answer is accounted for.
         clock
             Says what time it is, for withdrawal deadlines and for requests that name no instant.
+        compiled
+            Score in compiled loops where Numba is installed (extra ``fast``); answers are the same, bit for
+            bit. They are ready when this returns, so that no request waits for a compiler. False: NumPy, and
+            Numba is not imported.
 
         Raises
         ------
@@ -189,14 +194,15 @@ class Recommender:
 
         Notes
         -----
-        Costs one pass over the bundles' bytes, to verify their digests.
+        Costs one pass over the bundles' bytes, to verify their digests, and once a process what it takes to
+        get compiled loops ready (docs/benchmarks.md).
         """
         if audit_key is not None and keyring is not None:
             raise ValueError("give audit_key or keyring, not both: a digest is made under one key")
         root = Path(bundles)
         revocations = Revocations.open(root)
         known = None if catalogue is None else Catalogue.of(catalogue)
-        opened = open_bundles(root, known, revocations.current(), clock())
+        opened = open_bundles(root, known, revocations.current(), clock(), compiled=compiled)
         if not isinstance(policy, Policy):
             policy = Policy.default() if policy is None else Policy.load(policy)
         return cls(
@@ -423,10 +429,10 @@ class Recommender:
         return {name: self._digest(name, value) for name, value in inputs.items()}
 
     def _digest(self, name: str, value: object) -> str:
-        text = json.dumps([name, value], sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+        text = _JSON.encode([name, value])
         if self.keyring is not None:
             return self.keyring.digest(f"input:{name}", text)
-        return hmac.new(self.audit_key, text.encode("ascii"), hashlib.sha256).hexdigest()
+        return hmac.digest(self.audit_key, text.encode("ascii"), "sha256").hex()
 
 
 _WHAT = {

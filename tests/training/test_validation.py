@@ -106,8 +106,9 @@ def test_a_batch_is_answered_as_the_served_scorer_answers_each_request(
         # Small whole weights: many items have equal scores.
         write_linear(Path(folder) / "fused", Tier.FUSED, scoring=scoring.to_json(), seed=seed)
         bundle = open_bundle(Path(folder) / "fused")
-        expected = answers(LinearScorer(bundle, None), views, n)
-        assert batch_answers(batch_of(bundle), Requests.from_views(views), n, threads=1) == expected
+        batch = batch_answers(batch_of(bundle), Requests.from_views(views), n, threads=1)
+        for compiled in (False, True):
+            assert answers(LinearScorer(bundle, None, compiled=compiled), views, n) == batch
 
 
 _foldings = st.builds(

@@ -62,7 +62,7 @@ def replay(
     found = replay_line(
         recorded,
         ReplayInputs(Request()) if inputs is None else ReplayInputs.load(inputs),
-        Recommender.load(bundles, policy=policy, catalogue=catalogue),
+        Recommender.load(bundles, policy=policy, catalogue=catalogue, compiled=False),
         Keyring.open(keys or keyring_beside(file or Path()), create=False),
         profiles=_profiles(online_profiles, crm_profiles),
     )
