@@ -112,6 +112,8 @@ class _Users:
     order_weight: float = 1.0
     cart_weight: float = 0.0
     """What an entry of the second source counts, where there is one."""
+    request_cart_weight: float | None = None
+    """What it counts in the history of a request; None: the same as in the fit."""
     attribute_weight: float = 0.0
     """What an attribute value counts; 0: attributes are not read."""
 
@@ -122,11 +124,11 @@ class _Users:
 
     def fit(self, train: Interactions) -> None:
         """Fit to the joined histories."""
-        self._model = self._unfitted().fit(self._inputs(train), show_progress=False)
+        self._model = self._unfitted().fit(self._inputs(train, self.cart_weight), show_progress=False)
 
     def recommend(self, histories: Interactions, hidden: sparse.csr_matrix, count: int) -> NDArray[np.int64]:
         """The best items that are not hidden; popular ones where the model has too few."""
-        inputs = self._inputs(histories)
+        inputs = self._inputs(histories, self._request_weight())
         lists = np.full((len(histories), count), -1, dtype=np.int64)
         for user in range(len(histories)):
             withheld = hidden.indices[hidden.indptr[user] : hidden.indptr[user + 1]]
@@ -140,8 +142,11 @@ class _Users:
             lists[user, : len(found)] = found
         return lists
 
-    def _inputs(self, rows: Interactions) -> sparse.csr_matrix:
-        matrix = joined(rows, self.order_weight, self.cart_weight)
+    def _request_weight(self) -> float:
+        return self.cart_weight if self.request_cart_weight is None else self.request_cart_weight
+
+    def _inputs(self, rows: Interactions, cart_weight: float) -> sparse.csr_matrix:
+        matrix = joined(rows, self.order_weight, cart_weight)
         if self.attribute_weight > 0 and rows.attributes is not None:
             attributes = self._attributes(rows.attributes, np.diff(matrix.indptr))
             matrix = sparse.hstack([matrix, attributes])
@@ -178,6 +183,9 @@ class LocalRidgeUsers(_Users):
         )
 
 
+_USERS_AT_ONCE = 256
+
+
 @dataclass(kw_only=True)
 class FactorUsers(_Users):
     """`ALS`."""
@@ -199,6 +207,21 @@ class FactorUsers(_Users):
             threads=1,
         )
 
+    def recommend(self, histories: Interactions, hidden: sparse.csr_matrix, count: int) -> NDArray[np.int64]:
+        """The same, for blocks of users at once: lists long enough to leave out what is hidden."""
+        inputs = self._inputs(histories, self._request_weight())
+        lists = np.full((len(histories), count), -1, dtype=np.int64)
+        for start in range(0, len(histories), _USERS_AT_ONCE):
+            users = np.arange(start, min(start + _USERS_AT_ONCE, len(histories)))
+            longest = count + int(np.diff(hidden.indptr)[users].max())
+            found, _ = self._model.recommend(
+                users, inputs[users], N=longest, filter_already_liked_items=False
+            )
+            for user, items in zip(users, found, strict=True):
+                withheld = hidden.indices[hidden.indptr[user] : hidden.indptr[user + 1]]
+                shown = items[~np.isin(items, withheld) & (items >= 0)][:count]
+                lists[user, : len(shown)] = shown
+        return lists
 
 @dataclass(kw_only=True)
 class SpectralUsers(_Users):
