@@ -166,6 +166,7 @@ class LocalRidgeUsers(_Users):
     row_exponent: float
     item_exponent: float
     popularity_regularisation: float = 0.0
+    repeat_weight: float = 0.0
     second_hop_weight: float = 0.0
     second_hop_items: int = 50
 
@@ -177,6 +178,7 @@ class LocalRidgeUsers(_Users):
             row_exponent=self.row_exponent,
             item_exponent=self.item_exponent,
             popularity_regularisation=self.popularity_regularisation,
+            repeat_weight=self.repeat_weight,
             second_hop_weight=self.second_hop_weight,
             second_hop_items=self.second_hop_items,
             threads=1,

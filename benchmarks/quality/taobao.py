@@ -1,10 +1,9 @@
 """The next order of customers with carts and orders, on Taobao: quality with intervals, and cost.
 
-Carts are the online source, orders the CRM source; one order a user is held out. All users are learned from.
-Without prefix: users with both sources and new items only (what is in the cart or was bought is hidden, and
-users whose held-out item is in their cart are left out); ``carted too/…``: users with both sources, only what
-was bought is hidden; ``all users/…``: new items only, also of users without a cart. Parameters are chosen on
-one more order of each user.
+Carts are the online source, orders the CRM source; one order a user is held out. All users are learned
+from, those with both sources are judged. Without prefix: new items only (what is in the cart or was bought is
+hidden, and users whose held-out item is in their cart are left out); ``carted too/…``: only what was bought
+is hidden. Parameters are chosen on one more order of each user.
 """
 
 from __future__ import annotations
@@ -32,12 +31,8 @@ class TaobaoBenchmark(MatrixBenchmark):
     def cases(self, task: Task) -> dict[str, splits.MatrixSplit]:
         """See the base class."""
         return {
-            prefix: splits.read_taobao(data_of(task), task.part, new_items_only, both_sources_only)
-            for prefix, new_items_only, both_sources_only in (
-                ("", True, True),
-                ("carted too/", False, True),
-                ("all users/", True, False),
-            )
+            prefix: splits.read_taobao(data_of(task), task.part, new_items_only, both_sources_only=True)
+            for prefix, new_items_only in (("", True), ("carted too/", False))
         }
 
 
