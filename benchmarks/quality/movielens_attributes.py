@@ -7,11 +7,14 @@ the mean over the short histories on the published validation users.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.quality import splits
 from benchmarks.quality.benchmark import run
-from benchmarks.quality.matrix import MatrixBenchmark, MatrixModel, data_of
+from benchmarks.quality.matrix import MatrixBenchmark, data_of
 from benchmarks.quality.measure import Task, Values
 from benchmarks.quality.movielens import FILES
 
@@ -39,9 +42,9 @@ class AttributesBenchmark(MatrixBenchmark):
             for history in (*HISTORIES, None)
         }
 
-    def judged(self, model: MatrixModel, cases: dict[str, splits.MatrixSplit]) -> Values:
+    def judged(self, lists: Mapping[str, NDArray[np.int64]], cases: dict[str, splits.MatrixSplit]) -> Values:
         """See the base class; the mean of each user's figures over the short histories as well."""
-        values = super().judged(model, cases)
+        values = super().judged(lists, cases)
         short = [values[f"{history} films/ndcg@100"] for history in HISTORIES]
         return {**values, self.objective: np.mean(short, axis=0)}
 
