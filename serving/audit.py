@@ -63,7 +63,7 @@ class Trace:
         Keyed digests of what was read, by source.
     answer
         Keyed digest of the answer's tier, items and scores.
-    exclude, allow, page
+    exclude, allow, filter, page
         Keyed digests of what the request filtered by, and of the item that the page showed; None without.
     n, product_page, vouched
         The request's number of items, whether it came from a product page, and whether the shop vouched for a
@@ -77,6 +77,7 @@ class Trace:
     answer: str
     exclude: str | None
     allow: str | None
+    filter: str | None
     page: str | None
     n: int
     product_page: bool
@@ -259,6 +260,7 @@ class JsonLinesAudit:
             answer=digest("answer", answer_text(answer)),
             exclude=digest("exclude", filter_text(request.exclude)) if request.exclude else None,
             allow=None if request.allow is None else digest("allow", filter_text(request.allow)),
+            filter=None if request.where is None else digest("filter", str(request.where)),
             page=None if page is None else digest("page", page),
             n=request.n,
             product_page=request.placement == "product",
@@ -413,7 +415,7 @@ def _checked_trace(fields: object) -> Trace:
     for name in ("subjects", "inputs"):
         _expect(name, fields[name], dict)
         _texts(name, list(fields[name].values()))
-    for name in ("exclude", "allow", "page"):
+    for name in ("exclude", "allow", "filter", "page"):
         _expect(name, fields[name], str, optional=True)
     _expect("answer", fields["answer"], str)
     _expect("n", fields["n"], int)

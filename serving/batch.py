@@ -152,9 +152,13 @@ def catalogue_of(shop: ShopTables) -> Catalogue | None:
         return None
     ids = items["item_id"].to_pylist()
     available = items["available"].to_pylist()
+    others = [name for name in items.column_names if name not in ("item_id", "available", "sensitive")]
+    attributes = items.select(others).to_pylist()
+    known = Catalogue.of(dict(zip(ids, attributes, strict=True))) if others else Catalogue(frozenset())
     return Catalogue(
         frozenset(item for item, sold in zip(ids, available, strict=True) if sold is not False),
         _sensitive_items(items),
+        known.attributes,
     )
 
 

@@ -38,7 +38,7 @@ class Catalogue:
 
     available: frozenset[str]
     sensitive: frozenset[str] = frozenset()
-    attributes: Mapping[str, Mapping[str, Value]] = dataclasses.field(default_factory=dict)
+    attributes: Mapping[str, Mapping[str, Value]] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for name in ("available", "sensitive"):

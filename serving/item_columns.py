@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from consentier.errors import suggestion
 
-__all__ = ["Expression", "ItemColumns", "Value"]
+__all__ = ["Expression", "FilterError", "ItemColumns", "Value"]
 
 Value = str | float | bool | None
 
@@ -76,47 +76,38 @@ class _Texts:
 _Column = _Numbers | _Flags | _Texts
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class ItemColumns:
-    """Attributes of items, in the order of some list of items.
+class FilterError(ValueError):
+    """A filter names an attribute that items do not have, or compares it with a value of another kind."""
 
-    Attributes
+
+class ItemColumns:
+    """Attributes of items, in the order of some list of items; a column is made when it is first asked for.
+
+    Parameters
     ----------
-    item_count
-        Number of items.
-    columns
-        By name. A column of mixed values is one of texts.
+    rows
+        Attributes by item id.
+    items
+        The items, in the order that bitmaps shall have. Those that are not in `rows` have no attributes.
+
+    Notes
+    -----
+    A column is one of numbers, of truth values, or (also where values are mixed) of texts; all of `rows`
+    decide that, so it is the same for every list of items. O(rows + items) for each column.
     """
 
-    item_count: int
-    columns: Mapping[str, _Column]
-
-    @classmethod
-    def of(cls, rows: Mapping[str, Mapping[str, Value]], items: Sequence[str]) -> ItemColumns:
-        """Take the attributes of some items out of a mapping from item id to attributes.
-
-        Parameters
-        ----------
-        rows
-            Attributes by item id. Items that are not there have none.
-        items
-            The items, in the order that bitmaps shall have.
-
-        Notes
-        -----
-        O(items · columns).
-        """
-        nothing: Mapping[str, Value] = {}
-        found = [rows.get(item, nothing) for item in items]
-        names = sorted({name for row in rows.values() for name in row})
-        return cls(len(items), {name: _column([row.get(name) for row in found]) for name in names})
+    def __init__(self, rows: Mapping[str, Mapping[str, Value]], items: Sequence[str]) -> None:
+        self.item_count = len(items)
+        self._rows, self._items = rows, items
+        self._names = sorted({name for row in rows.values() for name in row})
+        self._columns: dict[str, _Column] = {}
 
     def codes(self, name: str) -> NDArray[np.int64]:
         """Number the distinct values of a column: int64, shape (item_count,), -1 where it is missing.
 
         Raises
         ------
-        ValueError
+        FilterError
             There is no such column.
         """
         column = self._column(name)
@@ -134,7 +125,7 @@ class ItemColumns:
 
         Raises
         ------
-        ValueError
+        FilterError
             There is no such column.
         """
         column = self._column(name)
@@ -145,11 +136,14 @@ class ItemColumns:
         return [None if math.isnan(number) else number for number in column.values.tolist()]
 
     def _column(self, name: str) -> _Column:
-        if name not in self.columns:
-            known = sorted(self.columns)
-            hint = suggestion(name, known) if known else "; the catalogue holds no attributes"
-            raise ValueError(f"items have no attribute {name!r}{hint}")
-        return self.columns[name]
+        if name not in self._columns:
+            if name not in self._names:
+                hint = suggestion(name, self._names) if self._names else "; the catalogue holds no attributes"
+                raise FilterError(f"items have no attribute {name!r}{hint}")
+            nothing: Mapping[str, Value] = {}
+            values = [self._rows.get(item, nothing).get(name) for item in self._items]
+            self._columns[name] = _column(values, [row.get(name) for row in self._rows.values()])
+        return self._columns[name]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -171,6 +165,9 @@ class Expression:
 
     text: str
     _tree: ast.expr = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return self.text
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
@@ -194,7 +191,7 @@ class Expression:
 
         Raises
         ------
-        ValueError
+        FilterError
             A column is not there, or is compared with a value of another kind.
 
         Notes
@@ -203,8 +200,8 @@ class Expression:
         """
         try:
             return _evaluated(self._tree, items)[0]
-        except ValueError as error:
-            raise ValueError(f"the filter {self.text!r}: {error}") from None
+        except FilterError as error:
+            raise FilterError(f"the filter {self.text!r}: {error}") from None
 
 
 # What is true and what is false of each item; what is neither is unknown.
@@ -217,15 +214,17 @@ def _words(error: BaseException) -> str:
     return "it is too deeply nested" if isinstance(error, RecursionError | MemoryError) else str(error)
 
 
-def _column(values: Sequence[Value]) -> _Column:
-    known = [value for value in values if not _is_missing(value)]
+def _column(values: Sequence[Value], everywhere: Iterable[Value]) -> _Column:
+    """Values as a column, of the kind that all the values there are have in common."""
+    known = [value for value in everywhere if not _is_missing(value)]
     if known and all(isinstance(value, bool) for value in known):
         return _Flags(np.array([-1 if _is_missing(value) else int(bool(value)) for value in values], np.int8))
     if known and all(isinstance(value, int | float) and not isinstance(value, bool) for value in known):
         return _Numbers(np.array([math.nan if _is_missing(value) else float(value or 0) for value in values]))
-    levels = sorted({str(value) for value in known})
+    texts = [None if _is_missing(value) else str(value) for value in values]
+    levels = sorted({text for text in texts if text is not None})
     numbers = {level: number for number, level in enumerate(levels)}
-    codes = [-1 if _is_missing(value) else numbers[str(value)] for value in values]
+    codes = [-1 if text is None else numbers[text] for text in texts]
     return _Texts(np.array(codes, dtype=np.int32), tuple(levels))
 
 
@@ -342,7 +341,7 @@ def _evaluated(node: ast.expr, items: ItemColumns) -> _Truth:
     if column.missing.all():
         return _unknown(items)
     if not isinstance(column, _Flags):
-        raise ValueError(f"{node.id} holds {column.kind}; compare it with something")
+        raise FilterError(f"{node.id} holds {column.kind}; compare it with something")
     return column.values == 1, column.values == 0
 
 
@@ -366,7 +365,9 @@ def _compared(left: ast.expr, operator: ast.cmpop, right: ast.expr, items: ItemC
     else:
         value = _given(right)
         if not isinstance(column, _Numbers) or isinstance(value, str | bool):
-            raise ValueError(f"{left.id} holds {column.kind}; only numbers can be less or more than a number")
+            raise FilterError(
+                f"{left.id} holds {column.kind}; only numbers can be less or more than a number"
+            )
         found = _ORDER[type(operator)](column.values, value)
     if isinstance(operator, ast.NotEq | ast.NotIn):
         found = ~found
@@ -392,4 +393,4 @@ def _equal(name: str, column: _Column, value: str | float | bool) -> _Bits:
         place = np.searchsorted(np.array(column.levels, dtype=object), value) if column.levels else 0
         there = place < len(column.levels) and column.levels[int(place)] == value
         return column.codes == place if there else np.zeros(column.codes.size, dtype=np.bool_)
-    raise ValueError(f"{name} holds {column.kind}; it cannot equal {value!r}")
+    raise FilterError(f"{name} holds {column.kind}; it cannot equal {value!r}")

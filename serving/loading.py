@@ -15,6 +15,7 @@ from consentier.models.bundle import Bundle, open_bundle
 from consentier.serving.catalogue import Catalogue
 from consentier.serving.factor_scorer import FACTOR_ALGORITHMS, FactorScorer
 from consentier.serving.revocation import Deadlines
+from consentier.serving.rules import Rules
 from consentier.serving.scorer import ItemScorer, LinearScorer, PopularScorer
 
 __all__ = ["OpenedBundles", "open_bundles"]
@@ -36,6 +37,7 @@ class OpenedBundles:
 def open_bundles(
     root: Path,
     catalogue: Catalogue | None,
+    rules: Rules | None,
     deadlines: Deadlines,
     at: dt.datetime,
     *,
@@ -49,6 +51,8 @@ def open_bundles(
         The directory: one bundle per tier, under the tier's name.
     catalogue
         What may be shown now; None: all items of the bundles.
+    rules
+        The shop's business rules, which fit the catalogue; None: there are none.
     deadlines, at
         A bundle that is past its deadline at that instant is not loaded.
     compiled
@@ -72,9 +76,9 @@ def open_bundles(
             if problem := deadlines.problem_of(bundle.digest, at):
                 raise BundleError(problem)
             if tier is Tier.POPULAR:
-                popular = PopularScorer(bundle, catalogue)
+                popular = PopularScorer(bundle, catalogue, rules)
             else:
-                scorers[tier] = _scorer(bundle, catalogue, compiled=compiled)
+                scorers[tier] = _scorer(bundle, catalogue, rules, compiled=compiled)
         except Exception as error:  # noqa: BLE001 - a bundle's fault, whatever it is, lowers the tier
             known_fault = isinstance(error, BundleError | OSError)
             problems[tier] = str(error) if known_fault else f"{type(error).__name__}: {error}"
@@ -85,7 +89,9 @@ def open_bundles(
     return OpenedBundles(MappingProxyType(scorers), popular, MappingProxyType(problems))
 
 
-def _scorer(bundle: Bundle, catalogue: Catalogue | None, *, compiled: bool) -> ItemScorer:
+def _scorer(
+    bundle: Bundle, catalogue: Catalogue | None, rules: Rules | None, *, compiled: bool
+) -> ItemScorer:
     if bundle.manifest.algorithm in FACTOR_ALGORITHMS:
-        return FactorScorer(bundle, catalogue)
-    return LinearScorer(bundle, catalogue, compiled=compiled)
+        return FactorScorer(bundle, catalogue, rules)
+    return LinearScorer(bundle, catalogue, rules, compiled=compiled)

@@ -16,7 +16,7 @@ import logging
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from consentier.consent import (
     Permission,
@@ -33,12 +33,14 @@ from consentier.consent import (
 from consentier.serving.answer import Answer, Basis
 from consentier.serving.catalogue import Catalogue
 from consentier.serving.clock import utc_now
+from consentier.serving.item_columns import Expression, FilterError
 from consentier.serving.loading import open_bundles
 from consentier.serving.observing import Observed, observe
 from consentier.serving.patience import StoreUnread
 from consentier.serving.protocols import AuditSink, ConsentLedger, InputKeys
 from consentier.serving.request import Event, Request
 from consentier.serving.revocation import Deadlines, Revocations
+from consentier.serving.rules import Rules
 from consentier.serving.scorer import ItemScorer, PopularScorer, Query, Scored
 from consentier.serving.view import PermittedView, Profiles, view_of
 
@@ -149,6 +151,7 @@ class Recommender:
         profiles: Profiles | None = None,
         profile_deadline: float | None = None,
         catalogue: Catalogue | Mapping[str, Mapping[str, Any]] | Iterable[str] | str | Path | None = None,
+        rules: Rules | str | Path | None = None,
         audit_key: bytes | None = None,
         keyring: InputKeys | None = None,
         audit: AuditSink | None = None,
@@ -175,6 +178,8 @@ class Recommender:
             answers without it.
         catalogue
             What may be shown now: see `Catalogue.of`. Without one, all items of the bundles.
+        rules
+            The shop's business rules, or the path of a TOML file of them: see `serving.rules`.
         audit_key, keyring
             Key of the input digests, or a keyring of them, to compare digests across processes.
         audit
@@ -190,8 +195,8 @@ class Recommender:
         ------
         BundleMissing
             If the directory holds no bundle that can be used.
-        DataError, PolicyError
-            If catalogue or policy cannot be read.
+        DataError, PolicyError, ConfigError
+            If catalogue, policy or rules cannot be read, or rules ask for attributes that items do not have.
         TypeError, ValueError
             If there are two kinds of keys, or `audit_key` or `profile_deadline` is not what it should be.
 
@@ -205,7 +210,10 @@ class Recommender:
         root = Path(bundles)
         revocations = Revocations.open(root)
         known = None if catalogue is None else Catalogue.of(catalogue)
-        opened = open_bundles(root, known, revocations.current(), clock(), compiled=compiled)
+        chosen = Rules.load(rules) if isinstance(rules, str | Path) else rules
+        if chosen is not None:
+            chosen.check({} if known is None else known.attributes)
+        opened = open_bundles(root, known, chosen, revocations.current(), clock(), compiled=compiled)
         if profiles is not None and profile_deadline is not None:
             profiles = profiles.within(profile_deadline)
         if not isinstance(policy, Policy):
@@ -233,6 +241,8 @@ class Recommender:
         ------
         TypeError
             If `request` is not a `Request`.
+        FilterError
+            If its filter names an attribute that items do not have. It is a ValueError.
         """
         if not isinstance(request, Request):
             raise TypeError(f"recommend takes a consentier.Request, not {type(request).__name__}")
@@ -240,7 +250,7 @@ class Recommender:
         instant = now if request.at is None else request.at
         resolution, reasons = self._resolve(request, instant)
         route = self.policy.route(resolution, request.channel, vouched=request.linked)
-        asked = self._asked(request, now, resolution, route, _query(request, route.side))
+        asked = self._asked(request, now, resolution, route, _query(request, route.side, instant))
         asked.passed_over.extend(reasons)
         return self._accounted(request, self._routed(asked))
 
@@ -257,8 +267,11 @@ class Recommender:
             State.NONE, Side.ONLINE, (Tier.SESSION, Tier.POPULAR), ("asked about items, not about a person",)
         )
         wanted = frozenset(event.item_id for event in request.session if isinstance(event, Event))
-        query = dataclasses.replace(_query(request, Side.ONLINE), exclude=frozenset(request.exclude) | wanted)
-        asked = self._asked(request, self.clock(), Resolution(), route, query)
+        now = self.clock()
+        query = dataclasses.replace(
+            _query(request, Side.ONLINE, now), exclude=frozenset(request.exclude) | wanted
+        )
+        asked = self._asked(request, now, Resolution(), route, query)
         found, problem = self._related(wanted, asked)
         if problem:
             asked.passed_over.append(f"{Tier.SESSION}: {problem}")
@@ -335,6 +348,8 @@ class Recommender:
             if problem := asked.stopped(scorer.digest):
                 return _Found(Tier.POPULAR), problem
             scored = scorer.related(items, asked.query)
+        except FilterError:  # the caller's fault
+            raise
         except Exception as error:  # noqa: BLE001 - a model's fault lowers the tier and is reported
             return _Found(Tier.POPULAR), _fault(Tier.SESSION, error)
         if scored is None or not scored.items:
@@ -380,7 +395,9 @@ class Recommender:
                 return _Found(tier), "nothing that may be shown has a score"
             # All that a store's data can still upset is done here, where a fault lowers the tier.
             digests = self.input_digests(view, route.state)
-            return _Found(tier, view, scored, digests, scorer.not_again(view)), ""
+            return _Found(tier, view, scored, digests, scorer.not_again(view, asked.query)), ""
+        except FilterError:  # the caller's fault
+            raise
         except StoreUnread as unread:
             _log.warning("the %s tier: %s", tier, unread)
             return _Found(tier), str(unread)
@@ -419,7 +436,11 @@ class Recommender:
         try:
             if problem := asked.stopped(self.popular.digest):
                 return (), problem
-            filling = self.popular.top(missing, without=frozenset(items) | found.not_again)
+            filling = self.popular.top(
+                missing, without=frozenset(items) | found.not_again, mixture=found.scored.mixture
+            )
+        except FilterError:  # the caller's fault
+            raise
         except Exception as error:  # noqa: BLE001 - a model's fault shortens the list and is reported
             return (), _fault(Tier.POPULAR, error)
         return filling, "" if items or filling else "there is nothing to show"
@@ -477,10 +498,12 @@ _WHAT = {
 }
 
 
-def _query(request: Request, side: Side) -> Query:
+def _query(request: Request, side: Side, instant: dt.datetime) -> Query:
     return Query(
         n=request.n,
         side=side,
+        where=cast("Expression | None", request.where),  # the request has read it when it was made
+        at=microseconds(instant),
         exclude=frozenset(request.exclude) | _on_the_page(request, side),
         allow=None if request.allow is None else frozenset(request.allow),
     )

@@ -81,7 +81,7 @@ class ReplayInputs:
 
         An object with any of ``session``, ``online_history``, ``crm_history`` (lists of item ids, or of
         objects with ``item_id``, ``ts``, ``event_type``, ``quantity``), ``attributes``, ``visitor_id``,
-        ``customer_id``, ``exclude``, ``allow`` and ``devices``.
+        ``customer_id``, ``exclude``, ``allow``, ``where`` and ``devices``.
 
         Raises
         ------
@@ -112,7 +112,7 @@ class ReplayInputs:
 
 
 _HISTORIES = ("session", "online_history", "crm_history")
-_INPUTS = (*_HISTORIES, "attributes", "visitor_id", "customer_id", "exclude", "allow")
+_INPUTS = (*_HISTORIES, "attributes", "visitor_id", "customer_id", "exclude", "allow", "where")
 
 
 def replay(
@@ -132,8 +132,8 @@ def replay(
     inputs
         What was asked then.
     recommender
-        The bundles, policy and catalogue of then. Its ledger is not asked: the line says how the person
-        stood.
+        The bundles, policy, catalogue and business rules of then. Its ledger is not asked: the line says how
+        the person stood.
     keyring
         The keys under which the line was written.
     profiles
@@ -147,8 +147,8 @@ def replay(
 
     Notes
     -----
-    One answer. The catalogue is no part of a line: where everything that is part of it agrees and the answer
-    does not, the catalogue (or the release of this program) is another one.
+    One answer. Catalogue and business rules are no part of a line: where everything that is part of it agrees
+    and the answer does not, these (or the release of this program) are others.
     """
     trace = line.trace
     if trace is None:
@@ -308,6 +308,7 @@ def _input_problem(
         for name, recorded, now in (
             ("exclude", trace.exclude, filter_text(request.exclude) if request.exclude else None),
             ("allow", trace.allow, None if request.allow is None else filter_text(request.allow)),
+            ("filter", trace.filter, None if request.where is None else str(request.where)),
         )
         if recorded != (None if now is None else keys.digest(name, now))
     ]

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from consentier.consent import Channel, Permission, microseconds
 from consentier.models.attribute_encoding import AttributeValue
+from consentier.serving.item_columns import Expression
 
 __all__ = ["Event", "Item", "Request", "attributes_of", "events_of"]
 
@@ -79,6 +80,9 @@ class Request:
         How many items.
     exclude, allow
         Items never to show; the only items to show (None: no such limit).
+    where
+        A filter over the items' attributes, ``category == "shoes" and price < 100``, say: see
+        `serving.item_columns`.
 
     Raises
     ------
@@ -100,6 +104,7 @@ class Request:
     n: int = 10
     exclude: Iterable[str] = ()
     allow: Iterable[str] | None = None
+    where: str | Expression | None = None
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
@@ -122,6 +127,8 @@ class Request:
             set_field(self, "attributes", attributes_of(self.attributes))
         if self.at is not None:
             set_field(self, "at", _in_utc(self.at))
+        if self.where is not None and not isinstance(self.where, Expression):
+            set_field(self, "where", Expression(self.where))
         if isinstance(self.n, bool) or not isinstance(self.n, int):
             raise TypeError(f"Request: n must be a whole number, not {type(self.n).__name__}")
         if self.n < 1:

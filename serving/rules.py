@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from consentier.consent.toml_files import read_toml, require_known_keys
 from consentier.errors import ConfigError
-from consentier.serving.item_columns import Expression, ItemColumns, Value
+from consentier.serving.item_columns import Expression, FilterError, ItemColumns, Value
 
 __all__ = ["Boost", "Diversity", "Mixture", "Rebuy", "Rules", "ShelfRules"]
 
@@ -129,6 +129,20 @@ class Rules:
             else None,
         )
 
+    def check(self, attributes: Mapping[str, Mapping[str, Value]]) -> None:
+        """Work the rules out for a catalogue's items, to see whether they fit its attributes.
+
+        Raises
+        ------
+        ConfigError
+            A rule names an attribute that items do not have, or compares it with a value of another kind.
+        """
+        items = list(attributes)
+        try:
+            ShelfRules(self, ItemColumns(attributes, items), items)
+        except FilterError as error:
+            raise ConfigError(f"business rules: {error}") from None
+
     @property
     def mixes(self) -> bool:
         """Whether a list is more than the best scores in their order."""
@@ -156,7 +170,7 @@ class ShelfRules:
 
     Raises
     ------
-    ValueError
+    FilterError
         A rule names an attribute that items do not have, or compares it with a value of another kind.
 
     Notes

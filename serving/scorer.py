@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,9 @@ from consentier.models.item_index import ItemIndex
 from consentier.models.recency import microseconds_of_days, recency_weight
 from consentier.models.row_scorer import RowScorer
 from consentier.serving.catalogue import Catalogue
+from consentier.serving.item_columns import Expression, ItemColumns
 from consentier.serving.request import Event
+from consentier.serving.rules import Mixture, Rules, ShelfRules
 from consentier.serving.view import PermittedView
 
 __all__ = [
@@ -47,15 +49,29 @@ class Query:
     side: Side
     exclude: frozenset[str] = frozenset()
     allow: frozenset[str] | None = None
+    where: Expression | None = None
+    at: int = 0
+    """The instant, in microseconds since the Unix epoch: what was bought may come again some time after."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Scored:
-    """Items with their scores, best first, and how many items of the history the model does not know."""
+    """Items with their scores, in the order of the list.
+
+    Attributes
+    ----------
+    items, scores
+        Of the list. Scores descend, but where rules mix.
+    unknown_items
+        How many items of the history the model does not know.
+    mixture
+        What the list holds of each capped value, for whoever fills it up.
+    """
 
     items: tuple[str, ...]
     scores: tuple[float, ...]
     unknown_items: int = 0
+    mixture: Mixture = dataclasses.field(default_factory=Mixture, compare=False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -181,20 +197,65 @@ def _is_weight(value: object) -> bool:
     return 0 <= value < float("inf")
 
 
+_POPULAR_AT_ONCE = 256
+_FILTERS_KEPT = 256
+"""Filters of requests whose items are kept, per bundle."""
+
+
 class _Shelf:
     """The items of one bundle, and which of them may be shown at all."""
 
-    def __init__(self, index: ItemIndex, catalogue: Catalogue | None) -> None:
+    def __init__(
+        self, index: ItemIndex, catalogue: Catalogue | None, rules: Rules | None, further: Sequence[str] = ()
+    ) -> None:
         self.index = index
+        self._further = further
+        self._catalogue = catalogue
+        self._columns: ItemColumns | None = None
+        self._filtered: dict[str, NDArray[np.int64]] = {}
         self.sensitive = frozenset[str]() if catalogue is None else catalogue.sensitive
-        self.hidden = np.zeros(len(index), dtype=np.bool_)
+        self.hidden = np.zeros(len(index) + len(further), dtype=np.bool_)
         self.silent = np.zeros(len(index), dtype=np.bool_)
         if catalogue is not None:
-            self.hidden[:] = True
+            self.hidden[: len(index)] = True
             shown = index.indices(sorted(catalogue.available))
             self.hidden[shown[shown >= 0]] = False
             silent = index.indices(sorted(self.sensitive))
             self.silent[silent[silent >= 0]] = True
+        self.rules = None if rules is None else ShelfRules(rules, self._attributes(), self._items())
+        if self.rules is not None:
+            self.hidden |= self.rules.hidden
+
+    def _items(self) -> list[str]:
+        return [*self.index.ids(np.arange(len(self.index))), *self._further]
+
+    def _attributes(self) -> ItemColumns:
+        """The attributes of the items, which most shelves never need."""
+        if self._columns is None:
+            rows = {} if self._catalogue is None else self._catalogue.attributes
+            self._columns = ItemColumns(rows, self._items())
+        return self._columns
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a list is more than the best scores in their order."""
+        return self.rules is not None and self.rules.rules.mixes
+
+    def fitting(self, where: Expression) -> NDArray[np.int64]:
+        """The items for which a filter is true, ascending.
+
+        Raises
+        ------
+        FilterError
+            It names an attribute that items do not have.
+        """
+        found = self._filtered.get(where.text)
+        if found is None:
+            found = np.flatnonzero(where.true_for(self._attributes())).astype(np.int64)
+            if len(self._filtered) >= _FILTERS_KEPT:
+                self._filtered = {}  # another thread may still read the old one
+            self._filtered[where.text] = found
+        return found
 
     def visible(self, ids: NDArray[np.int64], query: Query, hidden: Iterable[int] = ()) -> NDArray[np.bool_]:
         """Which of some items (ascending) may be shown in answer to a query."""
@@ -211,9 +272,11 @@ class _Shelf:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
         """The items that an answer must not hold, and the only ones that it may, each ascending."""
         barred = _ascending_numbers([*hidden, *map(self.index.index, query.exclude)])
-        if query.allow is None:
-            return barred, None
-        return barred, _ascending_numbers(map(self.index.index, query.allow))
+        allowed = None if query.allow is None else _ascending_numbers(map(self.index.index, query.allow))
+        if query.where is None:
+            return barred, allowed
+        fitting = self.fitting(query.where)
+        return barred, fitting if allowed is None else np.intersect1d(allowed, fitting, assume_unique=True)
 
 
 _USUAL_SESSION = 200
@@ -250,9 +313,11 @@ class ItemScorer(ABC):
         An opened bundle of a session, online, crm or fused model.
     catalogue
         What may be shown now; None: all items of the bundle.
+    rules
+        The shop's business rules; None: there are none.
     """
 
-    def __init__(self, bundle: Bundle, catalogue: Catalogue | None) -> None:
+    def __init__(self, bundle: Bundle, catalogue: Catalogue | None, rules: Rules | None = None) -> None:
         arrays = bundle.arrays
         self.digest = bundle.digest
         index = ItemIndex(arrays["item_ids"], arrays["item_offsets"], verify=False)  # open_bundle did
@@ -261,7 +326,7 @@ class ItemScorer(ABC):
         days = self._settings.recency_half_life
         self._half_life = None if days is None else microseconds_of_days(days)
         self._decays = [_decay(distance, self._settings.session_decay) for distance in range(_USUAL_SESSION)]
-        self._shelf = _Shelf(index, catalogue)
+        self._shelf = _Shelf(index, catalogue, rules)
         self._read(arrays, len(index) + self._attributes.input_count, len(index))
 
     def _own_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
@@ -308,15 +373,23 @@ class ItemScorer(ABC):
             inputs.update(dict.fromkeys(attributes, share / len(attributes)))
         if not inputs:
             return None
-        hidden = [numbers[item] for item in self.not_again(view)]
-        return self._scored(self._best_for(view, numbers, *_ascending(inputs), query, hidden), unknown)
+        hidden = [numbers[item] for item in self.not_again(view, query)]
+        best = self._best_for(view, numbers, *_ascending(inputs), self._candidates(query), hidden)
+        return self._scored(best, query, unknown)
 
     def related(self, items: Iterable[str], query: Query) -> Scored | None:
         """Items that go with some items; no person is read."""
         numbers = {number for item in items if (number := self._number(item)) >= 0}
         if not numbers:
             return None
-        return self._scored(self._best(*_ascending(dict.fromkeys(numbers, 1.0)), query, numbers), 0)
+        best = self._best(*_ascending(dict.fromkeys(numbers, 1.0)), self._candidates(query), numbers)
+        return self._scored(best, query, 0)
+
+    def _candidates(self, query: Query) -> Query:
+        """The query for all items that have a score, where rules choose among them."""
+        if not self._shelf.mixes:
+            return query
+        return dataclasses.replace(query, n=max(query.n, len(self._shelf.index)))
 
     def _history(self, view: PermittedView, numbers: Mapping[str, int]) -> tuple[dict[int, float], int]:
         """Weight of each known item: the largest within a source, summed over the sources."""
@@ -369,18 +442,40 @@ class ItemScorer(ABC):
     def _number(self, item: str) -> int:
         return -1 if item in self._shelf.sensitive else self._shelf.index.index(item)
 
-    def not_again(self, view: PermittedView) -> frozenset[str]:
+    def not_again(self, view: PermittedView, query: Query) -> frozenset[str]:
         """Items of the permitted history that are not recommended again, scored or not."""
-        return frozenset(
+        rules = self._shelf.rules
+        again = rules is not None and rules.rules.rebuy is not None
+        hidden = {
             event.item_id
             for source, events in _by_source(view)
-            if events and source in self._settings.hide
+            if events and source in self._settings.hide and not (again and source is Source.CRM)
             for event in events
-        )
+        }
+        if rules is not None and again:
+            hidden |= _bought_too_recently(view.crm_history, rules, self._shelf.index, query.at)
+        return frozenset(hidden)
 
-    def _scored(self, best: tuple[NDArray[np.int64], NDArray[np.float64]], unknown: int) -> Scored:
+    def _scored(
+        self, best: tuple[NDArray[np.int64], NDArray[np.float64]], query: Query, unknown: int
+    ) -> Scored:
+        mixture = Mixture()
+        if self._shelf.rules is not None and self._shelf.mixes:
+            best = self._shelf.rules.chosen(*best, query.n, mixture)
         ids, scores = best
-        return Scored(tuple(self._shelf.index.ids(ids)), tuple(scores.tolist()), unknown)
+        return Scored(tuple(self._shelf.index.ids(ids)), tuple(scores.tolist()), unknown, mixture)
+
+
+def _bought_too_recently(events: Iterable[Event], rules: ShelfRules, index: ItemIndex, at: int) -> set[str]:
+    """What was bought, and may not come again yet. A purchase without a time is one of this moment."""
+    found = set()
+    for event in events:
+        if event.event_type not in (None, "order"):
+            continue
+        interval = rules.rebuy_interval(index.index(event.item_id))
+        if interval is None or (interval and (event.ts is None or at - microseconds(event.ts) < interval)):
+            found.add(event.item_id)
+    return found
 
 
 class LinearScorer(ItemScorer):
@@ -388,7 +483,7 @@ class LinearScorer(ItemScorer):
 
     Parameters
     ----------
-    bundle, catalogue
+    bundle, catalogue, rules
         As for `ItemScorer`.
     compiled
         Use compiled loops where Numba is installed; they are ready when this returns.
@@ -399,9 +494,16 @@ class LinearScorer(ItemScorer):
     the same again for these and the items that pass on. Compiled loops give the same answers bit for bit.
     """
 
-    def __init__(self, bundle: Bundle, catalogue: Catalogue | None, *, compiled: bool = True) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        catalogue: Catalogue | None,
+        rules: Rules | None = None,
+        *,
+        compiled: bool = True,
+    ) -> None:
         self._compiled = compiled
-        super().__init__(bundle, catalogue)
+        super().__init__(bundle, catalogue, rules)
 
     def _read(self, arrays: Mapping[str, NDArray[Any]], inputs: int, items: int) -> None:
         matrix = arrays["indptr"], arrays["indices"], arrays["data"]
@@ -492,15 +594,18 @@ class PopularScorer:
         An opened bundle of the popular model.
     catalogue
         What may be shown now. Its available items that no count knows come last.
+    rules
+        The shop's business rules; None: there are none.
     """
 
-    def __init__(self, bundle: Bundle, catalogue: Catalogue | None) -> None:
+    def __init__(self, bundle: Bundle, catalogue: Catalogue | None, rules: Rules | None = None) -> None:
         self.digest = bundle.digest
         index = ItemIndex(bundle.arrays["item_ids"], bundle.arrays["item_offsets"], verify=False)
-        self._shelf = _Shelf(index, catalogue)
-        self._order = {side: self._ranking(bundle, side) for side in Side}
         known = set(index.ids(np.arange(len(index))))
         self._uncounted = [] if catalogue is None else sorted(catalogue.available - known, key=_utf8)
+        self._shelf = _Shelf(index, catalogue, rules, self._uncounted)
+        everything = np.arange(len(index), len(index) + len(self._uncounted))
+        self._order = {side: np.concatenate([self._ranking(bundle, side), everything]) for side in Side}
 
     def _ranking(self, bundle: Bundle, side: Side) -> NDArray[np.int64]:
         counts = bundle.arrays[f"{side}_counts"]
@@ -508,28 +613,49 @@ class PopularScorer:
             raise BundleMalformed(f"{side}_counts.npy has shape {counts.shape}, not one count per item")
         return np.argsort(-counts.astype(np.int64), kind="stable").astype(np.int64)
 
-    def top(self, query: Query, *, without: frozenset[str] = frozenset()) -> list[str]:
+    def top(
+        self, query: Query, *, without: frozenset[str] = frozenset(), mixture: Mixture | None = None
+    ) -> list[str]:
         """The first items of the list that may be shown and are not in `without`.
 
-        Cost: linear in the items that are passed over.
+        Parameters
+        ----------
+        query
+            What is asked.
+        without
+            Items that are in the list already, or must not be.
+        mixture
+            What the list holds already.
+
+        Notes
+        -----
+        Linear in the items that are passed over.
         """
         barred = query.exclude | without
+        mixture = Mixture() if mixture is None else mixture
+        fitting = None if query.where is None else set(self._shelf.fitting(query.where).tolist())
         found: list[str] = []
-        for number in self._order[query.side]:
-            if len(found) == query.n:
-                return found
-            if not self._shelf.hidden[number]:
-                self._offer(self._shelf.index.id(int(number)), barred, query, found)
-        for item in self._uncounted:
+        for number in _in_parts(self._order[query.side]):
             if len(found) == query.n:
                 break
-            self._offer(item, barred, query, found)
+            if self._shelf.hidden[number] or not (fitting is None or number in fitting):
+                continue
+            item = self._item(number)
+            if item in barred or not (query.allow is None or item in query.allow):
+                continue
+            if self._shelf.rules is None or self._shelf.rules.offer(number, mixture):
+                found.append(item)
         return found
 
-    @staticmethod
-    def _offer(item: str, barred: frozenset[str], query: Query, found: list[str]) -> None:
-        if item not in barred and (query.allow is None or item in query.allow):
-            found.append(item)
+    def _item(self, number: int) -> str:
+        known = len(self._shelf.index)
+        return self._shelf.index.id(number) if number < known else self._uncounted[number - known]
+
+
+def _in_parts(numbers: NDArray[np.int64]) -> Iterator[int]:
+    """The numbers, of which as a rule only the first are looked at."""
+    for start in range(0, numbers.size, _POPULAR_AT_ONCE):
+        yield from numbers[start : start + _POPULAR_AT_ONCE].tolist()
 
 
 def _by_source(view: PermittedView) -> tuple[tuple[Source, tuple[Event, ...]], ...]:

@@ -225,6 +225,7 @@ class FactorUsers(_Users):
                 lists[user, : len(shown)] = shown
         return lists
 
+
 @dataclass(kw_only=True)
 class SpectralUsers(_Users):
     """`Spectral`; attributes say what is expected, and fade as in the product's tiers."""

@@ -436,7 +436,7 @@ def test_the_tables_above_are_what_the_engine_does() -> None:
     Break(
         "what was bought fills up no list, whether or not that may be known",
         Recommender._try,
-        "scorer.not_again(view)",
+        "scorer.not_again(view, asked.query)",
         "frozenset(event.item_id for event in request.crm_history or ())",
         between(online=True, n=30),
     ),

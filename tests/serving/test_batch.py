@@ -94,7 +94,7 @@ class Reader:
         items = tuple(dict.fromkeys(read))[: query.n]
         return Scored(items, tuple(1.0 / rank for rank in range(1, len(items) + 1))) if items else None
 
-    def not_again(self, view: PermittedView) -> frozenset[str]:
+    def not_again(self, view: PermittedView, query: Query) -> frozenset[str]:
         return frozenset()
 
 
@@ -103,7 +103,9 @@ class Shelf:
 
     digest = "sha256:popular"
 
-    def top(self, query: Query, *, without: frozenset[str] = frozenset()) -> list[str]:
+    def top(
+        self, query: Query, *, without: frozenset[str] = frozenset(), mixture: object = None
+    ) -> list[str]:
         return [item for item in ("bestseller",) if item not in without][: query.n]
 
 

@@ -96,7 +96,7 @@ def test_attributes_are_read_with_their_kinds(tmp_path: Path) -> None:
         "item_id,category,price,sale,code,tags,available\na,shoes,12.5,true,007,,yes\nb,,9,,12,,yes\n"
     )
     for source in (facts, tmp_path / "items.parquet", tmp_path / "items.csv"):
-        columns = ItemColumns.of(Catalogue.of(source).attributes, ("a", "b"))
+        columns = ItemColumns(Catalogue.of(source).attributes, ("a", "b"))
         assert columns.values("category") == ["shoes", None]
         assert columns.values("price") == [12.5, 9.0]
         assert columns.values("sale") == [True, None]

@@ -19,7 +19,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "c": {"category": "hats", "price": None, "sale": True},
     "d": {"category": "", "price": math.nan},
 }
-COLUMNS = ItemColumns.of(ROWS, ITEMS)
+COLUMNS = ItemColumns(ROWS, ITEMS)
 
 
 def shown(text: str, columns: ItemColumns = COLUMNS) -> str:
@@ -102,7 +102,7 @@ def test_a_filter_is_a_string() -> None:
 
 def test_no_attributes_are_said_to_be_none() -> None:
     with pytest.raises(ValueError, match="holds no attributes"):
-        shown("price < 3", ItemColumns.of({}, ITEMS))
+        shown("price < 3", ItemColumns({}, ITEMS))
 
 
 def test_distinct_values_are_numbered() -> None:
@@ -161,6 +161,6 @@ def truth(text: str, row: dict[str, Any]) -> bool | None:
 
 @given(st.lists(rows, min_size=5, max_size=5), expressions)
 def test_filters_follow_three_valued_logic(items: list[dict[str, Any]], text: str) -> None:
-    columns = ItemColumns.of(dict(zip(ITEMS, items, strict=True)), ITEMS)
+    columns = ItemColumns(dict(zip(ITEMS, items, strict=True)), ITEMS)
     expected = [truth(text, row) is True for row in items]
     assert Expression(text).true_for(columns).tolist() == expected

@@ -25,7 +25,7 @@ ROWS: dict[str, dict[str, Any]] = {
 
 
 def shelf(**document: Any) -> ShelfRules:
-    return ShelfRules(Rules.from_document(document), ItemColumns.of(ROWS, ITEMS), ITEMS)
+    return ShelfRules(Rules.from_document(document), ItemColumns(ROWS, ITEMS), ITEMS)
 
 
 def listed(rules: ShelfRules, n: int, scores: dict[str, float] | None = None, **kept: Mixture) -> str:

@@ -326,7 +326,11 @@ def test_the_popular_list_counts_persons_and_breaks_ties_by_item() -> None:
         ),
         (
             {"factors": np.ones((1, 1), np.float32), "factor_gram": np.ones(1)},
-            {"fold_in": {"unobserved_weight": 0.1, "regularisation": 1.0, "frequency_exponent": 0.0}},
+            {
+                "fold_in": dataclasses.asdict(
+                    FoldIn(unobserved_weight=0.1, regularisation=1, frequency_exponent=0)
+                )
+            },
         ),
     ],
     ids=["linear", "factors"],

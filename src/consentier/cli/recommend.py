@@ -84,6 +84,13 @@ def recommend(
         Path | None,
         typer.Option("--catalogue", help="What may be shown now: an items table, CSV or Parquet."),
     ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option("--where", help="Only items for which this is true: 'price < 100', see docs/rules.md."),
+    ] = None,
+    rules: Annotated[
+        Path | None, typer.Option("--rules", help="Business rules: a TOML file, see docs/rules.md.")
+    ] = None,
     ledger: OptionalLedgerUrl = None,
     data: DataForLedger = None,
     policy: PolicyPath = None,
@@ -111,6 +118,7 @@ def recommend(
         n=n,
         exclude=_ids(exclude),
         allow=None if allow is None else _ids(allow),
+        where=where,
     )
     # Missing tiers are reported below, and in the answer.
     logging.getLogger("consentier.serving").addHandler(logging.NullHandler())
@@ -121,6 +129,7 @@ def recommend(
             ledger=opened,
             policy=policy,
             catalogue=catalogue,
+            rules=rules,
             compiled=False,  # one answer does not make up for the time that Numba takes to start
         )
         answer = recommender.recommend(request)

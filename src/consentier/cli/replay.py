@@ -47,6 +47,7 @@ def replay(
         Path | None,
         typer.Option("--catalogue", help="What might be shown then: an items table, CSV or Parquet."),
     ] = None,
+    rules: Annotated[Path | None, typer.Option("--rules", help="The business rules of then.")] = None,
     policy: PolicyPath = None,
     as_json: AsJson = False,
 ) -> None:
@@ -66,7 +67,7 @@ def replay(
     found = replay_line(
         recorded,
         ReplayInputs(Request()) if inputs is None else ReplayInputs.load(inputs),
-        Recommender.load(bundles, policy=policy, catalogue=catalogue, compiled=False),
+        Recommender.load(bundles, policy=policy, catalogue=catalogue, rules=rules, compiled=False),
         Keyring.open(keys or keyring_beside(file or Path()), create=False),
         profiles=_profiles(online_profiles, crm_profiles),
     )

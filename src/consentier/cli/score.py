@@ -33,6 +33,9 @@ def score(
     channel: Annotated[Channel, typer.Option("--channel", help="Where the answers will go.")],
     out: Annotated[Path, typer.Option("--out", help="The Parquet file to write.")],
     n: Annotated[int, typer.Option("--n", min=1, help="Items per person.")] = 10,
+    rules: Annotated[
+        Path | None, typer.Option("--rules", help="Business rules: a TOML file, see docs/rules.md.")
+    ] = None,
     policy: PolicyPath = None,
     ledger: TrainingLedgerUrl = None,
     at: At = None,
@@ -50,7 +53,7 @@ def score(
 
     logging.getLogger("consentier.serving").addHandler(logging.NullHandler())
     shop = read_shop(data, on_bad_rows=on_bad_rows.value)
-    recommender = Recommender.load(bundles, policy=policy, catalogue=catalogue_of(shop))
+    recommender = Recommender.load(bundles, policy=policy, catalogue=catalogue_of(shop), rules=rules)
     warn_of_problems(recommender)
     instant = dt.datetime.now(dt.UTC) if at is None else at
     with ledger_for(shop, ledger) as opened:
