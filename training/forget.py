@@ -53,6 +53,7 @@ from consentier.models.statistics import (
     write_statistics,
 )
 from consentier.progress import progress
+from consentier.training.cold_items import Borrowing, borrowing
 from consentier.training.config import TierConfig
 from consentier.training.fingerprints import rows_by_person, text_hashes
 from consentier.training.fit import (
@@ -65,10 +66,11 @@ from consentier.training.fit import (
     fit_popular,
     fit_tier,
     keep_statistics,
+    linear_tier,
     linked_devices,
     popular_arrays,
+    published_counts,
     solves_counts,
-    tier_arrays,
     tier_interactions,
     with_repeats,
 )
@@ -575,7 +577,7 @@ def _decremented_model(
     old_encoder = AttributeEncoder.from_json(
         bundle.manifest.scoring.get("attributes"), first_input=bundle.manifest.item_count
     )
-    encoder = _rebased(old_encoder, int(kept.sum()))
+    encoder = old_encoder.moved_to(int(kept.sum()))
     attributes = _remaining_attributes(statistics, exchange, encoder, config, min_persons)
     columns = _Columns(statistics.items, published, old_encoder)
     parts = [
@@ -587,7 +589,9 @@ def _decremented_model(
     model = estimator(tier, config, int(kept.sum()), min_persons, threads)
     if not solves_counts(model):
         raise _NotExactError(f"{bundle.manifest.algorithm} is no function of counts")
-    if isinstance(model, LocalRidge):
+    borrow = _same_borrowing(bundle, config, exchange.removed)
+    # What was borrowed is mixed into the bundle's weights: they are no solutions to keep.
+    if isinstance(model, LocalRidge) and borrow is None:
         touched = touched_targets(
             statistics.gram,
             reduced,
@@ -602,18 +606,26 @@ def _decremented_model(
         weights, solved = model.solve(gram), int(kept.sum())
     items = _kept_items(statistics.items, remaining > 0)
     index = _kept_items(statistics.items, published & (remaining > 0))
-    arrays = tier_arrays(index, with_repeats(tier, model, weights, config.repeat_weight))
+    weights = with_repeats(tier, model, weights, config.repeat_weight)
+    persons = published_counts(gram, len(index))
+    fitted = linear_tier(tier, config, index, weights, persons, encoder, borrow, threads)
     repeats = _exchanged_repeats(statistics.repeats, *(data.repeats for data, _ in parts))
     if repeats is not None:
-        arrays["repeats"] = repeats.probabilities(min_persons)
+        fitted.arrays["repeats"] = repeats.probabilities(min_persons)
     renewed = _renewed(statistics, exchange, items, {PERSONS: remaining[remaining > 0]}, gram, attributes)
-    fitted = FittedTier(
-        len(index),
-        arrays,
-        {**bundle.manifest.scoring, "attributes": encoder.to_json()},
-        dataclasses.replace(renewed, repeats=repeats),
-    )
-    return fitted, solved
+    return dataclasses.replace(fitted, statistics=dataclasses.replace(renewed, repeats=repeats)), solved
+
+
+def _same_borrowing(bundle: Bundle, config: TierConfig, permitted: PermittedRows) -> Borrowing | None:
+    """How items borrowed in the fit.
+
+    Raises `_NotExactError` where their metadata are others now.
+    """
+    borrow = borrowing(config, permitted.items)
+    facts = None if borrow is None else borrow.facts()
+    if facts != bundle.manifest.parameters.get("item_metadata"):
+        raise _NotExactError("the items' metadata are not those of the fit")
+    return borrow
 
 
 def _remaining_persons(
@@ -689,7 +701,7 @@ class _Columns:
         rows = _rows_of(permitted.rows, "item_id", pa.array(shown, pa.string()))
         few = len(pc.unique(rows["item_id"]))
         data = tier_interactions(
-            tier, dataclasses.replace(permitted, rows=rows), config, _rebased(self.encoder, few)
+            tier, dataclasses.replace(permitted, rows=rows), config, self.encoder.moved_to(few)
         )
         numbers = np.cumsum(self.published) - 1
         items = numbers[self.items.indices(data.item_ids)]
@@ -777,18 +789,6 @@ def _fitted_encoder(
     )
 
 
-def _rebased(encoder: AttributeEncoder, first_input: int) -> AttributeEncoder:
-    """The same encoder behind another number of items."""
-    if not encoder.columns:
-        return encoder
-    shift = first_input - encoder.columns[0].first_input
-    return AttributeEncoder(
-        tuple(
-            dataclasses.replace(column, first_input=column.first_input + shift) for column in encoder.columns
-        )
-    )
-
-
 def _kept_items(items: ItemIndex, kept: NDArray[np.bool_]) -> ItemIndex:
     return items if kept.all() else ItemIndex.from_ids(items.ids(np.flatnonzero(kept)))
 
@@ -845,13 +845,19 @@ def _refitted(
 def _config(bundle: Bundle) -> TierConfig:
     """The configuration that a bundle was fitted with: its own account of it."""
     others = {"min_persons", "seed"}
-    parameters = {name: value for name, value in bundle.manifest.parameters.items() if name not in others}
+    found = _of_config(bundle.manifest.parameters)
+    parameters = {name: value for name, value in found.items() if name not in others}
     try:
         return TierConfig.model_validate(parameters)
     except ValidationError as error:
         raise BundleUnsupported(
             f"bundle {bundle.path}: its parameters are not those of this release: train again"
         ) from error
+
+
+def _of_config(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that do not come out of a fit."""
+    return {name: value for name, value in parameters.items() if name != "item_metadata"}
 
 
 def _min_persons(bundle: Bundle) -> int:
@@ -887,7 +893,7 @@ def _replace(tier: Tier, bundle: Bundle, outcome: _Outcome, fitted: FittedTier, 
         sources=manifest.sources,
         permission=manifest.permission,
         algorithm=manifest.algorithm,
-        parameters=manifest.parameters,
+        parameters={**_of_config(manifest.parameters), **fitted.facts},
         scoring=fitted.scoring,
         item_count=fitted.item_count,
         cutoff=circumstances.cutoff,
