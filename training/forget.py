@@ -188,6 +188,8 @@ def forget(
         There is none of these bundles.
     BundleError
         A bundle cannot be read, or another release fitted it.
+    ConfigError
+        A bundle borrows by a column that the items table has no more.
     StatisticsError
         The new statistics cannot be written. The new bundle stands; a later run fits again.
     ValueError
@@ -196,7 +198,8 @@ def forget(
     Notes
     -----
     Reading, checking and writing the statistics is linear in their size. What is solved again grows with the
-    items whose strongest neighbours include one of the subjects'.
+    items whose strongest neighbours include one of the subjects'; where items borrow by their metadata, all
+    are solved again.
     """
     chosen = _checked(subjects)
     present = [tier for tier in tiers if (out / tier / "manifest.json").is_file()]

@@ -27,9 +27,11 @@ from consentier.serving.view import PermittedView
 from consentier.training.config import Config, TierConfig, TrackingConfig, TrainingConfig, load_config
 from consentier.training.fit import TierRows
 from consentier.training.forget import forget
+from consentier.training.metrics import ndcg
 from consentier.training.restricted import Restricted
 from consentier.training.search_space import facts_of, space_of
 from consentier.training.train import train
+from consentier.training.validation import BatchScorer, validation_set
 
 CUTOFF = 50
 TIERS = (Tier.SESSION, Tier.ONLINE, Tier.CRM, Tier.FUSED)
@@ -285,6 +287,23 @@ def test_what_is_searched_depends_on_whether_there_are_metadata() -> None:
         permitted = ConsentGate(tables, ledger_of(tables), day(CUTOFF), Policy.default()).permitted(Tier.CRM)
         names = {line.name for line in space_of(facts_of(Tier.CRM, permitted), Config().crm)}
         assert {name for name in names if name.startswith("metadata")} == expected
+
+
+def test_tuning_counts_new_items_as_places_of_a_list() -> None:
+    """They are no targets of the validation period, and neither padding nor an error."""
+    later = [order(f"c{person}", PEOPLE[person][0], 60) for person in PEOPLE]
+    orders = [order(f"c{number}", SHOES[number % 3], 20 + number % 5) for number in range(20, 45)]
+    orders += [order(f"c{number}", SHOES[(number + 1) % 3], 60) for number in range(20, 45)]
+    tables = town(ITEMS, *later, *orders)
+    more = [consent(f"c{number}", "crm", at=1) for number in range(20, 45)]
+    records = pa.concat_tables([tables.consents, pa.Table.from_pylist(more, schema=tables.consents.schema)])
+    tables = dataclasses.replace(tables, consents=records)
+    permitted = ConsentGate(tables, ledger_of(tables), day(70), Policy.default()).permitted(Tier.CRM)
+    data = validation_set(Tier.CRM, permitted, day(50), day(70), max_persons=None, seed=0)
+    fitted, _ = TierRows(Tier.CRM, data.rows, 1).fit(fitted_how(9), threads=1)
+    lists = data.lists_of(BatchScorer(fitted.arrays, fitted.scoring), 6, first=0, last=20, threads=1)
+    assert (lists >= len(data.item_ids)).any(axis=1).all()
+    assert ndcg(lists, [[0]] * 20, 6).max() <= 1
 
 
 def test_one_configuration_after_the_other_borrows_as_it_says() -> None:
