@@ -131,7 +131,8 @@ def _tier_rows(
     values = {"category": judge.values(_by_category(data, rows, persons, arguments.columns))}
     facts = {
         "data": name, "tier": str(tier), "part": arguments.part, "hidden": arguments.hide,
-        "kept": arguments.keep, "requests": len(data.requests), "cold_requests": judge.cold_requests,
+        "kept": arguments.keep, "new_only": arguments.new, "requests": len(data.requests),
+        "cold_requests": judge.cold_requests,
     }  # fmt: skip
     print(
         f"\n{facts}\n| setting | all | cold | shelf | warm | fit s |\n|---|---|---|---|---|---|", flush=True
