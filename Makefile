@@ -61,10 +61,11 @@ tests: $(TEST)/.wheel  ## The tests that need no service (pytest)
 	$(SAY) 'Testing the installed wheel'
 	CONSENTIER_TESTED=wheel $(TEST)/bin/pytest $(PYTEST_ARGS)
 
-test-services: $(TEST)/.wheel .venv-spark/.wheel  ## The tests against real services: PostgreSQL, Spark
+test-services: $(TEST)/.wheel .venv-spark/.wheel  ## The tests against real services: PostgreSQL, Redis, Spark
 	$(SAY) 'Testing against real services'
 	@echo 'PostgreSQL: its server programs (Debian, Ubuntu: apt-get install postgresql), started for the tests in a'
 	@echo 'temporary directory; or CONSENTIER_TEST_POSTGRESQL=postgresql://... of an empty database for tests.'
+	@echo 'Redis: its server program (apt-get install redis-server), started likewise; or CONSENTIER_TEST_REDIS=redis://...'
 	CONSENTIER_TESTED=wheel $(TEST)/bin/pytest -m service --ignore tests/services/test_spark_gate.py
 	@echo 'Spark: in local mode, in an environment of its own; needs Java 17 (Debian: openjdk-17-jre-headless).'
 	CONSENTIER_TESTED=wheel .venv-spark/bin/pytest -m service tests/services/test_spark_gate.py

@@ -33,7 +33,7 @@ CASES = {
     ),
     "… and load a bundle and answer": (
         "from consentier import Recommender, Request, Permission\n"
-        "answer = Recommender.load({bundles!r}).recommend(\n"
+        "answer = Recommender.load({bundles!r}, compiled=False).recommend(\n"
         "    Request(session=['i00001'], permission=Permission.NONE))\n"
         "assert str(answer.tier) == 'session' and len(answer.items) == 10, answer"
     ),

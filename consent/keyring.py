@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import hashlib
 import hmac
 import itertools
 import json
@@ -22,11 +21,14 @@ from typing import Any
 
 from consentier.consent.records import microseconds
 from consentier.errors import AuditError
+from consentier.writing import sibling, write_new
 
 __all__ = ["Keyring"]
 
 _FORMAT = 1
 _KEY_BYTES = 32
+
+_JSON = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"))
 
 
 class Keyring:
@@ -143,8 +145,8 @@ class Keyring:
         return gone
 
     def _digest(self, key_id: str, domain: str, value: str) -> str:
-        text = json.dumps([domain, value], ensure_ascii=True, separators=(",", ":"))
-        return f"{key_id}:{hmac.new(self._keys[key_id], text.encode('ascii'), hashlib.sha256).hexdigest()}"
+        text = _JSON.encode([domain, value]).encode("ascii")
+        return f"{key_id}:{hmac.digest(self._keys[key_id], text, 'sha256').hex()}"
 
     def _replace(self, keys: dict[str, bytes], created_at: dict[str, dt.datetime]) -> None:
         changed = Keyring(keys, created_at, self._path)
@@ -171,13 +173,9 @@ def _new_key() -> tuple[str, bytes]:
 def _written_beside(path: Path, document: Mapping[str, Any]) -> Iterator[Path]:
     """A file with the document, for its owner only; gone afterwards unless it was renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    beside = sibling(path)
     try:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(document, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
+        write_new(beside, json.dumps(document, indent=2).encode("utf-8"), mode=0o600)
         yield beside
     finally:
         beside.unlink(missing_ok=True)

@@ -37,6 +37,7 @@ from consentier.consent.entries import (
 from consentier.consent.records import ConsentRecord, Link, SubjectKind
 from consentier.consent.store import Facts, LinkRow, Verification, Version
 from consentier.errors import LedgerError
+from consentier.writing import flush
 
 __all__ = ["SqliteStore", "write_backup"]
 
@@ -591,20 +592,11 @@ def write_backup(entries: Iterable[StoredEntry], path: Path) -> None:
         finally:
             store.close()
         partial.replace(path)
-        _synchronise(path.parent)
+        flush(path.parent)
     except OSError as error:
         raise LedgerError(f"backup {path}: cannot be written: {error.strerror or error}") from error
     finally:
         _remove(partial)
-
-
-def _synchronise(directory: Path) -> None:
-    """Bring a new name in a directory to the disk."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from consentier.errors import DataError
+from consentier.writing import flush, put_directory, sibling, write_new
 
 __all__ = ["require_free", "write_text", "written_beside"]
 
@@ -52,14 +51,15 @@ def written_beside(out: Path, *, force: bool) -> Iterator[Path]:
     """
     out = Path(out).resolve()
     require_free(out, force=force)
-    beside = out.parent / f".{out.name}.{uuid.uuid4().hex}"
+    beside = sibling(out)
     try:
         beside.mkdir(parents=True)
         yield beside
-        _flush(beside)
+        flush(beside)
         require_free(out, force=force)
-        _move_into_place(beside, out)
-        _flush(out.parent)
+        replaced = put_directory(beside, out)
+        if replaced is not None:
+            shutil.rmtree(replaced)
     except OSError as error:
         raise DataError(f"{out}: cannot be written: {error}") from error
     finally:
@@ -68,30 +68,4 @@ def written_beside(out: Path, *, force: bool) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a new UTF-8 file and flush it to the disk."""
-    with path.open("x", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _move_into_place(beside: Path, out: Path) -> None:
-    """Rename onto `out`; what was there is put back if that fails."""
-    if not out.exists():
-        beside.rename(out)
-        return
-    old = beside.with_suffix(".old")
-    out.rename(old)
-    try:
-        beside.rename(out)
-    except OSError:
-        old.rename(out)
-        raise
-    shutil.rmtree(old)
+    write_new(path, text.encode("utf-8"))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from consentier.features.gate import PermittedRows
 from consentier.models.attribute_encoding import AttributeEncoder
-from consentier.models.gram import SessionOrder
+from consentier.models.gram import SessionOrder, last_positions
 from consentier.models.recency import recency_weights
 from consentier.models.repeats import RepeatCounts, repeat_counts
 
@@ -134,18 +134,9 @@ class CodedRows:
 
     def _positions(self, matrix: sp.csr_matrix, latest: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where each entry's item stands in its history, by the last row that names it."""
-        entries = self.histories[latest] * len(self.item_ids) + self.items[latest]
-        # Of the rows backwards, the first one of each entry is the last one that names it.
-        distinct, last = np.unique(entries[::-1], return_index=True)
-        places = np.empty(distinct.size, dtype=np.int64)
-        places[np.argsort(entries.size - 1 - last)] = np.arange(distinct.size)
-        columns = matrix.indices.astype(np.int64)
         rows = np.repeat(np.arange(matrix.shape[0], dtype=np.int64), np.diff(matrix.indptr))
-        found = places[np.searchsorted(distinct, rows * len(self.item_ids) + columns)]
-        first = np.full(matrix.shape[0], np.iinfo(np.int64).max)
-        np.minimum.at(first, rows, found)
-        positions: NDArray[np.int64] = found - first[rows]
-        return positions
+        entries = rows * len(self.item_ids) + matrix.indices
+        return last_positions(self.histories[latest], self.items[latest], len(self.item_ids), entries)
 
     def _row_scale(self, half_life: int | None) -> NDArray[np.float64]:
         if half_life is None:

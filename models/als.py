@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from consentier.models.factor_solver import fold_in_rows, gram_diagonal, principal_axes
-from consentier.models.factors import FactorModel
+from consentier.models.factors import Fitted, IterativeFactorModel
 from consentier.progress import Advance
 
 __all__ = ["ALS"]
@@ -19,7 +19,7 @@ _START = 0.1
 
 
 @dataclass(kw_only=True, eq=False)
-class ALS(FactorModel):
+class ALS(IterativeFactorModel):
     """Matrix factorisation by alternating least squares ("iALS").
 
     With ``c_ui`` the weight of an entry and ``a`` the unobserved weight, it minimises
@@ -39,7 +39,7 @@ class ALS(FactorModel):
     the users; LAPACK finds the principal axes, so bits are those of one build on one kind of processor.
     """
 
-    def _fit(self, user_items: sparse.csr_matrix, advance: Advance) -> NDArray[np.floating]:
+    def _fit(self, user_items: sparse.csr_matrix, advance: Advance) -> Fitted:
         rng = np.random.default_rng(self.seed)
         inputs = user_items.shape[1]
         items = inputs if self.item_count is None else self.item_count
@@ -54,4 +54,4 @@ class ALS(FactorModel):
                 given = principal_axes(found)
                 found = fold_in_rows(matrix, given, gram_diagonal(given), self.folding, threads=self.threads)
             advance(items * (iteration + 1) // self.iterations - items * iteration // self.iterations)
-        return found
+        return Fitted(principal_axes(found))

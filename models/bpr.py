@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 from implicit.cpu.bpr import BayesianPersonalizedRanking
-from numpy.typing import NDArray
 from scipy import sparse
 
-from consentier.models.factors import FactorModel
+from consentier.models.factor_solver import principal_axes
+from consentier.models.factors import Fitted, IterativeFactorModel
 from consentier.progress import Advance
 
 __all__ = ["BPR"]
 
 
 @dataclass(kw_only=True, eq=False)
-class BPR(FactorModel):
+class BPR(IterativeFactorModel):
     """Matrix factorisation that ranks pairs: Bayesian personalised ranking.
 
     Stochastic steps towards a higher score for an item of a user than for another one that is drawn at random
@@ -56,7 +56,7 @@ class BPR(FactorModel):
             "a finite number of at least 0",
         )
 
-    def _fit(self, user_items: sparse.csr_matrix, advance: Advance) -> NDArray[np.floating]:
+    def _fit(self, user_items: sparse.csr_matrix, advance: Advance) -> Fitted:
         # On one thread: several would update the same factors in an order that nobody can repeat.
         peer = BayesianPersonalizedRanking(
             factors=self.factors,
@@ -70,4 +70,6 @@ class BPR(FactorModel):
         factors = np.asarray(peer.item_factors, dtype=np.float64)
         advance(user_items.shape[1] if self.item_count is None else self.item_count)
         scale = float(np.sqrt(np.square(factors).sum(axis=1).mean()))
-        return factors / scale if scale > 0 else factors
+        scaled = factors / scale if scale > 0 else factors
+        scaled[np.bincount(user_items.indices, minlength=len(scaled)) == 0] = 0
+        return Fitted(principal_axes(scaled))

@@ -28,7 +28,6 @@ import json
 import math
 import os
 import re
-import secrets
 import shutil
 import stat
 import time
@@ -52,6 +51,7 @@ from consentier.errors import (
     BundleUnsupported,
 )
 from consentier.models.item_index import ItemIndex
+from consentier.writing import REPLACED, flush, put_directory, sibling, write_new
 
 __all__ = [
     "FORMAT_VERSION",
@@ -62,6 +62,7 @@ __all__ = [
     "Manifest",
     "check_csr",
     "check_factors",
+    "check_prior_factors",
     "open_bundle",
     "read_run",
     "verify_bundle",
@@ -77,7 +78,6 @@ FORMAT_VERSION = 1
 _MANIFEST = "manifest.json"
 _RUN = "run.json"
 _PARTIAL = ".partial"  # being written
-_REPLACED = ".replaced"  # moved aside by a newer one
 
 _MAX_MANIFEST_BYTES = 1 << 20
 _MAX_RUN_BYTES = 16 << 20
@@ -102,6 +102,7 @@ _NPY_ALIGNMENT = 64
 _ITEM_INDEX = frozenset({"item_ids", "item_offsets"})
 _WEIGHTS = frozenset({"indptr", "indices", "data"})
 _FACTORS = frozenset({"factors", "factor_gram"})
+_PRIOR_FACTORS = _FACTORS | {"prior_factors"}
 
 # What each tier reads, and the permission that takes: no other combination is a bundle.
 TIERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxyType(
@@ -266,18 +267,20 @@ def write_bundle(
     draft = {name: _entry(array, sha256="0" * 64) for name, array in prepared.items()}
     _checked_manifest_bytes(fields, draft)
     _check_target(target, overwrite)
-    partial = _sibling(target, _PARTIAL)
+    partial = sibling(target, _PARTIAL)
     partial.mkdir()
     try:
         entries = {name: _write_array(partial / f"{name}.npy", array) for name, array in prepared.items()}
         manifest = _checked_manifest_bytes(fields, entries)
-        _write_synced(partial / _MANIFEST, manifest)
-        _sync_directory(partial)
+        write_new(partial / _MANIFEST, manifest)
+        flush(partial)
         _check_target(target, overwrite)  # again: another writer may have come first
-        _move_into_place(partial, target)
+        replaced = put_directory(partial, target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    if replaced is not None:
+        shutil.rmtree(replaced, ignore_errors=True)
     return _digest(manifest)
 
 
@@ -401,14 +404,14 @@ def write_run(path: str | os.PathLike[str], facts: Mapping[str, JSON]) -> None:
     if not (directory / _MANIFEST).is_file():
         raise BundleMissing(f"bundle {path}: there is no {_MANIFEST}; write the bundle before its {_RUN}")
     # Beside the bundle, not in it: a reader that lists the bundle meanwhile must not find a stray file.
-    partial = _sibling(directory, f".{_RUN}{_PARTIAL}")
+    partial = sibling(directory, f".{_RUN}{_PARTIAL}")
     try:
-        _write_synced(partial, payload)
+        write_new(partial, payload)
         partial.replace(directory / _RUN)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    _sync_directory(directory)
+    flush(directory)
 
 
 def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -532,6 +535,40 @@ def check_factors(factors: NDArray[Any], gram: NDArray[Any], inputs: int) -> Non
         )
 
 
+def check_prior_factors(
+    priors: NDArray[Any], factors: tuple[int, ...], attribute_inputs: int, items: int
+) -> None:
+    """Check that an array says what attributes let expect, beside factors of items alone.
+
+    Parameters
+    ----------
+    priors
+        float32, shape (attribute_inputs + 1, factors), finite.
+    factors
+        Shape of the items' factors.
+    attribute_inputs, items
+        Number of inputs behind the items, and of items.
+
+    Raises
+    ------
+    BundleMalformed
+        It is not.
+
+    Notes
+    -----
+    O(size of priors).
+    """
+    if factors[0] != items:
+        raise BundleMalformed(f"beside prior_factors, factors have {factors[0]} rows for {items} items")
+    expected = (attribute_inputs + 1, factors[1])
+    if priors.shape != expected or priors.dtype != np.float32 or attribute_inputs < 0:
+        raise BundleMalformed(
+            f"prior_factors must be float32 of shape {expected}, got {priors.dtype} of shape {priors.shape}"
+        )
+    if not np.isfinite(priors).all():
+        raise BundleMalformed("prior_factors hold a number that is not finite")
+
+
 def _check_columns(indptr: NDArray[Any], indices: NDArray[Any], columns: int, prefix: str) -> None:
     if not indices.size:
         return
@@ -610,7 +647,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 def _moved_aside(path: Path) -> list[Path]:
     """Bundles that a replacement of `path` renamed away and did not delete yet."""
     target = Path(os.path.realpath(path))
-    pattern = re.compile(re.escape(f".{target.name}.") + r"[0-9a-f]{16}" + re.escape(_REPLACED))
+    pattern = re.compile(re.escape(f".{target.name}.") + r"[0-9a-f]{16}" + re.escape(REPLACED))
     try:
         return sorted(entry for entry in target.parent.iterdir() if pattern.fullmatch(entry.name))
     except OSError:
@@ -723,7 +760,12 @@ def _reserved_findings(
     path: Path, manifest: Manifest, arrays: Mapping[str, NDArray[Any]]
 ) -> Iterator[BundleMalformed]:
     """Check the content of the arrays that have a meaning in the format: item index, weights, factors."""
-    checks = ((_ITEM_INDEX, _check_item_index), (_WEIGHTS, _check_weights), (_FACTORS, _check_factors))
+    checks = (
+        (_ITEM_INDEX, _check_item_index),
+        (_WEIGHTS, _check_weights),
+        (_FACTORS, _check_factors),
+        (_PRIOR_FACTORS, _check_prior_factors),
+    )
     for group, check in checks:
         if arrays.keys() >= group:
             try:
@@ -746,6 +788,11 @@ def _check_factors(manifest: Manifest, arrays: Mapping[str, NDArray[Any]]) -> No
     check_factors(arrays["factors"], arrays["factor_gram"], rows)
     if rows < manifest.item_count:
         raise BundleMalformed(f"factors have {rows} rows for {manifest.item_count} items")
+
+
+def _check_prior_factors(manifest: Manifest, arrays: Mapping[str, NDArray[Any]]) -> None:
+    priors, factors = arrays["prior_factors"], arrays["factors"]
+    check_prior_factors(priors, factors.shape, priors.shape[0] - 1, manifest.item_count)
 
 
 # --- Manifest -------------------------------------------------------------------------------------
@@ -1059,43 +1106,3 @@ def _check_target(target: Path, overwrite: bool) -> None:
 def _may_be_ours(file_name: str) -> bool:
     stem, dot, suffix = file_name.partition(".")
     return file_name in (_MANIFEST, _RUN) or (dot + suffix == ".npy" and bool(_ARRAY_NAME.fullmatch(stem)))
-
-
-def _sibling(target: Path, suffix: str) -> Path:
-    return target.parent / f".{target.name}.{secrets.token_hex(8)}{suffix}"
-
-
-def _move_into_place(partial: Path, target: Path) -> None:
-    """Rename the new bundle in and make that durable; on an error put everything back."""
-    aside = _sibling(target, _REPLACED) if target.exists() else None
-    if aside is not None:
-        target.rename(aside)
-    try:
-        partial.rename(target)
-        try:
-            _sync_directory(target.parent)
-        except BaseException:
-            target.rename(partial)
-            raise
-    except BaseException:
-        if aside is not None:
-            aside.rename(target)
-        raise
-    if aside is not None:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _write_synced(path: Path, payload: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    """Make the names in a directory durable, not only the content of its files."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 
 from consentier.models.scoring import top_items
 
-__all__ = ["FoldIn", "exact_scores", "fold_in", "largest_norm", "positive_items", "system_matrix"]
+__all__ = [
+    "FoldIn",
+    "exact_scores",
+    "expected_factors",
+    "fold_in",
+    "largest_norm",
+    "positive_items",
+    "split_history",
+    "system_matrix",
+]
 
 _ITEMS_PER_BLOCK = 4096  # a block of float64 sums stays in the first-level cache
 _ROUNDING = 2.0**-24  # of float32
@@ -34,17 +43,27 @@ class FoldIn:
         Ridge penalty, above 0.
     frequency_exponent
         The penalty is multiplied by (total weight of the history + unobserved_weight · inputs) to this power.
+    history_exponent, history_offset
+        The weights of a history are divided by (its total weight + history_offset) to the power of
+        history_exponent, so that long histories speak louder than short ones, but less than in proportion.
     """
 
     unobserved_weight: float
     regularisation: float
     frequency_exponent: float
+    history_exponent: float = 0.0
+    history_offset: float = 0.0
 
     def ridge(self, total: float, others: int) -> float:
         """Ridge penalty of a row of some total weight, of so many columns."""
         return float(
             self.regularisation * (total + self.unobserved_weight * others) ** self.frequency_exponent
         )
+
+    def scale(self, total: float) -> float:
+        """What the weights of a history of some total weight are multiplied by."""
+        whole = total + self.history_offset
+        return float(whole**-self.history_exponent) if whole > 0 else 1.0
 
 
 def fold_in(
@@ -53,14 +72,17 @@ def fold_in(
     inputs: NDArray[np.int64],
     weights: NDArray[np.float32],
     settings: FoldIn,
+    priors: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float64]:
     """Solve for the factors of one history, the items' factors being given.
 
-    With ``f_i`` the factors of input i and ``c_i`` its weight in the history, the result ``y`` minimises
-    ``Σ_i c_i (y · f_i - 1)² + a Σ_j (y · f_j)² + r |y|²``: i runs over the history, j over all inputs, a is
-    the unobserved weight and r the ridge penalty (Hu, Koren and Volinsky, "Collaborative filtering for
-    implicit feedback datasets", ICDM 2008, equation 4, with the weights of Rendle et al., "Revisiting the
-    performance of iALS on item recommendation benchmarks", RecSys 2022).
+    With ``f_i`` the factors of input i, ``c_i`` its (scaled) weight there and ``p`` what was expected
+    without the history, the result ``y`` minimises
+    ``Σ_i c_i (y · f_i - 1)² + a Σ_j ((y - p) · f_j)² + r |y - p|²``: i runs over the history, j over all
+    inputs, a is the unobserved weight and r the ridge penalty (Hu, Koren and Volinsky, "Collaborative
+    filtering for implicit feedback datasets", ICDM 2008, equation 4, with the weights of Rendle et al.,
+    "Revisiting the performance of iALS on item recommendation benchmarks", RecSys 2022; the mean as in
+    Agarwal and Chen, "Regression-based latent factor models", KDD 2009).
 
     Parameters
     ----------
@@ -74,6 +96,8 @@ def fold_in(
         float32, shape (n,), at least 0.
     settings
         The weights of the sum above.
+    priors
+        See `expected_factors`: inputs that have no factors say what is expected. By default nothing is.
 
     Returns
     -------
@@ -85,14 +109,18 @@ def fold_in(
     With k factors and m the smaller of n and k: O(n k m) time and O(n k) memory. Histories that are shorter
     than k are solved in their own space, of n dimensions (by the matrix inversion lemma).
     """
-    root = np.sqrt(weights.astype(np.float64))
-    ridge = settings.ridge(math.fsum(weights.tolist()), factors.shape[0])
-    shrink = 1.0 / np.sqrt(settings.unobserved_weight * gram + ridge)
+    inputs, weights, prior = split_history(inputs, weights, priors, factors.shape[0])
+    total = math.fsum(weights.tolist())
+    root = np.sqrt(weights.astype(np.float64) * settings.scale(total))
+    missing = root if prior is None else root * (1.0 - exact_scores(factors, inputs, prior))
+    shrink = 1.0 / np.sqrt(settings.unobserved_weight * gram + settings.ridge(total, factors.shape[0]))
     scaled = (factors[inputs].astype(np.float64) * root[:, None]) * shrink
     if len(inputs) < len(gram):
         columns = np.ascontiguousarray(scaled.T)
-        return shrink * _weighted_sum(scaled, _solved(columns, root))
-    return shrink * _solved(scaled, _weighted_sum(scaled, root))
+        found = shrink * _weighted_sum(scaled, _solved(columns, missing))
+    else:
+        found = shrink * _solved(scaled, _weighted_sum(scaled, missing))
+    return found if prior is None else found + prior
 
 
 def system_matrix(
@@ -102,14 +130,75 @@ def system_matrix(
     weights: NDArray[np.float32],
     settings: FoldIn,
 ) -> NDArray[np.float64]:
-    """The matrix A of the system ``A y = Σ_i c_i f_i`` whose solution `fold_in` finds, up to rounding.
+    """The matrix A of the system ``A (y - p) = Σ_i c_i (1 - p · f_i) f_i`` that `fold_in` solves.
 
+    Up to rounding.
     Arguments as there. Shape (factors, factors).
     """
-    ridge = settings.ridge(math.fsum(weights.tolist()), factors.shape[0])
+    total = math.fsum(weights.tolist())
     given = factors[inputs].astype(np.float64)
-    observed: NDArray[np.float64] = given.T @ (given * weights[:, None].astype(np.float64))
-    return observed + np.diag(settings.unobserved_weight * gram + ridge)
+    scaled = weights[:, None].astype(np.float64) * settings.scale(total)
+    observed: NDArray[np.float64] = given.T @ (given * scaled)
+    return observed + np.diag(settings.unobserved_weight * gram + settings.ridge(total, factors.shape[0]))
+
+
+def split_history(
+    inputs: NDArray[np.int64],
+    weights: NDArray[np.float32],
+    priors: NDArray[np.float32] | None,
+    items: int,
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float64] | None]:
+    """Tell the inputs that have factors from attributes, and say what these let expect.
+
+    Parameters
+    ----------
+    inputs, weights
+        A weighted history, the inputs ascending.
+    priors
+        See `expected_factors`; None where all inputs have factors.
+    items
+        Number of items: with `priors`, the inputs from here on are attributes.
+
+    Returns
+    -------
+    inputs, weights, prior
+        What has factors, and what the others let expect.
+    """
+    if priors is None:
+        return inputs, weights, None
+    first = int(np.searchsorted(inputs, items))
+    prior = expected_factors(priors, inputs[first:] - items, weights[first:])
+    return inputs[:first], weights[:first], prior
+
+
+def expected_factors(
+    priors: NDArray[np.float32], inputs: NDArray[np.int64], weights: NDArray[np.float32]
+) -> NDArray[np.float64] | None:
+    """What is expected of somebody of whom some attributes are known, before any history.
+
+    Parameters
+    ----------
+    priors
+        float32, shape (attribute inputs + 1, factors): what each input adds, and, last, what is expected on
+        average.
+    inputs
+        int64, shape (n,), ascending: the known inputs.
+    weights
+        float32, shape (n,): together what the expectation counts.
+
+    Returns
+    -------
+    ndarray of float64, or None
+        Shape (factors,): with g known inputs ``Σ_i w_i (average + g · added_i)``, which is their weight times
+        what they let expect together if all weigh the same; None where nothing is known.
+    """
+    if not inputs.size:
+        return None
+    average = priors[-1].astype(np.float64)
+    total = np.zeros(average.size)
+    for number, weight in zip(inputs.tolist(), weights.tolist(), strict=True):
+        total += (average + priors[number].astype(np.float64) * inputs.size) * weight
+    return total
 
 
 def exact_scores(

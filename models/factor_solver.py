@@ -12,7 +12,7 @@ from scipy import sparse
 from threadpoolctl import threadpool_limits
 
 from consentier.models.compiled import compiled
-from consentier.models.factor_scoring import FoldIn
+from consentier.models.factor_scoring import FoldIn, expected_factors
 
 __all__ = ["fold_in_rows", "gram_diagonal", "principal_axes"]
 
@@ -27,6 +27,7 @@ def fold_in_rows(
     gram: NDArray[np.float64],
     settings: FoldIn,
     *,
+    priors: NDArray[np.float32] | None = None,
     threads: int | None = None,
 ) -> NDArray[np.float64]:
     """Solve for the factors of each row of a matrix, the factors of its columns being given.
@@ -35,7 +36,7 @@ def fold_in_rows(
     ----------
     matrix
         Shape (rows, columns): canonical, weights of at least 0.
-    factors, gram, settings
+    factors, gram, settings, priors
         As for `factor_scoring.fold_in`.
     threads
         Threads to use; all cores by default. The result does not depend on it.
@@ -50,6 +51,9 @@ def fold_in_rows(
     For a row of n entries, with k factors and m the smaller of n and k: n k m + m³ / 3 multiplications and
     additions in float64, on one thread, without BLAS.
     """
+    if priors is not None:
+        expected = _expected(matrix, priors, factors.shape[0])
+        matrix = sparse.csr_matrix(matrix[:, : factors.shape[0]])
     rows, size = matrix.shape[0], factors.shape[1]
     solved = np.zeros((rows, size))
     weights = matrix.data.astype(np.float32)
@@ -57,19 +61,24 @@ def fold_in_rows(
     others = factors.shape[0]
     totals = _exact_totals(matrix.indptr, weights)
     ridges = np.array([settings.ridge(total, others) for total in totals])
-    roots = np.sqrt(weights.astype(np.float64))
+    scales = np.array([settings.scale(total) for total in totals])
+    roots = np.sqrt(weights.astype(np.float64) * np.repeat(scales, np.diff(matrix.indptr)))
+    missing = roots
+    if priors is not None:
+        missing = roots.copy()
+        _take_expected_away(matrix.indptr, matrix.indices, factors, expected, missing)
     scaled_gram = settings.unobserved_weight * gram
-    given = (matrix.indptr, matrix.indices, roots, factors, scaled_gram, ridges)
+    given = (matrix.indptr, matrix.indices, roots, missing, factors, scaled_gram, ridges)
     bounds = _equal_work(matrix.indptr, size, threads)
     pieces = list(pairwise(bounds.tolist()))
     if len(pieces) <= 1:  # a request, say, for which threads would cost more than they save
         for start, stop in pieces:
             _solve_rows(*given, start, stop, solved)
-        return solved
+        return solved if priors is None else solved + expected
     Parallel(n_jobs=-1 if threads is None else threads, prefer="threads", require="sharedmem")(
         delayed(_solve_rows)(*given, start, stop, solved) for start, stop in pieces
     )
-    return solved
+    return solved if priors is None else solved + expected
 
 
 def principal_axes(factors: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -111,6 +120,19 @@ def gram_diagonal(factors: NDArray[np.float32]) -> NDArray[np.float64]:
     return total
 
 
+def _expected(matrix: sparse.csr_matrix, priors: NDArray[np.float32], items: int) -> NDArray[np.float64]:
+    """What the attributes of each row let expect, shape (rows, factors)."""
+    expected = np.zeros((matrix.shape[0], priors.shape[1]))
+    attributes = sparse.csr_matrix(matrix[:, items:])
+    for row in np.flatnonzero(np.diff(attributes.indptr)):
+        own = slice(attributes.indptr[row], attributes.indptr[row + 1])
+        prior = expected_factors(
+            priors, attributes.indices[own].astype(np.int64), attributes.data[own].astype(np.float32)
+        )
+        expected[row] = 0.0 if prior is None else prior
+    return expected
+
+
 def _exact_totals(starts: NDArray[np.integer], weights: NDArray[np.float32]) -> list[float]:
     """Correctly rounded sums of the rows' weights, which no order of addition can change."""
     values, bounds = weights.tolist(), starts.tolist()
@@ -136,10 +158,30 @@ def _add_squares(factors: NDArray[np.float32], total: NDArray[np.float64]) -> No
 
 
 @compiled
+def _take_expected_away(
+    starts: NDArray[np.integer],
+    indices: NDArray[np.integer],
+    factors: NDArray[np.float32],
+    priors: NDArray[np.float64],
+    roots: NDArray[np.float64],
+) -> None:
+    """Multiply each entry's root by what was not expected of it, with the sums of `exact_scores`."""
+    for row in range(starts.size - 1):
+        prior = priors[row]
+        for entry in range(starts[row], starts[row + 1]):
+            given = factors[indices[entry]]
+            expected = 0.0
+            for f in range(prior.size):
+                expected += np.float64(given[f]) * prior[f]
+            roots[entry] *= 1.0 - expected
+
+
+@compiled
 def _solve_rows(
     starts: NDArray[np.integer],
     indices: NDArray[np.integer],
     roots: NDArray[np.float64],
+    missing: NDArray[np.float64],
     factors: NDArray[np.float32],
     gram: NDArray[np.float64],
     ridges: NDArray[np.float64],
@@ -160,11 +202,11 @@ def _solve_rows(
                 line[f] = (np.float64(given[f]) * root) * shrink[f]
         total = np.zeros(size)
         if count < size:
-            right = roots[first : first + count].copy()
+            right = missing[first : first + count].copy()
             _solve(np.ascontiguousarray(scaled.T), right)
             _add_weighted(scaled, right, total)
         else:
-            _add_weighted(scaled, roots[first : first + count], total)
+            _add_weighted(scaled, missing[first : first + count], total)
             _solve(scaled, total)
         for f in range(size):
             solved[row, f] = shrink[f] * total[f]

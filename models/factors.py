@@ -19,15 +19,32 @@ from consentier.models.factor_scoring import (
     fold_in,
     largest_norm,
     positive_items,
+    split_history,
     system_matrix,
 )
-from consentier.models.factor_solver import fold_in_rows, gram_diagonal, principal_axes
+from consentier.models.factor_solver import fold_in_rows, gram_diagonal
 from consentier.progress import Advance
 
-__all__ = ["FactorModel"]
+__all__ = ["FactorModel", "Fitted", "IterativeFactorModel"]
 
 _SCORES_PER_BLOCK = 1 << 24  # 64 MB of float32
 _LARGEST_CROSS_PRODUCT = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What the fit of a factor model gives.
+
+    Attributes
+    ----------
+    items
+        float32, shape (n_inputs, factors), in principal axes; (n_items, factors) beside `priors`.
+    priors
+        float32, shape (n_inputs - n_items + 1, factors), see `factor_scoring.expected_factors`, or None.
+    """
+
+    items: NDArray[np.float32]
+    priors: NDArray[np.float32] | None = None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -46,69 +63,64 @@ class FactorModel(ItemModel):
     With `min_persons`, inputs of fewer distinct persons are left out before the fit: they have zero factors,
     score exactly 0 like what was never seen, and have no popularity, so they come last of these.
 
-    Subclasses implement `_fit`.
+    Where attributes stand behind the items, a model may describe them by factors like items, or hold what is
+    expected of whoever has them (`prior_factors`).
+
+    Subclasses implement `_fit` and `folding`.
     """
 
     factors: int = 64
     """Number of factors."""
-    iterations: int = 15
-    """Passes over the data."""
-    regularisation: float = 0.01
-    """Ridge penalty of factors in least squares, above 0."""
     unobserved_weight: float = 0.1
     """Weight in least squares of each input, above 0; those of a history have their own weight besides."""
-    frequency_exponent: float = 1.0
-    """0: the ridge penalty is the same for all; 1: it grows in proportion to the weight of a row."""
-    seed: int = 0
-    """Seed of the starting values (and of the samples that are drawn)."""
 
     item_factors: NDArray[np.float32] = field(init=False, repr=False)
-    """float32, shape (n_inputs, factors): zero for inputs that were left out. Set by `fit`."""
+    """float32, shape (n_inputs, factors), or (n_items, factors) beside `prior_factors`: zero for inputs that
+    were left out. Set by `fit`."""
     factor_gram: NDArray[np.float64] = field(init=False, repr=False)
     """float64, shape (factors,): the diagonal of the factors' Gram matrix. Set by `fit`."""
+    prior_factors: NDArray[np.float32] | None = field(init=False, repr=False, default=None)
+    """float32, shape (attribute inputs + 1, factors), see `factor_scoring.expected_factors`, or None. Set by
+    `fit`."""
     _items: int = field(init=False, repr=False)
     _norm: float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("factors", "iterations"):
-            self._require(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("regularisation", "unobserved_weight"):
-            value = getattr(self, name)
-            self._require(math.isfinite(value) and value > 0, name, "a finite number above 0")
-        self._require(
-            math.isfinite(self.frequency_exponent) and self.frequency_exponent >= 0,
-            "frequency_exponent",
-            "a finite number of at least 0",
-        )
-        self._require(0 <= self.seed < 2**63, "seed", "at least 0 and below 2**63")
+        self._require(self.factors >= 1, "factors", "at least 1")
+        self._require_above_0("unobserved_weight")
+
+    @property
+    @abstractmethod
+    def folding(self) -> FoldIn:
+        """How histories are folded in."""
 
     @abstractmethod
-    def _fit(self, user_items: sparse.csr_matrix, advance: Advance) -> NDArray[np.floating]:
-        """Compute the factors of the inputs, shape (n_inputs, factors), in whatever axes.
+    def _fit(self, user_items: sparse.csr_matrix, advance: Advance) -> Fitted:
+        """Compute the factors, those of inputs without entries being zero.
 
         `user_items` is canonical, with its rows in an order that depends on their content only; `advance`
         counts finished items.
         """
 
-    @property
-    def folding(self) -> FoldIn:
-        """How histories are folded in."""
-        return FoldIn(
-            unobserved_weight=self.unobserved_weight,
-            regularisation=self.regularisation,
-            frequency_exponent=self.frequency_exponent,
-        )
-
-    def set_fitted(self, item_factors: NDArray[np.floating], popularity: NDArray[np.integer]) -> Self:
+    def set_fitted(
+        self,
+        item_factors: NDArray[np.floating],
+        popularity: NDArray[np.integer],
+        prior_factors: NDArray[np.floating] | None = None,
+    ) -> Self:
         """Take over a fitted state that was computed elsewhere, or kept.
 
         Parameters
         ----------
         item_factors
-            Shape (n_inputs, factors), in principal axes, see `factor_solver.principal_axes`.
+            Shape (n_inputs, factors), in principal axes, see `factor_solver.principal_axes`; (n_items,
+            factors) beside `prior_factors`.
         popularity
             Shape (n_items,).
+        prior_factors
+            Shape (n_inputs - n_items + 1, factors), see `factor_scoring.expected_factors`; by default the
+            inputs behind the items have factors like items.
 
         Returns
         -------
@@ -126,9 +138,16 @@ class FactorModel(ItemModel):
                 "item_factors must be (n_inputs, factors) with n_inputs >= n_items, and popularity "
                 f"(n_items,), got {shape} and {items}"
             )
+        if prior_factors is not None and (
+            shape[0] != items[0] or np.ndim(prior_factors) != 2 or np.shape(prior_factors)[1] != shape[1]
+        ):
+            raise ValueError(
+                "beside prior_factors, (attribute inputs + 1, factors), item_factors must be (n_items, "
+                f"factors), got {np.shape(prior_factors)} and {shape} for {items[0]} items"
+            )
         factors = np.ascontiguousarray(item_factors, dtype=np.float32)
-        if not np.isfinite(factors).all():
-            raise ValueError("item_factors holds numbers that are not finite")
+        if not np.isfinite(factors).all() or not (prior_factors is None or np.isfinite(prior_factors).all()):
+            raise ValueError("item_factors or prior_factors hold numbers that are not finite")
         gram = gram_diagonal(factors)
         cross = factors.T.astype(np.float64) @ factors - np.diag(gram)
         if np.abs(cross).max(initial=0.0) > _LARGEST_CROSS_PRODUCT * gram.max(initial=0.0):
@@ -137,6 +156,9 @@ class FactorModel(ItemModel):
                 "principal_axes(item_factors)"
             )
         self.item_factors, self.factor_gram = factors, gram
+        self.prior_factors = (
+            None if prior_factors is None else np.ascontiguousarray(prior_factors, dtype=np.float32)
+        )
         self._items = items[0]
         self._norm = largest_norm(factors[: self._items])
         self._set_popularity(popularity)
@@ -150,12 +172,26 @@ class FactorModel(ItemModel):
         advance: Advance,
     ) -> None:
         items = user_items.shape[1] if self.item_count is None else self.item_count
-        factors = self._fit(_in_canonical_order(_only(user_items, counts > 0)), advance)
-        factors[counts == 0] = 0
-        self.set_fitted(principal_axes(factors), counts[:items])
+        fitted = self._fit(_in_canonical_order(_only(user_items, counts > 0)), advance)
+        self.set_fitted(fitted.items, counts[:items], fitted.priors)
+
+    def _require_above_0(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            self._require(math.isfinite(value) and value > 0, name, "a finite number above 0")
+
+    def _require_no_less_than_0(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            self._require(math.isfinite(value) and value >= 0, name, "a finite number of at least 0")
 
     def _shape(self) -> tuple[int, int] | None:
-        return (self.item_factors.shape[0], self._items) if hasattr(self, "item_factors") else None
+        return (self._input_count, self._items) if hasattr(self, "item_factors") else None
+
+    @property
+    def _input_count(self) -> int:
+        behind = 0 if self.prior_factors is None else len(self.prior_factors) - 1
+        return int(self.item_factors.shape[0]) + behind
 
     def _histories_checked(self, histories: list[History]) -> None:
         if any((history.weights < 0).any() for history in histories):
@@ -163,7 +199,14 @@ class FactorModel(ItemModel):
 
     def _vector(self, history: History) -> NDArray[np.float64]:
         self._histories_checked([history])
-        return fold_in(self.item_factors, self.factor_gram, history.inputs, history.weights, self.folding)
+        return fold_in(
+            self.item_factors,
+            self.factor_gram,
+            history.inputs,
+            history.weights,
+            self.folding,
+            self.prior_factors,
+        )
 
     def _score(self, history: History) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         ids = np.arange(self._items, dtype=np.int64)
@@ -173,13 +216,25 @@ class FactorModel(ItemModel):
         return float(exact_scores(self.item_factors, np.array([item]), self._vector(history))[0])
 
     def _contributions(self, history: History, item: int) -> NDArray[np.float64]:
-        """``c_i f_item · A^-1 f_i``, where A is the matrix of the system that `fold_in` solves."""
-        matrix = system_matrix(
-            self.item_factors, self.factor_gram, history.inputs, history.weights, self.folding
+        """Of an item i of the history ``c_i (1 - p · f_i) f_item · A^-1 f_i``, with the A of `system_matrix`.
+
+        Of an attribute its part of ``f_item · p``, p being what the attributes let expect.
+        """
+        priors = self.prior_factors
+        inputs, weights, prior = split_history(
+            history.inputs, history.weights, priors, self.item_factors.shape[0]
         )
-        response = np.linalg.solve(matrix, self.item_factors[item].astype(np.float64))
-        given: NDArray[np.float64] = self.item_factors[history.inputs].astype(np.float64) @ response
-        return given * history.weights
+        matrix = system_matrix(self.item_factors, self.factor_gram, inputs, weights, self.folding)
+        wanted = self.item_factors[item].astype(np.float64)
+        given = self.item_factors[inputs].astype(np.float64)
+        found: NDArray[np.float64] = given @ np.linalg.solve(matrix, wanted)
+        found *= weights.astype(np.float64) * self.folding.scale(math.fsum(weights.tolist()))
+        if prior is None or priors is None:
+            return found
+        attributes = history.inputs[inputs.size :] - self._items
+        parts = priors[-1] + priors[attributes].astype(np.float64) * attributes.size
+        parts *= history.weights[inputs.size :, None].astype(np.float64)
+        return np.concatenate([found * (1.0 - given @ prior), parts @ wanted])
 
     def _similar(self, item: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         return self._score(History(np.array([item]), np.ones(1, np.float32)))
@@ -194,10 +249,11 @@ class FactorModel(ItemModel):
         for start in range(0, len(histories), size):
             block = histories[start : start + size]
             vectors = fold_in_rows(
-                _stacked(block, self.item_factors.shape[0]),
+                _stacked(block, self._input_count),
                 self.item_factors,
                 self.factor_gram,
                 self.folding,
+                priors=self.prior_factors,
                 threads=self.threads,
             )
             products = vectors.astype(np.float32) @ self.item_factors[: self._items].T
@@ -225,6 +281,36 @@ class FactorModel(ItemModel):
         if ids.size == count:
             return ids, scores
         return self._recommend_one(history, count, hidden, hide_seen)
+
+
+@dataclass(kw_only=True, eq=False)
+class IterativeFactorModel(FactorModel):
+    """Factor models that start at random and pass over the data again and again."""
+
+    iterations: int = 15
+    """Passes over the data."""
+    regularisation: float = 0.01
+    """Ridge penalty of factors in least squares, above 0."""
+    frequency_exponent: float = 1.0
+    """0: the ridge penalty is the same for all; 1: it grows in proportion to the weight of a row."""
+    seed: int = 0
+    """Seed of the starting values (and of the samples that are drawn)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require(self.iterations >= 1, "iterations", "at least 1")
+        self._require_above_0("regularisation")
+        self._require_no_less_than_0("frequency_exponent")
+        self._require(0 <= self.seed < 2**63, "seed", "at least 0 and below 2**63")
+
+    @property
+    def folding(self) -> FoldIn:
+        """See the base class."""
+        return FoldIn(
+            unobserved_weight=self.unobserved_weight,
+            regularisation=self.regularisation,
+            frequency_exponent=self.frequency_exponent,
+        )
 
 
 def _only(matrix: sparse.csr_matrix, kept: NDArray[np.bool_]) -> sparse.csr_matrix:

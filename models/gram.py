@@ -32,6 +32,7 @@ __all__ = [
     "SessionOrder",
     "add",
     "gram_statistics",
+    "last_positions",
     "row_weights",
     "select_inputs",
     "subtract",
@@ -71,6 +72,41 @@ class SessionOrder:
 
     positions: NDArray[np.int64]
     row_scale: NDArray[np.float64]
+
+
+def last_positions(
+    rows: NDArray[np.int64], items: NDArray[np.int64], item_count: int, entries: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Place the items of sessions by their last event: the positions of a `SessionOrder`.
+
+    Parameters
+    ----------
+    rows, items
+        int64, shape (events,): session and item of each event; session by session, oldest first.
+    item_count
+        Above every item's number.
+    entries
+        int64, ascending: ``row * item_count + item`` of each entry of the matrix of sessions. Each must occur
+        among the events.
+
+    Returns
+    -------
+    ndarray of int64
+        Aligned with `entries`: 0 for the first of its row, and 1 more for each item between. O(n log n).
+    """
+    if not entries.size:
+        return np.empty(0, dtype=np.int64)
+    pairs = rows * item_count + items
+    # Of the events backwards, the first one of each pair is the last one that names it.
+    distinct, last = np.unique(pairs[::-1], return_index=True)
+    places = np.empty(distinct.size, dtype=np.int64)
+    places[np.argsort(pairs.size - 1 - last)] = np.arange(distinct.size)
+    found = places[np.searchsorted(distinct, entries)]
+    owners = entries // item_count
+    starts = np.flatnonzero(np.append(True, owners[1:] != owners[:-1]))
+    first = np.minimum.reduceat(found, starts)
+    positions: NDArray[np.int64] = found - np.repeat(first, np.diff(np.append(starts, entries.size)))
+    return positions
 
 
 @dataclass(frozen=True)
@@ -291,13 +327,15 @@ def subtract(
 ) -> GramStatistics:
     """Take rows out again: the result equals, bit for bit, the statistics of the other rows alone.
 
+    Its inverse is `add`. To change a history, subtract the old one and add the new one.
+
     Parameters
     ----------
     statistics
         The statistics; they are not changed.
     user_items
-        The rows as they were counted, and all rows of each person among them: a row's weight and the count of
-        persons depend on the whole. To change a history, compute statistics without it and with the new one.
+        The rows as they were (or, to add, are to be) counted, and all rows of each person among them: a row's
+        weight and the count of persons depend on the whole.
     persons, order
         As for `gram_statistics`.
 
@@ -308,7 +346,8 @@ def subtract(
     Raises
     ------
     ValueError
-        The statistics were truncated, or the rows were not counted in them.
+        The statistics were truncated or counted otherwise (inputs, order), or the rows were not counted in
+        them.
 
     Notes
     -----
@@ -343,31 +382,14 @@ def add(
     persons: NDArray[np.integer] | None = None,
     order: SessionOrder | None = None,
 ) -> GramStatistics:
-    """Count further rows: the result equals, bit for bit, the statistics of all rows together.
+    """Count the rows of further persons: equals, bit for bit, the statistics of all rows together.
 
-    Parameters
-    ----------
-    statistics
-        The statistics; they are not changed.
-    user_items
-        All rows of persons who are not counted yet.
-    persons, order
-        As for `gram_statistics`.
-
-    Returns
-    -------
-    GramStatistics
+    The inverse of `subtract`, whose parameters, refusals and cost these are.
 
     Raises
     ------
-    ValueError
-        The statistics were truncated, or have another number of inputs.
     OverflowError
         The sums would not fit int64.
-
-    Notes
-    -----
-    O(entries of the statistics + sum of squared lengths of the rows).
     """
     counted = _counted_alike(statistics, user_items, persons, order)
     diagonal = statistics.gram.diagonal().astype(np.float64) + counted.gram.diagonal()
@@ -698,7 +720,10 @@ def _symmetric(
 def _csr(
     data: NDArray[np.int64], indices: NDArray[np.int32], starts: NDArray[np.int64], inputs: int
 ) -> sparse.csr_matrix:
-    # SciPy wants one type for both index arrays, and picks int32 wherever that suffices.
+    # SciPy wants one type for both index arrays, and picks int32 wherever that suffices: so do we, or it
+    # would copy all indices to int64 and back.
+    if starts[-1] <= np.iinfo(np.int32).max:
+        starts = starts.astype(np.int32)
     return sparse.csr_matrix((data, indices.astype(starts.dtype, copy=False), starts), shape=(inputs, inputs))
 
 

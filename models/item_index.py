@@ -2,12 +2,15 @@
 
 The ids stand sorted by their UTF-8 bytes in one blob, with an array of offsets beside it. Both arrays can be
 memory-mapped, so that a million items open in milliseconds and the processes of one machine share the pages.
-There is no dictionary: a look-up is a binary search over the mapped bytes.
+There is no dictionary: a look-up is a binary search, first in a list of every 16th id, then in the mapped
+bytes between two of these.
 """
 
 from __future__ import annotations
 
+import bisect
 import codecs
+import contextlib
 import operator
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -23,6 +26,9 @@ __all__ = ["MAX_ID_BYTES", "ItemIndex"]
 MAX_ID_BYTES = 1024
 
 _CHUNK_BYTES = 1 << 20
+
+# A step over mapped bytes costs Python some tenths of a microsecond; all those in a list together cost that.
+_FENCE_STEP = 16
 
 _Number = TypeVar("_Number", np.uint8, np.int64)
 
@@ -49,14 +55,15 @@ class ItemIndex:
 
     Notes
     -----
-    Opening reads the offsets (8 bytes an item); with `verify` also the blob, in O(b) time and about 200 bytes
-    of temporary memory an item. Memory afterwards: that of the two arrays, which are not copied.
+    Opening reads the offsets (8 bytes an item) and every 16th id; with `verify` also the blob, in O(b) time
+    and about 200 bytes of temporary memory an item. Memory afterwards: that of the two arrays, which are not
+    copied, and some 4 bytes an item.
 
     No id contains NUL, so shorter ids can be compared as if they were padded with zeros. UTF-8 bytes sort
     as code points do, so the order is that of Python's ``sorted`` on strings.
     """
 
-    __slots__ = ("_blob", "_blob_view", "_offsets", "_offsets_view")
+    __slots__ = ("_blob", "_blob_view", "_fences", "_offsets", "_offsets_view")
 
     def __init__(self, blob: NDArray[np.uint8], offsets: NDArray[np.int64], *, verify: bool = True) -> None:
         _check_arrays(blob, offsets)
@@ -69,6 +76,11 @@ class ItemIndex:
         if verify:
             _check_text(self._blob, self._offsets)
             _check_ascending(self._blob, self._offsets)
+        self._fences = self._every(_FENCE_STEP)
+
+    def _every(self, step: int) -> list[bytes]:
+        starts, ends = self._offsets[:-1:step].tolist(), self._offsets[1::step].tolist()
+        return [bytes(self._blob_view[start:end]) for start, end in zip(starts, ends, strict=True)]
 
     @classmethod
     def from_ids(cls, ids: Iterable[str]) -> ItemIndex:
@@ -97,7 +109,7 @@ class ItemIndex:
     def index(self, item_id: str) -> int:
         """Return the integer of an item, or -1 where the index does not hold it.
 
-        O(log n): a few microseconds among 1,000,000 items.
+        O(log n): about two microseconds among 1,000,000 items.
 
         Raises
         ------
@@ -111,7 +123,8 @@ class ItemIndex:
         except UnicodeEncodeError:  # a lone surrogate: no id holds one
             return -1
         blob, offsets = self._blob_view, self._offsets_view
-        low, high = 0, len(offsets) - 1
+        high = _FENCE_STEP * bisect.bisect_right(self._fences, key)
+        low, high = max(0, high - _FENCE_STEP), min(high, len(offsets) - 1)
         while low < high:
             middle = (low + high) >> 1
             candidate = blob[offsets[middle] : offsets[middle + 1]].tobytes()
@@ -151,7 +164,12 @@ class ItemIndex:
 
     def ids(self, indices: NDArray[np.integer]) -> list[str]:
         """Return the ids of an array of items; IndexError as in `id`."""
-        return [self.id(index) for index in np.asarray(indices).tolist()]
+        numbers = np.asarray(indices).tolist()
+        if numbers and min(numbers) >= 0 and max(numbers) < len(self):
+            blob, offsets = self._blob_view, self._offsets_view
+            with contextlib.suppress(UnicodeDecodeError):  # told below, with the item
+                return [str(blob[offsets[number] : offsets[number + 1]], "utf-8") for number in numbers]
+        return [self.id(number) for number in numbers]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays under their names in a bundle: ``item_ids`` and ``item_offsets``."""

@@ -1,6 +1,7 @@
 """The scoring kernel: a weighted sum of sparse rows, and the best of it.
 
-It needs NumPy only and keeps no state, so that any thread of a shop's service may call it. Scores are
+It needs NumPy only and keeps no state, so that any thread of a shop's service may call it.
+`models.compiled_scoring` gives the same in compiled loops; `models.row_scorer` chooses. Scores are
 reproducible bit for bit: float32 times float32 is exact in float64, and the products of one item are added
 one after the other in the order of the history, so neither thread count, nor vector width, nor fused
 multiply-add, nor the branch taken below can change a bit.
@@ -11,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["score_rows", "top_items", "with_second_hop"]
+__all__ = ["best_items", "score_rows", "top_items", "with_second_hop"]
 
 # A dense sum touches every item of the catalogue, the slot table only those that have a score (plus a sort).
 # Measured on catalogues of 5,000 to 1,000,000 items: the dense sum wins up to about this many items an entry.
@@ -119,6 +120,68 @@ def with_second_hop(
     return np.concatenate([rows, best[order]]), np.concatenate([weights, passed])
 
 
+def best_items(
+    indptr: NDArray[np.integer],
+    indices: NDArray[np.integer],
+    data: NDArray[np.float32],
+    hidden: NDArray[np.bool_],
+    silent: NDArray[np.bool_],
+    hop_weight: float,
+    hop_items: int,
+    rows: NDArray[np.int64],
+    weights: NDArray[np.float32],
+    added_items: NDArray[np.int64],
+    added: NDArray[np.float64],
+    barred: NDArray[np.int64],
+    allowed: NDArray[np.int64] | None,
+    n: int,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The whole of a linear model's answer: add up rows, let the best speak too, add, and choose.
+
+    Parameters
+    ----------
+    indptr, indices, data
+        The matrix, as for `score_rows`.
+    hidden
+        bool, shape (items,): which items are never returned.
+    silent
+        bool, shape (items,): which items pass nothing on in a second hop.
+    hop_weight, hop_items
+        As for `with_second_hop`; without one where the weight is 0.
+    rows, weights
+        The inputs, as for `score_rows`; ascending, each once.
+    added_items, added
+        int64 and float64, shape (a,): what is added to the scores of some items, each once, in the end.
+    barred
+        int64, ascending: items that this answer must not hold. Numbers of no item do no harm.
+    allowed
+        int64, ascending: the only items that it may hold; None where there is no such limit.
+    n
+        How many items at most.
+
+    Returns
+    -------
+    ids, scores : ndarray of int64, ndarray of float64
+        At most `n` items of positive score by descending score, equal scores by ascending id.
+    """
+    item_count = hidden.size
+    ids, scores = score_rows(indptr, indices, data, rows, weights, item_count)
+    if hop_weight > 0:
+        speaking = ~silent[ids]
+        inputs = with_second_hop(
+            rows, weights, ids[speaking], scores[speaking], hop_weight=hop_weight, hop_items=hop_items
+        )
+        ids, scores = score_rows(indptr, indices, data, *inputs, item_count)
+    if added_items.size:
+        ids, scores = _with_added(ids, scores, added_items, added)
+    kept = (scores > 0) & ~hidden[ids]
+    if barred.size:
+        kept &= ~np.isin(ids, barred)
+    if allowed is not None:
+        kept &= np.isin(ids, allowed)
+    return top_items(ids[kept], scores[kept], n)
+
+
 def top_items(
     ids: NDArray[np.int64],
     scores: NDArray[np.float64],
@@ -168,6 +231,20 @@ def top_items(
     # The ids ascend, so a stable sort leaves equal scores in ascending order of id.
     order = np.argsort(-scores, kind="stable")[:n]
     return ids[order], scores[order]
+
+
+def _with_added(
+    ids: NDArray[np.int64],
+    scores: NDArray[np.float64],
+    added_items: NDArray[np.int64],
+    added: NDArray[np.float64],
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Scores with something added to some items, which may have had none."""
+    together = np.union1d(ids, added_items)
+    sums = np.zeros(together.size)
+    sums[np.searchsorted(together, ids)] = scores
+    sums[np.searchsorted(together, added_items)] += added
+    return together, sums
 
 
 def _weighted_entries(

@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ from consentier.models.bundle import JSON
 from consentier.models.gram import GramStatistics
 from consentier.models.item_index import ItemIndex
 from consentier.models.repeats import RepeatCounts
+from consentier.writing import flush, put_directory, sibling, write_new
 
 __all__ = [
     "Fingerprints",
@@ -182,17 +182,17 @@ def write_statistics(
         "gram": _gram_document(statistics.gram),
         "key": statistics.fingerprints.key.hex(),
     }
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    partial = sibling(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         _delete_leftovers(path)
         partial.mkdir(mode=0o700)
         document["files"] = {name: _write_array(partial, name, array) for name, array in arrays.items()}
-        with (partial / _MANIFEST).open("xb") as file:
-            file.write(_canonical({**document, "digest": _digest(document)}))
-            file.flush()
-            os.fsync(file.fileno())
-        _move_into_place(partial, path)
+        write_new(partial / _MANIFEST, _canonical({**document, "digest": _digest(document)}))
+        flush(partial)
+        replaced = put_directory(partial, path)
+        if replaced is not None:
+            shutil.rmtree(replaced)
     except OSError as error:
         raise StatisticsError(f"statistics {path}: cannot be written: {error}") from error
     finally:
@@ -357,28 +357,3 @@ def _delete_leftovers(path: Path) -> None:
     """Delete what an interrupted writer left: it holds data of persons too."""
     for leftover in path.parent.glob(f".{path.name}.*"):
         shutil.rmtree(leftover)
-
-
-def _move_into_place(partial: Path, path: Path) -> None:
-    _flush_directory(partial)
-    old = partial.with_name(f"{partial.name}.old")
-    replaces = path.exists()
-    if replaces:
-        path.rename(old)
-    try:
-        partial.rename(path)
-    except OSError:
-        if replaces:
-            old.rename(path)
-        raise
-    _flush_directory(path.parent)
-    if replaces:
-        shutil.rmtree(old)
-
-
-def _flush_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

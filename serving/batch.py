@@ -232,6 +232,8 @@ def _history_table(person: Any, rows: pa.Table, event_type: Any, *, with_quantit
 class _Histories(Mapping[str, Sequence[Event]]):
     """Histories by person, oldest first, turned into events when they are asked for."""
 
+    answers_within = 0.0  # seconds: it lies in memory
+
     def __init__(self, rows: pa.Table) -> None:
         order = [(name, "ascending") for name in ("person", "ts", "item_id", "event_type", "quantity")]
         self._rows = rows.sort_by(order).combine_chunks().drop_columns(["person"])
@@ -264,6 +266,8 @@ def _bounds(persons: Any) -> dict[str, tuple[int, int]]:
 
 class _Attributes(Mapping[str, Mapping[str, AttributeValue]]):
     """Attributes by customer: the texts, numbers and truth values of the customers table."""
+
+    answers_within = 0.0  # seconds: it lies in memory
 
     def __init__(self, customers: pa.Table) -> None:
         import pyarrow.types as pt

@@ -22,8 +22,6 @@ import contextlib
 import dataclasses
 import datetime as dt
 import json
-import os
-import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -31,6 +29,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from consentier.consent import Channel, Side, Tier, microseconds
 from consentier.errors import DataError
 from consentier.serving.answer import Answer
+from consentier.writing import whole_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -156,17 +155,8 @@ def written_table(out: Path, schema: pa.Schema) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f".{out.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with beside.open("xb") as stream:
-            with pq.ParquetWriter(stream, schema) as file:
-                yield file
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(out)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    with whole_file(out) as beside, pq.ParquetWriter(beside, schema) as file:
+        yield file
 
 
 @contextlib.contextmanager

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import datetime as dt
+import decimal
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from consentier.errors import DataError
+from consentier.serving.item_columns import Value
 
 __all__ = ["Catalogue"]
 
 _TRUE = frozenset({"true", "t", "yes", "y", "1"})
 _FALSE = frozenset({"false", "f", "no", "n", "0"})
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")
+_OWN = frozenset({"item_id", "available", "sensitive"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -26,10 +32,13 @@ class Catalogue:
         Ids of the items that can be bought now and are not sensitive. Nothing else is ever recommended.
     sensitive
         Ids of items that enter no history, answer or explanation.
+    attributes
+        By item id: category, price, whatever business rules ask for.
     """
 
     available: frozenset[str]
     sensitive: frozenset[str] = frozenset()
+    attributes: Mapping[str, Mapping[str, Value]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("available", "sensitive"):
@@ -53,7 +62,9 @@ class Catalogue:
         ----------
         source
             A catalogue; item ids (all available); a mapping from item id to ``{"available": …, "sensitive":
-            …}``; or the path of an ``items`` table as CSV or Parquet (Parquet needs pyarrow).
+            …, "category": …}``; or the path of an ``items`` table as CSV or Parquet (Parquet needs pyarrow).
+            In a CSV file a column is one of numbers where each value is one and none begins with a 0 that
+            means something (007), of truth values where each is true or false, and of texts elsewhere.
 
         Raises
         ------
@@ -73,6 +84,7 @@ class Catalogue:
     @classmethod
     def _from_rows(cls, rows: Iterable[Mapping[str, Any]], origin: str) -> Catalogue:
         available, sensitive = set(), set()
+        attributes: dict[str, Mapping[str, Value]] = {}
         for number, row in enumerate(rows, start=1):
             item = row.get("item_id")
             if not isinstance(item, str) or not item:
@@ -81,7 +93,11 @@ class Catalogue:
                 available.add(item)
             if _flag(row.get("sensitive"), default=False, where=f"{origin}: row {number}: sensitive"):
                 sensitive.add(item)
-        return cls(frozenset(available), frozenset(sensitive))
+            if further := {name: value for name, value in row.items() if name not in _OWN}:
+                attributes[item] = {
+                    name: _value(value, f"{origin}: row {number}: {name}") for name, value in further.items()
+                }
+        return cls(frozenset(available), frozenset(sensitive), attributes)
 
 
 def _flag(value: object, *, default: bool, where: str) -> bool:
@@ -113,9 +129,44 @@ def _rows_of(path: Path) -> Iterable[Mapping[str, Any]]:
                 f"catalogue {path}: reading Parquet needs pyarrow (pip install 'consentier[train]'); "
                 "a CSV file needs nothing more"
             ) from None
-        names = pq.read_schema(path).names
-        columns = [name for name in ("item_id", "available", "sensitive") if name in names]
-        rows: list[Mapping[str, Any]] = pq.read_table(path, columns=columns).to_pylist()
+        rows: list[Mapping[str, Any]] = pq.read_table(path).to_pylist()
         return rows
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        return _typed(list(csv.DictReader(file)))
+
+
+def _typed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of texts, with the columns of numbers and truth values read as such."""
+    for name in {name for row in rows for name in row} - _OWN:
+        texts = [row.get(name) for row in rows]
+        for read in (_as_flag, _as_number):
+            values = [None if text in (None, "") else read(text) for text in texts]
+            if all(
+                value is not None or text in (None, "") for value, text in zip(values, texts, strict=True)
+            ):
+                for row, value in zip(rows, values, strict=True):
+                    row[name] = value
+                break
+    return rows
+
+
+def _as_flag(text: object) -> bool | None:
+    return {"true": True, "false": False}.get(str(text).strip().lower())
+
+
+def _as_number(text: object) -> float | None:
+    """The number that a text writes as numbers are written."""
+    match = _NUMBER.fullmatch(str(text).strip())
+    return None if match is None else float(match.group())
+
+
+def _value(value: object, where: str) -> Value:
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, decimal.Decimal):
+        return float(value)
+    if isinstance(value, dt.date | dt.time):
+        return value.isoformat()
+    if isinstance(value, list | tuple | dict):
+        return None  # rules compare single values
+    raise DataError(f"{where}: {value!r} is no text, number or truth value")

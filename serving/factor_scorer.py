@@ -10,14 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consentier.errors import BundleMalformed
-from consentier.models.bundle import check_factors
-from consentier.models.factor_scoring import FoldIn, fold_in, largest_norm, positive_items
+from consentier.models.bundle import check_factors, check_prior_factors
+from consentier.models.factor_scoring import (
+    FoldIn,
+    fold_in,
+    largest_norm,
+    positive_items,
+)
 from consentier.serving.scorer import ItemScorer, Query
 
-__all__ = ["FACTOR_ALGORITHMS", "FactorScorer"]
+__all__ = ["FACTOR_ALGORITHMS", "FactorScorer", "take_folding"]
 
-FACTOR_ALGORITHMS = frozenset({"als", "bpr"})
+FACTOR_ALGORITHMS = frozenset({"als", "bpr", "spectral"})
 """Algorithms whose bundles hold factors."""
+
+
+_MAY_BE_0 = ("frequency_exponent", "history_exponent", "history_offset")
 
 
 class FactorScorer(ItemScorer):
@@ -33,12 +41,15 @@ class FactorScorer(ItemScorer):
     _folding: FoldIn
 
     def _own_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
-        self._folding = _folding_of(settings.pop("fold_in", None))
+        self._folding = take_folding(settings)
         return settings
 
     def _read(self, arrays: Mapping[str, NDArray[Any]], inputs: int, items: int) -> None:
         self._factors, self._gram = arrays["factors"], arrays["factor_gram"]
-        check_factors(self._factors, self._gram, inputs)
+        self._priors = arrays.get("prior_factors")
+        check_factors(self._factors, self._gram, inputs if self._priors is None else items)
+        if self._priors is not None:
+            check_prior_factors(self._priors, self._factors.shape, inputs - items, items)
         self._norm = largest_norm(self._factors[:items])
         self._items = np.arange(items, dtype=np.int64)
 
@@ -48,14 +59,21 @@ class FactorScorer(ItemScorer):
         weights: NDArray[np.float32],
         query: Query,
         hidden: Iterable[int],
-        repeats: Mapping[int, float],
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        vector = fold_in(self._factors, self._gram, rows, weights, self._folding)
+        vector = fold_in(self._factors, self._gram, rows, weights, self._folding, self._priors)
         visible = self._shelf.visible(self._items, query, hidden)
         return positive_items(self._factors, self._norm, vector, visible, query.n)
 
 
-def _folding_of(value: object) -> FoldIn:
+def take_folding(settings: dict[str, Any]) -> FoldIn:
+    """Take out of a manifest's scoring settings how histories are folded in.
+
+    Raises
+    ------
+    BundleMalformed
+        If that is missing, incomplete or out of range.
+    """
+    value = settings.pop("fold_in", None)
     names = sorted(field.name for field in dataclasses.fields(FoldIn))
     if not isinstance(value, Mapping) or sorted(value) != names:
         raise BundleMalformed(f"manifest: scoring.fold_in must name exactly {', '.join(names)}")
@@ -63,6 +81,6 @@ def _folding_of(value: object) -> FoldIn:
         if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < 1e9:
             raise BundleMalformed(f"manifest: scoring.fold_in.{name} must be a number of at least 0")
         # Without a penalty, or without a weight for what is not there, a history may have no one solution.
-        if not number and name != "frequency_exponent":
+        if not number and name not in _MAY_BE_0:
             raise BundleMalformed(f"manifest: scoring.fold_in.{name} must be above 0")
     return FoldIn(**{name: float(number) for name, number in value.items()})

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from consentier.consent import Tier
 from consentier.errors import BundleError, BundleMissing
-from consentier.models.bundle import open_bundle
+from consentier.models.bundle import Bundle, open_bundle
 from consentier.serving.catalogue import Catalogue
 from consentier.serving.factor_scorer import FACTOR_ALGORITHMS, FactorScorer
 from consentier.serving.revocation import Deadlines
@@ -34,7 +34,12 @@ class OpenedBundles:
 
 
 def open_bundles(
-    root: Path, catalogue: Catalogue | None, deadlines: Deadlines, at: dt.datetime
+    root: Path,
+    catalogue: Catalogue | None,
+    deadlines: Deadlines,
+    at: dt.datetime,
+    *,
+    compiled: bool = True,
 ) -> OpenedBundles:
     """Open the bundle of each tier, as far as there is one that may be used.
 
@@ -46,6 +51,8 @@ def open_bundles(
         What may be shown now; None: all items of the bundles.
     deadlines, at
         A bundle that is past its deadline at that instant is not loaded.
+    compiled
+        Use compiled loops where Numba is installed.
 
     Raises
     ------
@@ -67,8 +74,7 @@ def open_bundles(
             if tier is Tier.POPULAR:
                 popular = PopularScorer(bundle, catalogue)
             else:
-                kind = FactorScorer if bundle.manifest.algorithm in FACTOR_ALGORITHMS else LinearScorer
-                scorers[tier] = kind(bundle, catalogue)
+                scorers[tier] = _scorer(bundle, catalogue, compiled=compiled)
         except Exception as error:  # noqa: BLE001 - a bundle's fault, whatever it is, lowers the tier
             known_fault = isinstance(error, BundleError | OSError)
             problems[tier] = str(error) if known_fault else f"{type(error).__name__}: {error}"
@@ -77,3 +83,9 @@ def open_bundles(
         details = "; ".join(f"{tier}: {problem}" for tier, problem in problems.items())
         raise BundleMissing(f"{root}: no bundle can be used: {details}")
     return OpenedBundles(MappingProxyType(scorers), popular, MappingProxyType(problems))
+
+
+def _scorer(bundle: Bundle, catalogue: Catalogue | None, *, compiled: bool) -> ItemScorer:
+    if bundle.manifest.algorithm in FACTOR_ALGORITHMS:
+        return FactorScorer(bundle, catalogue)
+    return LinearScorer(bundle, catalogue, compiled=compiled)

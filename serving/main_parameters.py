@@ -39,6 +39,10 @@ _METHODS: Mapping[str, str] = {
     "bpr": "items and histories are described by factors; a history's factors are a weighted sum over its "
     "items, found by least squares at each request; the items' factors were fitted to rank the items that "
     "somebody had before others (Bayesian personalised ranking)",
+    "spectral": "items and histories are described by factors; a history's factors are a weighted sum over "
+    "its items, found by least squares at each request, which start from what is usual for whoever has the "
+    "same attributes; the items' factors are the strongest patterns in which items occur together "
+    "(eigenvectors)",
     "popularity": "items are ordered by the number of persons behind them, separately for the online and the "
     "CRM side; no person is read",
 }

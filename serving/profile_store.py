@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from consentier.consent import microseconds
-from consentier.errors import DataError
-from consentier.models.attribute_encoding import AttributeValue
-from consentier.serving.request import Event, attributes_of
+from consentier.errors import DataError, StoreTimeout
+from consentier.serving.clock import utc_now
+from consentier.serving.profile_base import READ_SECONDS, WRITE_SECONDS, EventRow, ProfileStore
 
 __all__ = ["SqliteProfiles"]
 
@@ -49,19 +47,17 @@ PRAGMA application_id = {_APPLICATION};
 PRAGMA user_version = {_VERSION};
 """
 
-_EVENTS_OF = "SELECT ts, item_id, event_type, quantity FROM events WHERE subject = ? ORDER BY ts, rowid"
+_EVENTS_OF = (
+    "SELECT ts, item_id, event_type, quantity FROM events WHERE subject = ? AND ts >= ? ORDER BY ts, rowid"
+)
+_ATTRIBUTES_OF = "SELECT ts, content FROM attributes WHERE subject = ? AND ts >= ?"
 
-_READ_WAIT = 0.1
-"""Seconds that an answer waits for a locked file before it goes without the profile."""
-
-_WRITE_WAIT = 10.0
-
-_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_LOCKED = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
 _Result = TypeVar("_Result")
 
 
-class SqliteProfiles(Mapping[str, Sequence[Event]]):
+class SqliteProfiles(ProfileStore):
     """Events by subject, oldest first, in one SQLite file; with the subjects' attributes beside them.
 
     Fits `Profiles` as it is. Safe to use from any number of threads and processes; reading never waits for
@@ -73,6 +69,12 @@ class SqliteProfiles(Mapping[str, Sequence[Event]]):
         The file.
     create
         Make the file if there is none (readable by its owner only).
+    ttl, clock
+        How old what is stored may grow, and who says what time it is: see `ProfileStore`.
+    read_seconds
+        How long a look-up waits where another program has locked the whole file.
+    write_seconds
+        How long a change waits for the changes of others.
 
     Raises
     ------
@@ -82,11 +84,23 @@ class SqliteProfiles(Mapping[str, Sequence[Event]]):
     Notes
     -----
     A look-up costs 6 µs and 3 µs per event. `append` costs one synced write however many events it
-    gets.
+    gets. A disk that hangs holds up whoever reads it: keep the file on a disk of the machine itself.
     """
 
-    def __init__(self, path: str | Path, *, create: bool = True) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        create: bool = True,
+        ttl: dt.timedelta | None = None,
+        read_seconds: float = READ_SECONDS,
+        write_seconds: float = WRITE_SECONDS,
+        clock: Callable[[], dt.datetime] = utc_now,
+    ) -> None:
         self._path = Path(path)
+        self.answers_within = read_seconds
+        self._write_seconds = write_seconds
+        super().__init__(str(self._path.absolute()), ttl=ttl, clock=clock)
         # By process and waiting time. A connection must not pass into a forked process, nor be closed there.
         self._idle: dict[tuple[int, float], list[sqlite3.Connection]] = {}
         if not self._path.exists():
@@ -95,108 +109,54 @@ class SqliteProfiles(Mapping[str, Sequence[Event]]):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        with self._connection(_WRITE_WAIT) as file:
+        with self._connection(write_seconds) as file:
             _prepare(file)
-        self.attributes: Mapping[str, Mapping[str, AttributeValue]] = _Attributes(self)
 
-    def __getitem__(self, subject: str) -> tuple[Event, ...]:
-        rows = self._rows(
-            "SELECT ts, item_id, event_type, quantity FROM events WHERE subject = ? ORDER BY ts, rowid",
-            subject,
-        )
-        if not rows:
-            raise KeyError(subject)
-        return tuple(Event(item, _time(ts), event_type, quantity) for ts, item, event_type, quantity in rows)
+    def close(self) -> None:
+        """Give back what is held open. The store opens anew when it is used again."""
+        for key in [key for key in list(self._idle) if key[0] == os.getpid()]:
+            for connection in self._idle.pop(key, []):
+                connection.close()
 
-    def __iter__(self) -> Iterator[str]:
-        return iter([subject for (subject,) in self._rows("SELECT DISTINCT subject FROM events")])
+    def _events(self, subject: str, since: int) -> Sequence[tuple[int, str, str | None, float | None]]:
+        return self._rows(_EVENTS_OF, subject, since)
 
-    def __len__(self) -> int:
-        return int(self._rows("SELECT count(DISTINCT subject) FROM events")[0][0])
+    def _attributes(self, subject: str, since: int) -> tuple[int, str] | None:
+        found = self._rows(_ATTRIBUTES_OF, subject, since)
+        return found[0] if found else None
 
-    def append(self, subject: str, events: Iterable[Event]) -> None:
-        """Store events of one subject: all of them, or (if something is wrong) none.
+    def _subjects(self, kind: str, since: int) -> list[str]:
+        return [name for (name,) in self._rows(f"SELECT DISTINCT subject FROM {kind} WHERE ts >= ?", since)]
 
-        Raises
-        ------
-        TypeError, ValueError
-            If an event is none, or has no time. Retention goes by the time.
-        DataError
-            If the file cannot be written.
-        """
-        rows = [_row(subject, event) for event in events]
-        self._write(lambda file: file.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?)", rows))
+    def _add(self, subject: str, rows: Sequence[EventRow]) -> None:
+        told = [(subject, *row) for row in rows]
+        self._write(lambda file: file.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?)", told))
 
-    def set_attributes(
-        self, subject: str, attributes: Mapping[str, AttributeValue], *, at: dt.datetime
-    ) -> None:
-        """Replace the attributes of one subject by what was known of it at an instant.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If the attributes are not what a request may bring, or `at` has no time zone.
-        DataError
-            If the file cannot be written.
-        """
-        content = json.dumps(attributes_of(attributes), sort_keys=True)
-        row = (_subject(subject), microseconds(at), content)
+    def _replace_attributes(self, subject: str, ts: int, content: str) -> None:
+        row = (subject, ts, content)
         self._write(lambda file: file.execute("INSERT OR REPLACE INTO attributes VALUES (?, ?, ?)", row))
 
-    def purge(self, subject: str) -> int:
-        """Delete and overwrite all that is stored of a subject, attributes too; return how many rows it was.
+    def _delete(self, subject: str) -> int:
+        """Delete and overwrite.
 
-        Raises
-        ------
-        DataError
-            If the file cannot be written, or another connection still reads an older state of it: then the
-            rows are gone for every reader, but not yet from the log. Purge again.
+        Another connection may still read an older state of the file: then the rows are gone for every reader,
+        but not yet from the log, and a `DataError` says so.
         """
-        _subject(subject)
         count = self._write(lambda file: _delete(file, "subject = ?", subject))
         self._overwrite_log()
         return count
 
-    def expire(self, before: dt.datetime) -> int:
-        """Delete, as `purge` does, what is older than an instant; return how many rows it was.
-
-        Attributes are as old as `set_attributes` said when they were last replaced.
-        """
-        limit = microseconds(before)
+    def _delete_before(self, limit: int) -> int:
         count = self._write(lambda file: _delete(file, "ts < ?", limit))
         self._overwrite_log()
         return count
 
-    def export(self, subject: str) -> list[dict[str, Any]]:
-        """All that is stored of a subject, as values for JSON: events, oldest first, then attributes."""
-        events = [
-            {
-                "item_id": event.item_id,
-                "ts": None if event.ts is None else event.ts.isoformat(),
-                "event_type": event.event_type,
-                "quantity": event.quantity,
-            }
-            for event in self.get(subject, ())
-        ]
-        known = self._rows("SELECT ts, content FROM attributes WHERE subject = ?", subject)
-        return [
-            *events,
-            *({"ts": _time(ts).isoformat(), "attributes": json.loads(content)} for ts, content in known),
-        ]
-
-    def close(self) -> None:
-        """Give back what is held open. The store opens anew when it is used again."""
-        for wait in (_READ_WAIT, _WRITE_WAIT):
-            idle = self._idle.pop((os.getpid(), wait), [])
-            for connection in idle:
-                connection.close()
-
     def _rows(self, question: str, *values: object) -> list[tuple[Any, ...]]:
-        with self._connection(_READ_WAIT) as file:
+        with self._connection(self.answers_within or READ_SECONDS) as file:
             return file.execute(question, values).fetchall()
 
     def _write(self, change: Callable[[sqlite3.Connection], _Result]) -> _Result:
-        with self._connection(_WRITE_WAIT) as file:
+        with self._connection(self._write_seconds) as file:
             file.execute("BEGIN IMMEDIATE")
             result = change(file)  # a fault closes the connection, and so takes back what was done
             file.execute("COMMIT")
@@ -204,7 +164,7 @@ class SqliteProfiles(Mapping[str, Sequence[Event]]):
 
     def _overwrite_log(self) -> None:
         """Bring the zeros into the file itself, and empty the log, which may hold what was deleted."""
-        with self._connection(_WRITE_WAIT) as file:
+        with self._connection(self._write_seconds) as file:
             busy, _, _ = file.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise DataError(
@@ -224,29 +184,10 @@ class SqliteProfiles(Mapping[str, Sequence[Event]]):
             if connection is not None:
                 connection.close()
             if isinstance(error, sqlite3.Error):
-                raise DataError(f"profile store {self._path}: {error}") from error
+                late = getattr(error, "sqlite_errorcode", 0) & 0xFF in _LOCKED
+                raise (StoreTimeout if late else DataError)(f"profile store {self._path}: {error}") from error
             raise
         idle.append(connection)
-
-
-class _Attributes(Mapping[str, Mapping[str, AttributeValue]]):
-    """Attributes by subject, out of the same file."""
-
-    def __init__(self, store: SqliteProfiles) -> None:
-        self._store = store
-
-    def __getitem__(self, subject: str) -> Mapping[str, AttributeValue]:
-        found = self._store._rows("SELECT content FROM attributes WHERE subject = ?", subject)
-        if not found:
-            raise KeyError(subject)
-        content: Mapping[str, AttributeValue] = json.loads(found[0][0])
-        return content
-
-    def __iter__(self) -> Iterator[str]:
-        return iter([subject for (subject,) in self._store._rows("SELECT subject FROM attributes")])
-
-    def __len__(self) -> int:
-        return int(self._store._rows("SELECT count(*) FROM attributes")[0][0])
 
 
 def _taken(idle: list[sqlite3.Connection]) -> sqlite3.Connection | None:
@@ -293,25 +234,3 @@ def _delete(file: sqlite3.Connection, condition: str, value: object) -> int:
         file.execute(f"DELETE FROM {table} WHERE {condition}", (value,)).rowcount
         for table in ("events", "attributes")
     )
-
-
-def _subject(subject: object) -> str:
-    if not isinstance(subject, str):
-        raise TypeError(f"a subject's id must be a string, not {type(subject).__name__}")
-    return subject
-
-
-def _row(subject: str, event: object) -> tuple[str, int, str, str | None, float | None]:
-    if not isinstance(event, Event):
-        raise TypeError(f"a profile store takes Events, not {type(event).__name__}")
-    if event.ts is None:
-        raise ValueError("an event without a time cannot be stored: it could never expire")
-    try:
-        quantity = None if event.quantity is None else float(event.quantity)
-    except OverflowError:
-        raise ValueError("an event's quantity is too large to be stored") from None
-    return (_subject(subject), microseconds(event.ts), event.item_id, event.event_type, quantity)
-
-
-def _time(ts: int) -> dt.datetime:
-    return _EPOCH + dt.timedelta(microseconds=ts)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import hashlib
 import hmac
 import json
 import logging
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from consentier.consent import (
+    Permission,
     Policy,
     Resolution,
     Route,
@@ -32,7 +32,10 @@ from consentier.consent import (
 )
 from consentier.serving.answer import Answer, Basis
 from consentier.serving.catalogue import Catalogue
+from consentier.serving.clock import utc_now
 from consentier.serving.loading import open_bundles
+from consentier.serving.observing import Observed, observe
+from consentier.serving.patience import StoreUnread
 from consentier.serving.protocols import AuditSink, ConsentLedger, InputKeys
 from consentier.serving.request import Event, Request
 from consentier.serving.revocation import Deadlines, Revocations
@@ -43,16 +46,12 @@ __all__ = ["AuditSink", "ConsentLedger", "InputKeys", "Recommender", "utc_now"]
 
 _log = logging.getLogger("consentier.serving")
 
+_JSON = json.JSONEncoder(sort_keys=True, ensure_ascii=True, separators=(",", ":"))
 _NOBODY = PermittedView(frozenset())
 _NO_ITEMS = Scored((), ())
 
 # The states in which the session of a visit may leave a trace in the answer's basis.
 _ONLINE_STATES = frozenset({State.ONLINE, State.BOTH_LINKED, State.BOTH_UNLINKED})
-
-
-def utc_now() -> dt.datetime:
-    """The time by this machine's clock, in UTC."""
-    return dt.datetime.now(dt.UTC)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -148,11 +147,13 @@ class Recommender:
         ledger: ConsentLedger | None = None,
         policy: Policy | str | Path | None = None,
         profiles: Profiles | None = None,
+        profile_deadline: float | None = None,
         catalogue: Catalogue | Mapping[str, Mapping[str, Any]] | Iterable[str] | str | Path | None = None,
         audit_key: bytes | None = None,
         keyring: InputKeys | None = None,
         audit: AuditSink | None = None,
         clock: Callable[[], dt.datetime] = utc_now,
+        compiled: bool = True,
     ) -> Recommender:
         """Open the bundles of a directory: ``session``, ``online``, ``crm``, ``fused`` and ``popular``.
 
@@ -169,6 +170,9 @@ class Recommender:
             A policy or the path of one; the default policy otherwise.
         profiles
             Stores of histories; histories in a request take precedence.
+        profile_deadline
+            For how many seconds a request waits for each of these stores (default: 0.02) before a lower tier
+            answers without it.
         catalogue
             What may be shown now: see `Catalogue.of`. Without one, all items of the bundles.
         audit_key, keyring
@@ -177,6 +181,10 @@ class Recommender:
             Where each answer is accounted for.
         clock
             Says what time it is, for withdrawal deadlines and for requests that name no instant.
+        compiled
+            Score in compiled loops where Numba is installed (extra ``fast``); answers are the same, bit for
+            bit. They are ready when this returns, so that no request waits for a compiler. False: NumPy, and
+            Numba is not imported.
 
         Raises
         ------
@@ -185,18 +193,21 @@ class Recommender:
         DataError, PolicyError
             If catalogue or policy cannot be read.
         TypeError, ValueError
-            If there are two kinds of keys, or `audit_key` is not what it should be.
+            If there are two kinds of keys, or `audit_key` or `profile_deadline` is not what it should be.
 
         Notes
         -----
-        Costs one pass over the bundles' bytes, to verify their digests.
+        Costs one pass over the bundles' bytes, to verify their digests, and once a process what it takes to
+        get compiled loops ready (docs/benchmarks.md).
         """
         if audit_key is not None and keyring is not None:
             raise ValueError("give audit_key or keyring, not both: a digest is made under one key")
         root = Path(bundles)
         revocations = Revocations.open(root)
         known = None if catalogue is None else Catalogue.of(catalogue)
-        opened = open_bundles(root, known, revocations.current(), clock())
+        opened = open_bundles(root, known, revocations.current(), clock(), compiled=compiled)
+        if profiles is not None and profile_deadline is not None:
+            profiles = profiles.within(profile_deadline)
         if not isinstance(policy, Policy):
             policy = Policy.default() if policy is None else Policy.load(policy)
         return cls(
@@ -252,6 +263,30 @@ class Recommender:
         if problem:
             asked.passed_over.append(f"{Tier.SESSION}: {problem}")
         return self._accounted(request, self._answer(found, asked) or self._nothing(asked))
+
+    def observe(
+        self,
+        event: Event,
+        *,
+        visitor_id: str | None = None,
+        customer_id: str | None = None,
+        permission: Permission | None = None,
+        at: dt.datetime | None = None,
+    ) -> Observed:
+        """Store what has just happened, if that is permitted, so that the next request knows of it.
+
+        See `consentier.serving.observing.observe`, which gets this recommender's ledger, stores and clock.
+        """
+        return observe(
+            event,
+            visitor_id=visitor_id,
+            customer_id=customer_id,
+            permission=permission,
+            at=at,
+            ledger=self.ledger,
+            profiles=self.profiles,
+            clock=self.clock,
+        )
 
     def _asked(
         self, request: Request, now: dt.datetime, resolution: Resolution, route: Route, query: Query
@@ -346,6 +381,9 @@ class Recommender:
             # All that a store's data can still upset is done here, where a fault lowers the tier.
             digests = self.input_digests(view, route.state)
             return _Found(tier, view, scored, digests, scorer.not_again(view)), ""
+        except StoreUnread as unread:
+            _log.warning("the %s tier: %s", tier, unread)
+            return _Found(tier), str(unread)
         except Exception as error:  # noqa: BLE001 - a store's or model's fault lowers the tier and is reported
             return _Found(tier), _fault(tier, error)
 
@@ -423,10 +461,10 @@ class Recommender:
         return {name: self._digest(name, value) for name, value in inputs.items()}
 
     def _digest(self, name: str, value: object) -> str:
-        text = json.dumps([name, value], sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+        text = _JSON.encode([name, value])
         if self.keyring is not None:
             return self.keyring.digest(f"input:{name}", text)
-        return hmac.new(self.audit_key, text.encode("ascii"), hashlib.sha256).hexdigest()
+        return hmac.digest(self.audit_key, text.encode("ascii"), "sha256").hex()
 
 
 _WHAT = {

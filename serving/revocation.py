@@ -15,7 +15,6 @@ import datetime as dt
 import json
 import os
 import re
-import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 
 from consentier.consent import microseconds
 from consentier.errors import BundleError, BundleMalformed
+from consentier.writing import whole_file, write_new
 
 __all__ = ["PAST_DEADLINE", "Deadlines", "Revocations", "revoke"]
 
@@ -281,25 +281,8 @@ def _write(path: Path, entries: Mapping[str, _Entry]) -> None:
             for digest in sorted(entries)
         ],
     }
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with beside.open("x", encoding="utf-8") as file:
-            json.dump(document, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-        _sync_directory(path.parent)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with whole_file(path) as beside:
+        write_new(beside, (json.dumps(document, indent=2) + "\n").encode("utf-8"))
 
 
 @contextlib.contextmanager

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from consentier.models.attribute_encoding import AttributeEncoder
 from consentier.models.bundle import Bundle, check_csr
 from consentier.models.item_index import ItemIndex
 from consentier.models.recency import microseconds_of_days, recency_weight
-from consentier.models.scoring import score_rows, top_items, with_second_hop
+from consentier.models.row_scorer import RowScorer
 from consentier.serving.catalogue import Catalogue
 from consentier.serving.request import Event
 from consentier.serving.view import PermittedView
@@ -33,6 +32,7 @@ __all__ = [
     "Query",
     "Scored",
     "ScoringSettings",
+    "read_scoring",
 ]
 
 NO_INTEREST = frozenset({"remove", "unfavourite", "cancelled", "returned"})
@@ -156,6 +156,25 @@ class ScoringSettings:
         )
 
 
+def read_scoring(settings: Mapping[str, Any], item_count: int) -> tuple[ScoringSettings, AttributeEncoder]:
+    """Read what all models of histories have in common out of a manifest's scoring settings.
+
+    Parameters
+    ----------
+    settings
+        Without those that only one kind of model has.
+    item_count
+        Items of the model; the inputs of attributes stand behind them.
+
+    Raises
+    ------
+    BundleMalformed
+        If a setting is unknown, missing or of the wrong type.
+    """
+    encoder = AttributeEncoder.from_json(settings.get("attributes", []), first_input=item_count)
+    return ScoringSettings.from_json(settings), encoder
+
+
 def _is_weight(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
@@ -180,15 +199,46 @@ class _Shelf:
     def visible(self, ids: NDArray[np.int64], query: Query, hidden: Iterable[int] = ()) -> NDArray[np.bool_]:
         """Which of some items (ascending) may be shown in answer to a query."""
         mask = ~self.hidden[ids]
-        barred = [*hidden, *self._known(query.exclude)]
-        if barred:
+        barred, allowed = self.limits(query, hidden)
+        if barred.size:
             mask &= ~np.isin(ids, barred)
-        if query.allow is not None:
-            mask &= np.isin(ids, self._known(query.allow))
+        if allowed is not None:
+            mask &= np.isin(ids, allowed)
         return mask
 
-    def _known(self, items: Iterable[str]) -> list[int]:
-        return [number for item in items if (number := self.index.index(item)) >= 0]
+    def limits(
+        self, query: Query, hidden: Iterable[int]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+        """The items that an answer must not hold, and the only ones that it may, each ascending."""
+        barred = _ascending_numbers([*hidden, *map(self.index.index, query.exclude)])
+        if query.allow is None:
+            return barred, None
+        return barred, _ascending_numbers(map(self.index.index, query.allow))
+
+
+_USUAL_SESSION = 200
+"""Distinct items of a session for which the decay is worked out in advance."""
+
+
+def _decay(distance: int, session_decay: float) -> float:
+    return float(np.exp(-distance / session_decay))
+
+
+class _Numbers(dict[str, int]):
+    """The numbers of the items of one view, each looked up once."""
+
+    def __init__(self, number: Callable[[str], int]) -> None:
+        super().__init__()
+        self._number = number
+
+    def __missing__(self, item: str) -> int:
+        found = self[item] = self._number(item)
+        return found
+
+
+def _ascending_numbers(numbers: Iterable[int]) -> NDArray[np.int64]:
+    """Numbers of known items, each once."""
+    return np.array(sorted({number for number in numbers if number >= 0}), dtype=np.int64)
 
 
 class ItemScorer(ABC):
@@ -207,13 +257,12 @@ class ItemScorer(ABC):
         self.digest = bundle.digest
         index = ItemIndex(arrays["item_ids"], arrays["item_offsets"], verify=False)  # open_bundle did
         settings = self._own_settings(dict(bundle.manifest.scoring))
-        encoded = settings.pop("attributes", [])
-        self._settings = ScoringSettings.from_json(settings)
+        self._settings, self._attributes = read_scoring(settings, len(index))
         days = self._settings.recency_half_life
         self._half_life = None if days is None else microseconds_of_days(days)
-        self._attributes = AttributeEncoder.from_json(encoded, first_input=len(index))
-        self._read(arrays, len(index) + self._attributes.input_count, len(index))
+        self._decays = [_decay(distance, self._settings.session_decay) for distance in range(_USUAL_SESSION)]
         self._shelf = _Shelf(index, catalogue)
+        self._read(arrays, len(index) + self._attributes.input_count, len(index))
 
     def _own_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Take out of a manifest's settings those that only this kind of model has; return the others."""
@@ -230,16 +279,28 @@ class ItemScorer(ABC):
         weights: NDArray[np.float32],
         query: Query,
         hidden: Iterable[int],
-        repeats: Mapping[int, float],
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """The best items of positive score for some weighted inputs (ascending), among those on show."""
+
+    def _best_for(
+        self,
+        view: PermittedView,
+        numbers: Mapping[str, int],
+        rows: NDArray[np.int64],
+        weights: NDArray[np.float32],
+        query: Query,
+        hidden: Iterable[int],
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The same where a view is behind the inputs, of which a model may read more than its history."""
+        return self._best(rows, weights, query, hidden)
 
     def answer(self, view: PermittedView, query: Query) -> Scored | None:
         """Score the items for one view; None where the view holds nothing that the model knows.
 
         Only items with a positive score are returned, at most ``query.n``.
         """
-        weights, unknown = self._history(view)
+        numbers = _Numbers(self._number)
+        weights, unknown = self._history(view, numbers)
         inputs = dict(weights)
         attributes = self._attributes.inputs(view.attributes)
         if attributes:
@@ -247,37 +308,36 @@ class ItemScorer(ABC):
             inputs.update(dict.fromkeys(attributes, share / len(attributes)))
         if not inputs:
             return None
-        hidden = {self._number(item) for item in self.not_again(view)}
-        return self._top(inputs, query, hidden, unknown, self._repeats(view))
+        hidden = [numbers[item] for item in self.not_again(view)]
+        return self._scored(self._best_for(view, numbers, *_ascending(inputs), query, hidden), unknown)
 
     def related(self, items: Iterable[str], query: Query) -> Scored | None:
         """Items that go with some items; no person is read."""
         numbers = {number for item in items if (number := self._number(item)) >= 0}
         if not numbers:
             return None
-        return self._top(dict.fromkeys(sorted(numbers), 1.0), query, numbers, 0)
+        return self._scored(self._best(*_ascending(dict.fromkeys(numbers, 1.0)), query, numbers), 0)
 
-    def _repeats(self, view: PermittedView) -> Mapping[int, float]:
-        """What is added to the scores of items of the session, because sessions return to what they saw."""
-        return {}
-
-    def _history(self, view: PermittedView) -> tuple[dict[int, float], int]:
+    def _history(self, view: PermittedView, numbers: Mapping[str, int]) -> tuple[dict[int, float], int]:
         """Weight of each known item: the largest within a source, summed over the sources."""
         total: dict[int, float] = {}
         unknown = 0
-        read = [(source, self._latest(events)) for source, events in _by_source(view)]
+        read = [(source, self._latest(events)) for source, events in _by_source(view) if events]
         newest = self._newest(event for _, events in read for event in events)
+        event_weights = self._settings.event_weights
         for source, events in read:
             scale = self._settings.source_weights.get(source, 0.0)
             weights: dict[int, float] = {}
             places: dict[int, int] = {}
             for event in reversed(events):
-                number = self._number(event.item_id)
+                number = numbers[event.item_id]
                 if number < 0:
                     unknown += 1
                     continue
-                distance = places.setdefault(number, len(places))
-                weight = scale * self._event_weight(source, event, distance) * self._recency(event, newest)
+                weight = event_weights.get(event.event_type or "", 1.0)
+                if source is Source.SESSION:
+                    weight *= self._decay(places.setdefault(number, len(places)))
+                weight = scale * weight * self._recency(event, newest)
                 if weight > weights.get(number, 0.0):
                     weights[number] = weight
             for number, weight in weights.items():
@@ -289,11 +349,11 @@ class ItemScorer(ABC):
         shown = [event for event in events if event.event_type not in NO_INTEREST]
         return shown[-self._settings.max_history :]
 
-    def _event_weight(self, source: Source, event: Event, distance: int) -> float:
-        weight = self._settings.event_weights.get(event.event_type or "", 1.0)
-        if source is Source.SESSION:
-            weight *= float(np.exp(-distance / self._settings.session_decay))
-        return weight
+    def _decay(self, distance: int) -> float:
+        """What an item counts after which so many others of the session came."""
+        if distance < len(self._decays):
+            return self._decays[distance]
+        return _decay(distance, self._settings.session_decay)
 
     def _newest(self, events: Iterable[Event]) -> int:
         """When the newest of some events was, in microseconds; 0 where age does not matter."""
@@ -314,42 +374,54 @@ class ItemScorer(ABC):
         return frozenset(
             event.item_id
             for source, events in _by_source(view)
-            if source in self._settings.hide
+            if events and source in self._settings.hide
             for event in events
         )
 
-    def _top(
-        self,
-        inputs: Mapping[int, float],
-        query: Query,
-        hidden: Iterable[int],
-        unknown: int,
-        repeats: Mapping[int, float] = MappingProxyType({}),
-    ) -> Scored | None:
-        # Ascending inputs: the sum does not depend on the order in which a store returns a history.
-        rows = np.array(sorted(inputs), dtype=np.int64)
-        weights = np.array([inputs[row] for row in rows.tolist()], dtype=np.float32)
-        ids, scores = self._best(rows, weights, query, hidden, repeats)
+    def _scored(self, best: tuple[NDArray[np.int64], NDArray[np.float64]], unknown: int) -> Scored:
+        ids, scores = best
         return Scored(tuple(self._shelf.index.ids(ids)), tuple(scores.tolist()), unknown)
 
 
 class LinearScorer(ItemScorer):
     """Scores ``x · W``: the weighted history times the sparse matrix of a linear item-to-item model.
 
+    Parameters
+    ----------
+    bundle, catalogue
+        As for `ItemScorer`.
+    compiled
+        Use compiled loops where Numba is installed; they are ready when this returns.
+
+    Notes
+    -----
     A request costs what `models.scoring.score_rows` costs for the rows of its history, and with a second hop
-    the same again for these and the items that pass on.
+    the same again for these and the items that pass on. Compiled loops give the same answers bit for bit.
     """
 
+    def __init__(self, bundle: Bundle, catalogue: Catalogue | None, *, compiled: bool = True) -> None:
+        self._compiled = compiled
+        super().__init__(bundle, catalogue)
+
     def _read(self, arrays: Mapping[str, NDArray[Any]], inputs: int, items: int) -> None:
-        self._indptr, self._indices, self._data = arrays["indptr"], arrays["indices"], arrays["data"]
-        check_csr(self._indptr, self._indices, self._data, (inputs, items))
+        matrix = arrays["indptr"], arrays["indices"], arrays["data"]
+        check_csr(*matrix, (inputs, items))
+        self._rows = RowScorer(
+            *matrix,
+            hidden=self._shelf.hidden,
+            silent=self._shelf.silent,  # no inference through sensitive items, even where a bundle knows them
+            hop_weight=self._settings.second_hop_weight,
+            hop_items=self._settings.second_hop_items,
+            compiled=self._compiled,
+        )
         self._returns = _returns(arrays.get("repeats"))
 
-    def _repeats(self, view: PermittedView) -> Mapping[int, float]:
+    def _repeats(self, view: PermittedView, numbers: Mapping[str, int]) -> Mapping[int, float]:
+        """What is added to the scores of items of the session, because sessions return to what they saw."""
         if self._returns is None or not self._settings.repeat_weight:
             return {}
-        numbers = (self._number(event.item_id) for event in reversed(self._latest(view.session)))
-        seen = list(dict.fromkeys(number for number in numbers if number >= 0))
+        read = (numbers[event.item_id] for event in reversed(self._latest(view.session)))
+        seen = list(dict.fromkeys(number for number in read if number >= 0))
         if not seen:
             return {}
         chances = self._returns[min(len(seen), len(self._returns)) - 1]
@@ -364,31 +436,38 @@ class LinearScorer(ItemScorer):
         weights: NDArray[np.float32],
         query: Query,
         hidden: Iterable[int],
-        repeats: Mapping[int, float],
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        ids, scores = self._score(rows, weights)
-        if self._settings.second_hop_weight:
-            # No inference through sensitive items, even where a bundle knows them.
-            speaking = ~self._shelf.silent[ids]
-            ids, scores = self._score(
-                *with_second_hop(
-                    rows,
-                    weights,
-                    ids[speaking],
-                    scores[speaking],
-                    hop_weight=self._settings.second_hop_weight,
-                    hop_items=self._settings.second_hop_items,
-                )
-            )
-        if repeats:
-            ids, scores = _with_added(ids, scores, repeats)
-        kept = (scores > 0) & self._shelf.visible(ids, query, hidden)
-        return top_items(ids[kept], scores[kept], query.n)
+        barred, allowed = self._shelf.limits(query, hidden)
+        return self._rows.best(rows, weights, query.n, barred=barred, allowed=allowed)
 
-    def _score(
-        self, rows: NDArray[np.int64], weights: NDArray[np.float32]
+    def _best_for(
+        self,
+        view: PermittedView,
+        numbers: Mapping[str, int],
+        rows: NDArray[np.int64],
+        weights: NDArray[np.float32],
+        query: Query,
+        hidden: Iterable[int],
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        return score_rows(self._indptr, self._indices, self._data, rows, weights, len(self._shelf.index))
+        repeats = self._repeats(view, numbers)
+        if not repeats:
+            return self._best(rows, weights, query, hidden)
+        barred, allowed = self._shelf.limits(query, hidden)
+        return self._rows.best(
+            rows,
+            weights,
+            query.n,
+            added_items=np.array(list(repeats), dtype=np.int64),
+            added=np.array(list(repeats.values()), dtype=np.float64),
+            barred=barred,
+            allowed=allowed,
+        )
+
+
+def _ascending(inputs: Mapping[int, float]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Ascending inputs: the sum does not depend on the order in which a store returns a history."""
+    rows = np.array(sorted(inputs), dtype=np.int64)
+    return rows, np.array([inputs[row] for row in rows.tolist()], dtype=np.float32)
 
 
 def _returns(table: NDArray[Any] | None) -> list[list[float]] | None:
@@ -402,18 +481,6 @@ def _returns(table: NDArray[Any] | None) -> list[list[float]] | None:
     if not ((table >= 0) & (table <= 1)).all():
         raise BundleMalformed("repeats.npy holds something else than probabilities")
     return [[float(chance) for chance in row] for row in table]
-
-
-def _with_added(
-    ids: NDArray[np.int64], scores: NDArray[np.float64], added: Mapping[int, float]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Scores with something added to some items, which may have had none."""
-    numbers = np.array(sorted(added), dtype=np.int64)
-    together = np.union1d(ids, numbers)
-    sums = np.zeros(together.size)
-    sums[np.searchsorted(together, ids)] = scores
-    sums[np.searchsorted(together, numbers)] += [added[number] for number in numbers.tolist()]
-    return together, sums
 
 
 class PopularScorer:

@@ -12,30 +12,12 @@ from typing import cast
 
 from consentier.consent import Source
 from consentier.models.attribute_encoding import AttributeValue
+from consentier.serving.profiles import Profiles
 from consentier.serving.request import Event, Item, Request, attributes_of, events_of
 
 __all__ = ["PermittedView", "Profiles", "view_of"]
 
 _NO_ATTRIBUTES: Mapping[str, AttributeValue] = {}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Profiles:
-    """Stores of what the shop holds about its customers: one per source, with no key from one to another.
-
-    Attributes
-    ----------
-    online
-        Events by visitor id, oldest first.
-    crm
-        Orders and product usage by customer id, oldest first.
-    attributes
-        Master data by customer id (CRM data).
-    """
-
-    online: Mapping[str, Sequence[Event]] = dataclasses.field(default_factory=dict)
-    crm: Mapping[str, Sequence[Event]] = dataclasses.field(default_factory=dict)
-    attributes: Mapping[str, Mapping[str, AttributeValue]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,6 +50,8 @@ def view_of(
 
     Raises
     ------
+    StoreUnread
+        If a store cannot be read in time.
     TypeError
         If a store returns what a request may not bring either.
     """
@@ -94,8 +78,8 @@ def _online(request: Request, profiles: Profiles | None, devices: Sequence[str] 
         devices = () if request.visitor_id is None else (request.visitor_id,)
     events = tuple(
         event
-        for device in devices
-        for event in events_of(profiles.online.get(device, ()), "the online history in the profile store")
+        for found in profiles.online_of(devices)
+        for event in events_of(found, "the online history in the profile store")
     )
     times = [event.ts for event in events if event.ts is not None]
     if len(devices) < 2 or len(times) < len(events):
@@ -108,7 +92,7 @@ def _crm(request: Request, profiles: Profiles | None) -> tuple[Event, ...]:
         return _events(request.crm_history)
     if profiles is None or request.customer_id is None:
         return ()
-    return events_of(profiles.crm.get(request.customer_id, ()), "the CRM history in the profile store")
+    return events_of(profiles.crm_of(request.customer_id), "the CRM history in the profile store")
 
 
 def _attributes(request: Request, profiles: Profiles | None) -> Mapping[str, AttributeValue]:
@@ -116,4 +100,4 @@ def _attributes(request: Request, profiles: Profiles | None) -> Mapping[str, Att
         return request.attributes
     if profiles is None or request.customer_id is None:
         return _NO_ATTRIBUTES
-    return attributes_of(profiles.attributes.get(request.customer_id, _NO_ATTRIBUTES))
+    return attributes_of(profiles.attributes_of(request.customer_id))

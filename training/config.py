@@ -45,7 +45,7 @@ __all__ = [
 CONFIG_FILE = "consentier.toml"
 """The file that is read from a data directory where no other is named."""
 
-Algorithm = Literal["local_ridge", "cosine", "tfidf", "bm25", "als", "bpr"]
+Algorithm = Literal["local_ridge", "cosine", "tfidf", "bm25", "als", "bpr", "spectral"]
 SourceName = Literal["session", "online", "crm"]
 
 # What a model can be asked to weigh: sources, and the events of the contract that show interest.
@@ -233,7 +233,9 @@ class TierConfig(_Section):
         description="An item that came d distinct items before the last one of the session counts "
         "exp(-d / session_decay).",
     )
-    factors: int = Field(default=64, ge=1, le=2048, description="Number of factors (als and bpr only).")
+    factors: int = Field(
+        default=64, ge=1, le=2048, description="Number of factors (als, bpr and spectral only)."
+    )
     iterations: int = Field(
         default=15, ge=1, le=10_000, description="Passes over the histories (als and bpr only)."
     )
@@ -249,7 +251,7 @@ class TierConfig(_Section):
         gt=0,
         le=1e8,
         description="What an item counts that a history does not hold, where an event counts its own weight "
-        "(als and bpr only).",
+        "(als, bpr and spectral only; for spectral try 0.03).",
     )
     frequency_exponent: float = Field(
         default=1.0,
@@ -257,6 +259,30 @@ class TierConfig(_Section):
         le=2,
         description="The ridge penalty grows with the weight of a row to this power; 0: the same for all "
         "(als and bpr only).",
+    )
+    spectral_exponent: float = Field(
+        default=1.5,
+        gt=0,
+        le=10,
+        description="How fast directions are shrunk that explain less of what items have in common "
+        "(spectral only).",
+    )
+    unit_rank: int = Field(
+        default=20,
+        ge=1,
+        le=2048,
+        description="Directions that explain more than the one of this rank are shrunk less than "
+        "unobserved_weight says, those that explain less more (spectral only).",
+    )
+    history_exponent: float = Field(
+        default=0.5,
+        ge=0,
+        le=2,
+        description="The weights of a history are divided by (their sum + history_offset) to this power "
+        "(spectral only).",
+    )
+    history_offset: float = Field(
+        default=12.0, ge=0, le=1e6, description="See history_exponent (spectral only)."
     )
     learning_rate: float = Field(default=0.05, gt=0, le=10, description="Size of a step (bpr only).")
     step_regularisation: float = Field(

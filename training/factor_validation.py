@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from consentier.models.factor_scoring import FoldIn, largest_norm, positive_items
 from consentier.models.factor_solver import fold_in_rows
+from consentier.serving.factor_scorer import take_folding
 from consentier.training.validation import BatchScorer, Requests
 
 __all__ = ["FactorBatchScorer", "batch_scorer"]
@@ -44,11 +45,12 @@ class FactorBatchScorer(BatchScorer):
     _folding: FoldIn
 
     def _own_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
-        self._folding = FoldIn(**settings.pop("fold_in"))
+        self._folding = take_folding(settings)
         return settings
 
     def _read(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         self._factors, self._gram = arrays["factors"], arrays["factor_gram"]
+        self._priors = arrays.get("prior_factors")
         self._norm = largest_norm(self._factors[: len(self.index)])
 
     def lists(
@@ -70,7 +72,14 @@ class FactorBatchScorer(BatchScorer):
         """
         last = len(requests) if last is None else last
         inputs, hidden, _ = self._prepare(requests)
-        vectors = fold_in_rows(inputs[first:last], self._factors, self._gram, self._folding, threads=threads)
+        vectors = fold_in_rows(
+            inputs[first:last],
+            self._factors,
+            self._gram,
+            self._folding,
+            priors=self._priors,
+            threads=threads,
+        )
         size = max(1, _SCORES_AT_ONCE // max(len(self.index), 1))
         bounds = [(k, min(k + size, last)) for k in range(first, last, size)]
         with threadpool_limits(limits=1, user_api="blas"):  # the threads are those of the blocks

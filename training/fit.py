@@ -29,6 +29,7 @@ from consentier.models.item_knn import ItemKNN
 from consentier.models.local_ridge import LocalRidge
 from consentier.models.recency import microseconds_of_days
 from consentier.models.repeats import RepeatCounts
+from consentier.models.spectral import Spectral
 from consentier.models.statistics import Statistics, ValueCounts, write_statistics
 from consentier.progress import progress
 from consentier.serving.scorer import ScoringSettings
@@ -437,6 +438,20 @@ def estimator(
             min_persons=min_persons,
             threads=threads,
         )
+    if config.algorithm == "spectral":
+        return Spectral(
+            factors=config.factors,
+            row_exponent=config.row_exponent,
+            item_exponent=config.item_exponent,
+            spectral_exponent=config.spectral_exponent,
+            unit_rank=config.unit_rank,
+            unobserved_weight=config.unobserved_weight,
+            history_exponent=config.history_exponent,
+            history_offset=config.history_offset,
+            item_count=item_count,
+            min_persons=min_persons,
+            threads=threads,
+        )
     if config.algorithm == "als" or config.algorithm == "bpr":
         return _factor_model(config, item_count, min_persons, threads, seed)
     return ItemKNN(
@@ -550,7 +565,8 @@ def _borrowing_settings(config: TierConfig) -> tuple[object, ...]:
 
 def factor_arrays(index: ItemIndex, model: FactorModel) -> dict[str, NDArray[Any]]:
     """The arrays of a factor model's bundle."""
-    return {**index.arrays(), "factors": model.item_factors, "factor_gram": model.factor_gram}
+    arrays = {**index.arrays(), "factors": model.item_factors, "factor_gram": model.factor_gram}
+    return arrays if model.prior_factors is None else {**arrays, "prior_factors": model.prior_factors}
 
 
 def distinct_persons(rows: pa.Table) -> tuple[ItemIndex, NDArray[np.int64]]:

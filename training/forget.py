@@ -16,67 +16,54 @@ import fcntl
 import functools
 import shutil
 import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import scipy.sparse as sp
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
-from consentier.consent import Ledger, Policy, Side, Source, Switches, Tier
+from consentier.consent import Ledger, Policy, Switches, Tier
 from consentier.consent.lifetimes import Lifetimes
 from consentier.consent.records import SubjectKind
-from consentier.errors import BundleMissing, BundleUnsupported, TrainingError
-from consentier.features.attributes import fit_attributes
+from consentier.errors import BundleMissing, TrainingError
 from consentier.features.consent_intervals import MISSING, ConsentTables
 from consentier.features.gate import ConsentGate, PermittedRows, ledger_of
-from consentier.features.interactions import Interactions
 from consentier.features.tables import ShopTables
-from consentier.models.attribute_encoding import AttributeEncoder
 from consentier.models.bundle import Bundle, open_bundle, read_run, write_bundle, write_run
-from consentier.models.gram import GramStatistics, add, select_inputs, subtract
-from consentier.models.item_index import ItemIndex
-from consentier.models.local_ridge import LocalRidge, touched_targets
-from consentier.models.repeats import RepeatCounts
 from consentier.models.statistics import (
     Fingerprints,
     KeptStatistics,
     Statistics,
     StatisticsError,
-    ValueCounts,
     read_statistics,
     write_statistics,
 )
 from consentier.progress import progress
-from consentier.training.cold_items import Borrowing, borrowing
-from consentier.training.config import TierConfig
+from consentier.training.decrement import (
+    CHANGED,
+    Exchange,
+    NotExactError,
+    config_of,
+    decremented,
+    min_persons_of,
+    seed_of,
+)
 from consentier.training.fingerprints import rows_by_person, text_hashes
 from consentier.training.fit import (
-    PERSONS,
     FittedTier,
-    attribute_counts,
-    distinct_persons,
-    estimator,
     fit_facts,
     fit_popular,
     fit_tier,
     keep_statistics,
-    linear_tier,
     linked_devices,
-    popular_arrays,
-    published_counts,
-    solves_counts,
-    tier_interactions,
-    with_repeats,
 )
 from consentier.training.restricted import Restricted
 from consentier.training.run_facts import rows_digest
 from consentier.training.train import TRAINED_TIERS
+from consentier.writing import remove_directory
 
 __all__ = ["ForgetResult", "ForgottenTier", "Subject", "forget", "without_subjects"]
 
@@ -302,21 +289,6 @@ class _Request:
         return self._gates[key]
 
 
-class _NotExactError(Exception):
-    """Subtracting would not give what a fit gives; the message says why."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Exchange:
-    """The rows that go, and those that come in their place where a history lost a part of itself."""
-
-    removed: PermittedRows
-    added: PermittedRows
-    left: Fingerprints
-    entered: Fingerprints
-    devices: NDArray[np.uint64]
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Outcome:
     """What is to become of a bundle, before anything is written."""
@@ -366,9 +338,9 @@ def _without_subjects(
         exchange = _exchange(tier, bundle, kept.statistics, circumstances, request)
         if exchange is None:
             return _Outcome("unchanged", _NOT_IN_IT, circumstances)
-        fitted, solved = _decremented(tier, bundle, kept.statistics, exchange, request.threads)
+        fitted, solved = decremented(tier, bundle, kept.statistics, exchange, request.threads)
         return _Outcome("decremented", None, circumstances, fitted, solved)
-    except _NotExactError as error:
+    except NotExactError as error:
         reason = str(error)
     except TrainingError as error:
         return _Outcome("removed", str(error), circumstances)
@@ -386,9 +358,9 @@ def _statistics_of(tier: Tier, bundle: Bundle, restricted: Restricted) -> KeptSt
     try:
         kept = read_statistics(restricted.statistics(tier))
     except StatisticsError as error:
-        raise _NotExactError(str(error)) from error
+        raise NotExactError(str(error)) from error
     if kept.bundle_digest != bundle.digest:
-        raise _NotExactError("the kept statistics belong to another bundle")
+        raise NotExactError("the kept statistics belong to another bundle")
     return kept
 
 
@@ -396,7 +368,7 @@ def _circumstances(kept: KeptStatistics, policy: Policy | None) -> _Circumstance
     facts = kept.facts
     switches = Switches(**facts["switches"])
     if policy is not None and policy.switches != switches:
-        raise _NotExactError("the policy's switches are not those of the fit")
+        raise NotExactError("the policy's switches are not those of the fit")
     until = facts["until"]
     return _Circumstances(
         dt.datetime.fromisoformat(facts["cutoff"]),
@@ -445,10 +417,10 @@ def _exchange(
     statistics: Statistics,
     circumstances: _Circumstances,
     request: _Request,
-) -> _Exchange | None:
+) -> Exchange | None:
     """Find out what was counted of the subjects; None where nothing was.
 
-    Raises `_NotExactError` where the rows that there are now cannot be those that were counted.
+    Raises `NotExactError` where the rows that there are now cannot be those that were counted.
     """
     counted = statistics.fingerprints
     own = {
@@ -457,7 +429,7 @@ def _exchange(
     visitors, customers = (text_hashes(own[kind], counted.key) for kind in ("visitor", "customer"))
     keyless = tier is Tier.POPULAR and circumstances.policy.switches.anonymous_statistics
     if keyless and not counted.holds(visitors).all():
-        raise _NotExactError("sessions of visitors who were never asked are counted without a key")
+        raise NotExactError("sessions of visitors who were never asked are counted without a key")
     persons = np.concatenate([visitors, customers])
     persons = persons[counted.holds(persons)]
     devices = np.intersect1d(visitors, statistics.devices)
@@ -489,9 +461,9 @@ def _exchange(
         or counted.holds(unknown).any()
         or counted.holds(np.setdiff1d(entered.persons, left.persons)).any()
     ):
-        raise _NotExactError(_CHANGED)
+        raise NotExactError(CHANGED)
     lost = text_hashes(_names("visitor", sorted(links.keys() - links_after.keys())), counted.key)
-    return _Exchange(
+    return Exchange(
         _of_persons(there, pa.array(leaving, pa.string())),
         _of_persons(remaining, pa.array(coming, pa.string())),
         left,
@@ -500,14 +472,11 @@ def _exchange(
     )
 
 
-_CHANGED = "the rows that were counted are not there any more, or have changed"
-
-
 def _owners(devices: NDArray[np.uint64], links: Mapping[str, str], key: bytes) -> set[str]:
     """The persons as part of whom some devices were counted."""
     linked = np.isin(text_hashes(_names("visitor", links), key), devices)
     if linked.sum() != devices.size:
-        raise _NotExactError("a device was counted with a customer to whom nothing links it any more")
+        raise NotExactError("a device was counted with a customer to whom nothing links it any more")
     return {
         f"customer:{customer}"
         for customer, found in zip(links.values(), linked.tolist(), strict=True)
@@ -541,273 +510,6 @@ def _fingerprints_of(rows: Mapping[str, int], persons: Sequence[str], key: bytes
     return Fingerprints(key, hashes[order], of_rows[order])
 
 
-# ---- Subtraction -------------------------------------------------------------------------------------------
-
-
-def _decremented(
-    tier: Tier, bundle: Bundle, statistics: Statistics, exchange: _Exchange, threads: int | None
-) -> tuple[FittedTier, int | None]:
-    """The model from the statistics without what goes, and how many items were solved again."""
-    if tier is Tier.POPULAR:
-        return _decremented_popular(bundle, statistics, exchange), None
-    return _decremented_model(tier, bundle, statistics, exchange, threads)
-
-
-def _decremented_popular(bundle: Bundle, statistics: Statistics, exchange: _Exchange) -> FittedTier:
-    counts = dict(statistics.counts)
-    for side, source in ((Side.ONLINE, Source.ONLINE), (Side.CRM, Source.CRM)):
-        counts[str(side)] = _exchanged_counts(statistics, str(side), exchange, str(source))
-    kept = np.logical_or.reduce([of_side > 0 for of_side in counts.values()])
-    items = _kept_items(statistics.items, kept)
-    counts = {name: of_side[kept] for name, of_side in counts.items()}
-    index, arrays = popular_arrays(items, counts, _min_persons(bundle))
-    return FittedTier(len(index), arrays, {}, _renewed(statistics, exchange, items, counts, None, {}))
-
-
-def _decremented_model(
-    tier: Tier, bundle: Bundle, statistics: Statistics, exchange: _Exchange, threads: int | None
-) -> tuple[FittedTier, int]:
-    if statistics.gram is None:
-        raise _NotExactError(f"{bundle.manifest.algorithm} is no function of counts")
-    config, min_persons = _config(bundle), _min_persons(bundle)
-    published = statistics.counts[PERSONS] >= min_persons
-    remaining = _remaining_persons(statistics, exchange, published, min_persons)
-    kept = remaining[published] > 0
-    if not kept.any():
-        raise TrainingError(
-            f"the {tier} tier has no permitted rows to train on: everybody in it was forgotten"
-        )
-    old_encoder = AttributeEncoder.from_json(
-        bundle.manifest.scoring.get("attributes"), first_input=bundle.manifest.item_count
-    )
-    encoder = old_encoder.moved_to(int(kept.sum()))
-    attributes = _remaining_attributes(statistics, exchange, encoder, config, min_persons)
-    columns = _Columns(statistics.items, published, old_encoder)
-    parts = [
-        (columns.interactions(tier, rows, config), step)
-        for rows, step in ((exchange.removed, subtract), (exchange.added, add))
-    ]
-    reduced, changed = _exchanged_gram(statistics.gram, parts)
-    gram = select_inputs(reduced, np.append(kept, np.ones(encoder.input_count, np.bool_)))
-    model = estimator(tier, config, int(kept.sum()), min_persons, threads)
-    if not solves_counts(model):
-        raise _NotExactError(f"{bundle.manifest.algorithm} is no function of counts")
-    borrow = _same_borrowing(bundle, config, exchange.removed)
-    # What was borrowed is mixed into the bundle's weights: they are no solutions to keep.
-    if isinstance(model, LocalRidge) and borrow is None:
-        touched = touched_targets(
-            statistics.gram,
-            reduced,
-            changed,
-            targets=kept.size,
-            neighbours=config.neighbours,
-            item_exponent=config.item_exponent,
-            reverse_weight=model.reverse_weight,
-        )
-        weights, solved = _solved_again(model, bundle, gram, kept, touched)
-    else:
-        weights, solved = model.solve(gram), int(kept.sum())
-    items = _kept_items(statistics.items, remaining > 0)
-    index = _kept_items(statistics.items, published & (remaining > 0))
-    weights = with_repeats(tier, model, weights, config.repeat_weight)
-    persons = published_counts(gram, len(index))
-    fitted = linear_tier(tier, config, index, weights, persons, encoder, borrow, threads)
-    repeats = _exchanged_repeats(statistics.repeats, *(data.repeats for data, _ in parts))
-    if repeats is not None:
-        fitted.arrays["repeats"] = repeats.probabilities(min_persons)
-    renewed = _renewed(statistics, exchange, items, {PERSONS: remaining[remaining > 0]}, gram, attributes)
-    return dataclasses.replace(fitted, statistics=dataclasses.replace(renewed, repeats=repeats)), solved
-
-
-def _same_borrowing(bundle: Bundle, config: TierConfig, permitted: PermittedRows) -> Borrowing | None:
-    """How items borrowed in the fit.
-
-    Raises `_NotExactError` where their metadata are others now.
-    """
-    borrow = borrowing(config, permitted.items)
-    facts = None if borrow is None else borrow.facts()
-    if facts != bundle.manifest.parameters.get("item_metadata"):
-        raise _NotExactError("the items' metadata are not those of the fit")
-    return borrow
-
-
-def _remaining_persons(
-    statistics: Statistics, exchange: _Exchange, published: NDArray[np.bool_], min_persons: int
-) -> NDArray[np.int64]:
-    """How many persons have each item without those who go. Items may vanish, but not from others' histories.
-
-    Raises `_NotExactError` where an item would.
-    """
-    remaining = _exchanged_counts(statistics, PERSONS, exchange)
-    if ((remaining >= min_persons) != (published & (remaining > 0))).any():
-        raise _NotExactError(
-            f"an item is left with fewer than min_persons={min_persons} persons, so that histories of others "
-            "get shorter"
-        )
-    return remaining
-
-
-def _remaining_attributes(
-    statistics: Statistics,
-    exchange: _Exchange,
-    encoder: AttributeEncoder,
-    config: TierConfig,
-    min_persons: int,
-) -> dict[str, ValueCounts]:
-    """How many persons have each value without those who go, where others keep their groups.
-
-    Raises `_NotExactError` where they do not.
-    """
-    attributes = _exchanged_attributes(statistics.attributes, exchange)
-    if attributes != statistics.attributes:
-        learnt = _fitted_encoder(attributes, encoder, config, min_persons)
-        if learnt != encoder:
-            raise _NotExactError("the remaining persons' attributes have other levels or limits")
-    return attributes
-
-
-def _exchanged_gram(
-    gram: GramStatistics, parts: Sequence[tuple[Interactions, Callable[..., GramStatistics]]]
-) -> tuple[GramStatistics, NDArray[np.int64]]:
-    """The co-occurrences with rows subtracted and added, of the same inputs, and the inputs of these rows."""
-    changed = [np.zeros(0, dtype=np.int64)]
-    try:
-        for data, step in parts:
-            if data.matrix.nnz:
-                order = None if gram.forward is None else data.order
-                gram = step(gram, data.matrix, persons=data.persons, order=order)
-                changed.append(data.matrix.indices.astype(np.int64))
-    except (ValueError, OverflowError) as error:
-        raise _NotExactError(str(error)) from error
-    return gram, np.unique(np.concatenate(changed))
-
-
-def _exchanged_repeats(
-    counted: RepeatCounts | None, removed: RepeatCounts | None, added: RepeatCounts | None
-) -> RepeatCounts | None:
-    if counted is None or removed is None or added is None:
-        return None
-    return counted.without(removed).together_with(added)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Columns:
-    """The inputs of a model: its published items, and the attributes behind them."""
-
-    items: ItemIndex
-    published: NDArray[np.bool_]
-    encoder: AttributeEncoder
-
-    def interactions(self, tier: Tier, permitted: PermittedRows, config: TierConfig) -> Interactions:
-        """The histories in some rows over these inputs."""
-        shown = self.items.ids(np.flatnonzero(self.published))
-        rows = _rows_of(permitted.rows, "item_id", pa.array(shown, pa.string()))
-        few = len(pc.unique(rows["item_id"]))
-        data = tier_interactions(
-            tier, dataclasses.replace(permitted, rows=rows), config, self.encoder.moved_to(few)
-        )
-        numbers = np.cumsum(self.published) - 1
-        items = numbers[self.items.indices(data.item_ids)]
-        # Sessions have no attributes, and so no columns for them.
-        inputs = np.append(items, len(shown) + np.arange(data.matrix.shape[1] - few))
-        matrix = data.matrix
-        shape = (matrix.shape[0], len(shown) + self.encoder.input_count)
-        # Inputs keep their order, so that what is aligned with the entries stays so.
-        over_inputs = sp.csr_matrix((matrix.data, inputs[matrix.indices], matrix.indptr), shape=shape)
-        return dataclasses.replace(data, matrix=over_inputs)
-
-
-def _solved_again(
-    model: LocalRidge,
-    bundle: Bundle,
-    gram: GramStatistics,
-    kept: NDArray[np.bool_],
-    touched: NDArray[np.int64],
-) -> tuple[sp.csr_matrix, int]:
-    """The old weights with the touched items' replaced, and how many these are."""
-    numbers = np.cumsum(kept) - 1
-    again = numbers[touched[kept[touched]]]
-    solved = model.solve(gram, columns=again)
-    stays = kept.copy()
-    stays[touched] = False
-    starts, old, data = (bundle.arrays[name] for name in ("indptr", "indices", "data"))
-    entries = stays[old]
-    # The inputs that vanished stood in touched items only: their rows are empty now.
-    inputs = np.append(kept, np.ones(starts.size - 1 - kept.size, np.bool_))
-    lengths = np.diff(np.append(0, np.cumsum(entries))[starts])[inputs]
-    untouched = sp.csr_matrix(
-        (data[entries], numbers[old[entries]], np.append(0, np.cumsum(lengths))), shape=solved.shape
-    )
-    return sp.csr_matrix(untouched + solved), again.size
-
-
-def _exchanged_counts(
-    statistics: Statistics, name: str, exchange: _Exchange, source: str | None = None
-) -> NDArray[np.int64]:
-    counts = statistics.counts[name].copy()
-    for permitted, sign in ((exchange.removed, -1), (exchange.added, 1)):
-        rows = permitted.rows
-        if source is not None:
-            rows = rows.filter(pc.equal(rows["source"], source))
-        items, persons = distinct_persons(rows)
-        places = statistics.items.indices(items.ids(np.arange(len(items))))
-        if (places < 0).any():
-            raise _NotExactError(_CHANGED)
-        counts[places] += sign * persons
-    if (counts < 0).any():
-        raise _NotExactError(_CHANGED)
-    return counts
-
-
-def _exchanged_attributes(
-    attributes: Mapping[str, ValueCounts], exchange: _Exchange
-) -> dict[str, ValueCounts]:
-    changed: dict[str, dict[Any, int]] = {name: dict(counts) for name, counts in attributes.items()}
-    for permitted, sign in ((exchange.removed, -1), (exchange.added, 1)):
-        if permitted.attributes is None:
-            continue
-        for name, counts in attribute_counts(permitted.attributes).items():
-            for value, count in counts.items():
-                changed[name][value] = changed[name].get(value, 0) + sign * count
-    if any(count < 0 for counts in changed.values() for count in counts.values()):
-        raise _NotExactError(_CHANGED)
-    return {
-        name: {value: count for value, count in counts.items() if count} for name, counts in changed.items()
-    }
-
-
-def _fitted_encoder(
-    attributes: Mapping[str, ValueCounts], old: AttributeEncoder, config: TierConfig, min_persons: int
-) -> AttributeEncoder:
-    """The encoder that a fit on persons with these values would learn."""
-    values = {
-        name: np.repeat(np.array(list(counts), dtype=object), list(counts.values())).tolist()
-        for name, counts in attributes.items()
-    }
-    longest = max(map(len, values.values()), default=0)
-    table = pa.table({name: column + [None] * (longest - len(column)) for name, column in values.items()})
-    first = old.columns[0].first_input if old.columns else 0
-    return fit_attributes(
-        table, first_input=first, min_persons=max(min_persons, config.attribute_min_persons)
-    )
-
-
-def _kept_items(items: ItemIndex, kept: NDArray[np.bool_]) -> ItemIndex:
-    return items if kept.all() else ItemIndex.from_ids(items.ids(np.flatnonzero(kept)))
-
-
-def _renewed(
-    statistics: Statistics,
-    exchange: _Exchange,
-    items: ItemIndex,
-    counts: Mapping[str, NDArray[np.int64]],
-    gram: GramStatistics | None,
-    attributes: Mapping[str, ValueCounts],
-) -> Statistics:
-    fingerprints = statistics.fingerprints.exchanged(exchange.left, exchange.entered)
-    return Statistics(items, counts, gram, attributes, fingerprints, exchange.devices)
-
-
 # ---- Another fit -------------------------------------------------------------------------------------------
 
 
@@ -819,17 +521,19 @@ def _refitted(
     parts: tuple[PermittedRows, ...]
     if tier is Tier.POPULAR:
         online, crm = gate.permitted(Tier.ONLINE), gate.permitted(Tier.CRM)
-        fitted = fit_popular(online, crm, gate.anonymous_rows(), min_persons=_min_persons(bundle), keep=True)
+        fitted = fit_popular(
+            online, crm, gate.anonymous_rows(), min_persons=min_persons_of(bundle), keep=True
+        )
         parts = (online, dataclasses.replace(crm, attributes=None))
     else:
         parts = (gate.permitted(tier),)
         fitted = fit_tier(
             tier,
             parts[0],
-            _config(bundle),
-            min_persons=_min_persons(bundle),
+            config_of(bundle),
+            min_persons=min_persons_of(bundle),
             threads=request.threads,
-            seed=_seed(bundle),
+            seed=seed_of(bundle),
             keep=True,
         )
     ledger = ledger_of(request.shop) if request.ledger is None else request.ledger
@@ -843,38 +547,6 @@ def _refitted(
             {**dataclasses.asdict(funnel), "tier": str(tier)} for part in parts for funnel in part.funnel
         ],
     }
-
-
-def _config(bundle: Bundle) -> TierConfig:
-    """The configuration that a bundle was fitted with: its own account of it."""
-    others = {"min_persons", "seed"}
-    found = _of_config(bundle.manifest.parameters)
-    parameters = {name: value for name, value in found.items() if name not in others}
-    try:
-        return TierConfig.model_validate(parameters)
-    except ValidationError as error:
-        raise BundleUnsupported(
-            f"bundle {bundle.path}: its parameters are not those of this release: train again"
-        ) from error
-
-
-def _of_config(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that do not come out of a fit."""
-    return {name: value for name, value in parameters.items() if name != "item_metadata"}
-
-
-def _min_persons(bundle: Bundle) -> int:
-    value = bundle.manifest.parameters.get("min_persons")
-    if not isinstance(value, int):
-        raise BundleUnsupported(f"bundle {bundle.path}: its parameters lack min_persons: train again")
-    return value
-
-
-def _seed(bundle: Bundle) -> int:
-    value = bundle.manifest.parameters.get("seed", 0)  # only models that draw at random have one
-    if not isinstance(value, int):
-        raise BundleUnsupported(f"bundle {bundle.path}: its seed is no whole number: train again")
-    return value
 
 
 # ---- Writing -----------------------------------------------------------------------------------------------
@@ -896,7 +568,7 @@ def _replace(tier: Tier, bundle: Bundle, outcome: _Outcome, fitted: FittedTier, 
         sources=manifest.sources,
         permission=manifest.permission,
         algorithm=manifest.algorithm,
-        parameters={**_of_config(manifest.parameters), **fitted.facts},
+        parameters={**_without_facts(manifest.parameters), **fitted.facts},
         scoring=fitted.scoring,
         item_count=fitted.item_count,
         cutoff=circumstances.cutoff,
@@ -926,6 +598,11 @@ def _replace(tier: Tier, bundle: Bundle, outcome: _Outcome, fitted: FittedTier, 
     return digest
 
 
+def _without_facts(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that do not come out of a fit."""
+    return {name: value for name, value in parameters.items() if name != "item_metadata"}
+
+
 def _gone(tier: Tier, circumstances: _Circumstances, request: _Request) -> set[Subject]:
     """Who is not in a bundle any more: the subjects, and in the joint model whom only a link let in."""
     gone = set(request.subjects)
@@ -940,10 +617,7 @@ def _gone(tier: Tier, circumstances: _Circumstances, request: _Request) -> set[S
 
 def _remove(tier: Tier, digest: str, request: _Request) -> None:
     """Take a bundle away that nothing is left to fit on."""
-    path = request.out / tier
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    path.rename(aside)
-    shutil.rmtree(aside)
+    remove_directory(request.out / tier)
     shutil.rmtree(request.restricted.statistics(tier), ignore_errors=True)
     request.restricted.lineage().drop([digest])
 

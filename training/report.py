@@ -6,9 +6,7 @@ matplotlib) only. Figures of fewer than ``MINIMUM_GROUP`` customers are not show
 
 from __future__ import annotations
 
-import os
 import re
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -50,6 +48,7 @@ from consentier.training.plots import (
     popularity_figure,
     to_svg,
 )
+from consentier.writing import whole_file, write_new
 
 __all__ = ["markdown_table", "print_rows", "render_report", "write_report"]
 
@@ -183,16 +182,8 @@ def write_report(path: str | Path, evaluation: Mapping[str, Any]) -> None:
     """
     page = render_report(evaluation).encode("utf-8")
     target = Path(path)
-    beside = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with beside.open("xb") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(target)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    with whole_file(target) as beside:
+        write_new(beside, page)
 
 
 def markdown_table(evaluation: Mapping[str, Any]) -> str:

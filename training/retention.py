@@ -25,7 +25,7 @@ from consentier.consent.keyring import Keyring
 from consentier.errors import BundleError, DataError, TrainingError, suggestion
 from consentier.models.bundle import open_bundle
 from consentier.serving.audit import expire as expire_audit
-from consentier.serving.profile_store import SqliteProfiles
+from consentier.serving.profile_opening import open_profiles
 from consentier.serving.revocation import Revocations
 from consentier.training.restricted import Restricted
 from consentier.training.retention_schedule import (
@@ -39,6 +39,7 @@ from consentier.training.retention_schedule import (
     TableRule,
     TrackingRule,
 )
+from consentier.writing import whole_file
 
 __all__ = ["Outcome", "apply_retention"]
 
@@ -83,10 +84,17 @@ def apply_retention(schedule: RetentionSchedule, *, now: dt.datetime, dry_run: b
     What is deleted may live on in backups of the file system, which no program here can reach.
     """
     return [
-        Outcome(rule.what, str(getattr(rule, "path", None) or getattr(rule, "uri", "")), done)
+        Outcome(rule.what, _where(rule), done)
         for rule in schedule.keep
         for done in [_CARRY_OUT[type(rule)](rule, now, dry_run)]
     ]
+
+
+def _where(rule: Rule) -> str:
+    """What a rule is about; of a URL, host and database."""
+    if isinstance(rule, ProfilesRule) and rule.url is not None:
+        return rule.url.partition("?")[0].rpartition("://")[2].rpartition("@")[2]
+    return str(getattr(rule, "path", None) or getattr(rule, "uri", ""))
 
 
 def _files(rule: FilesRule, now: dt.datetime, dry_run: bool) -> int:
@@ -124,19 +132,17 @@ def _table(rule: TableRule, now: dt.datetime, dry_run: bool) -> int:
     # A row without a time has no age that would allow to keep it.
     kept = table.filter(pc.fill_null(pc.greater_equal(times.cast(before.type), before), False))
     if kept.num_rows < table.num_rows and not dry_run:
-        beside = rule.path.with_name(f".{rule.path.name}.{os.getpid()}.tmp")
-        try:
+        with whole_file(rule.path) as beside:
             pq.write_table(kept, beside)
-            beside.replace(rule.path)
-        finally:
-            beside.unlink(missing_ok=True)
     return int(table.num_rows - kept.num_rows)
 
 
 def _profiles(rule: ProfilesRule, now: dt.datetime, dry_run: bool) -> int | None:
-    if not rule.path.is_file():
-        raise DataError(f"retention: there is no profile store {rule.path}")
-    return None if dry_run else SqliteProfiles(rule.path).expire(now - dt.timedelta(days=rule.days))
+    store = open_profiles(rule.url or rule.path or "", create=False)
+    try:
+        return None if dry_run else store.expire(now - dt.timedelta(days=rule.days))
+    finally:
+        store.close()
 
 
 def _audit(rule: AuditRule, now: dt.datetime, dry_run: bool) -> int | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from consentier.consent.toml_files import read_toml
 from consentier.errors import ConfigError, suggestion
@@ -78,14 +78,23 @@ class ProfilesRule(_Section):
     Attributes
     ----------
     path
-        The store's file.
+        The file of a store in SQLite.
+    url
+        In its place, the URL of a store in Redis or PostgreSQL.
     days
         For how long events are kept.
     """
 
     what: Literal["profiles"]
-    path: Path
+    path: Path | None = None
+    url: str | None = None
     days: _Days
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.path is None) == (self.url is None):
+            raise ValueError("say where the store is: either path or url")
+        return self
 
 
 class AuditRule(_Section):

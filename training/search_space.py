@@ -104,7 +104,7 @@ _PERSONS = _ALL - {Tier.SESSION}
 _RUNNING = _ALL - {Tier.CRM}
 _RIDGE = frozenset({"local_ridge"})
 _LINEAR = _RIDGE | {"cosine", "tfidf", "bm25"}
-_ALS, _BPR = frozenset({"als"}), frozenset({"bpr"})
+_ALS, _BPR, _SPECTRAL = frozenset({"als"}), frozenset({"bpr"}), frozenset({"spectral"})
 _WEIGHT = FloatDistribution(0.1, 10, log=True)
 
 
@@ -121,8 +121,8 @@ SPACE: tuple[Parameter, ...] = (
     Parameter("neighbours", IntDistribution(20, 400, log=True), _ALL, _LINEAR),
     Parameter("regularisation", FloatDistribution(0.3, 1000, log=True), _ALL, _RIDGE),
     Parameter("popularity_regularisation", FloatDistribution(0, 2), _ALL, _RIDGE),
-    Parameter("row_exponent", FloatDistribution(0, 0.75), _ALL, _RIDGE),
-    Parameter("item_exponent", FloatDistribution(0, 0.75), _ALL, _RIDGE),
+    Parameter("row_exponent", FloatDistribution(0, 0.75), _ALL, _RIDGE | _SPECTRAL),
+    Parameter("item_exponent", FloatDistribution(0, 0.75), _ALL, _RIDGE | _SPECTRAL),
     Parameter("second_hop_weight", FloatDistribution(0.1, 30, log=True), _ALL, _LINEAR, off=(0.0,)),
     Parameter("second_hop_items", IntDistribution(10, 200, log=True), _ALL, _LINEAR),
     Parameter("distance_decay", FloatDistribution(1, 50, log=True), _SESSION, _RIDGE, off=(0.0,)),
@@ -140,7 +140,11 @@ SPACE: tuple[Parameter, ...] = (
     Parameter("factor_regularisation", FloatDistribution(1e-4, 0.3, log=True), _PERSONS, _ALS),
     Parameter("factor_regularisation", FloatDistribution(0.1, 1000, log=True), _PERSONS, _BPR),
     Parameter("unobserved_weight", FloatDistribution(0.003, 1, log=True), _PERSONS, FACTOR_ALGORITHMS),
-    Parameter("frequency_exponent", FloatDistribution(0, 1), _PERSONS, FACTOR_ALGORITHMS),
+    Parameter("frequency_exponent", FloatDistribution(0, 1), _PERSONS, _ALS | _BPR),
+    Parameter("spectral_exponent", FloatDistribution(0.5, 3), _PERSONS, _SPECTRAL),
+    Parameter("unit_rank", IntDistribution(5, 100, log=True), _PERSONS, _SPECTRAL),
+    Parameter("history_exponent", FloatDistribution(0, 1), _PERSONS, _SPECTRAL),
+    Parameter("history_offset", FloatDistribution(0, 30), _PERSONS, _SPECTRAL),
     Parameter("learning_rate", FloatDistribution(0.005, 0.5, log=True), _PERSONS, _BPR),
     Parameter("step_regularisation", FloatDistribution(1e-4, 0.1, log=True), _PERSONS, _BPR),
     Parameter("session_decay", FloatDistribution(0.5, 50, log=True), _RUNNING),

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import shutil
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from consentier.training.fit import FittedTier, fit_popular, fit_tier, keep_stat
 from consentier.training.restricted import Restricted
 from consentier.training.run_facts import rows_digest, run_facts
 from consentier.training.track import track_run
+from consentier.writing import remove_directory
 
 __all__ = ["TRAINED_TIERS", "TrainingResult", "train"]
 
@@ -215,9 +214,7 @@ def _retire(path: Path) -> bool:
     """Take a bundle out of its slot, if there is one; whether there was."""
     if not (path / "manifest.json").is_file():
         return False
-    old = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    path.rename(old)
-    shutil.rmtree(old)
+    remove_directory(path)
     return True
 
 

@@ -28,13 +28,13 @@ from consentier.consent import Source, Tier, microseconds
 from consentier.errors import TrainingError
 from consentier.features.gate import PermittedRows
 from consentier.features.interactions import largest_then_summed, person_counts
-from consentier.models.attribute_encoding import AttributeEncoder, AttributeValue
+from consentier.models.attribute_encoding import AttributeValue
 from consentier.models.bundle import TIERS
-from consentier.models.compiled import compiled
 from consentier.models.item_index import ItemIndex
 from consentier.models.recency import microseconds_of_days, recency_weights
+from consentier.models.row_scorer import RowScorer
 from consentier.serving.request import Event
-from consentier.serving.scorer import NO_INTEREST, ScoringSettings
+from consentier.serving.scorer import NO_INTEREST, read_scoring
 from consentier.serving.view import PermittedView
 from consentier.training.evaluation_result import MINIMUM_GROUP
 from consentier.training.metrics import PADDING, Relevant
@@ -149,12 +149,9 @@ class BatchScorer:
     _returns: NDArray[np.float32] | None = None
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]], scoring: Mapping[str, Any]) -> None:
-        settings = self._own_settings(dict(scoring))
-        encoded = settings.pop("attributes", [])
         self.index = ItemIndex(arrays["item_ids"], arrays["item_offsets"], verify=False)
         self._numbers = {item: k for k, item in enumerate(self.index.ids(np.arange(len(self.index))))}
-        self._settings = ScoringSettings.from_json(settings)
-        self._attributes = AttributeEncoder.from_json(encoded, first_input=len(self.index))
+        self._settings, self._attributes = read_scoring(self._own_settings(dict(scoring)), len(self.index))
         self._read(arrays)
         self._prepared: tuple[Requests, sp.csr_matrix, sp.csr_matrix, sp.csr_matrix] | None = None
 
@@ -164,7 +161,16 @@ class BatchScorer:
 
     def _read(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Take the model's arrays out of a bundle's."""
-        self._weights = (arrays["indptr"], arrays["indices"], arrays["data"])
+        nothing = np.zeros(len(self.index), np.bool_)
+        self._rows = RowScorer(
+            arrays["indptr"],
+            arrays["indices"],
+            arrays["data"],
+            hidden=nothing,
+            silent=nothing,
+            hop_weight=self._settings.second_hop_weight,
+            hop_items=self._settings.second_hop_items,
+        )
         self._returns = arrays.get("repeats")
 
     def lists(
@@ -199,19 +205,21 @@ class BatchScorer:
 
         Notes
         -----
-        O(entries of the weights of all histories), and `item_count` × 17 bytes per thread.
+        O(entries of the weights of all histories).
         """
         last = len(requests) if last is None else last
         inputs, hidden, added = self._prepare(requests)
-        hop = (self._settings.second_hop_weight, self._settings.second_hop_items)
         chunks = [(k, min(k + _REQUESTS_AT_ONCE, last)) for k in range(first, last, _REQUESTS_AT_ONCE)]
         parts = Parallel(n_jobs=-1 if threads is None else threads, prefer="threads")(
-            delayed(_best)(
-                *_plain(inputs), inputs.data, *self._weights, *_plain(hidden), *_plain(added), added.data,
-                *hop, len(self.index), n, *chunk
+            delayed(self._rows.lists)(
+                (*_plain(inputs), inputs.data.astype(np.float32)),
+                (*_plain(added), added.data),
+                _plain(hidden),
+                n,
+                *chunk,
             )
             for chunk in chunks
-        )  # fmt: skip
+        )
         if not parts:
             return np.empty((0, n), np.int64), np.empty((0, n))
         return np.concatenate([items for items, _ in parts]), np.concatenate([each for _, each in parts])
@@ -350,138 +358,6 @@ class BatchScorer:
 def _plain(matrix: sp.csr_matrix) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Starts and columns in one type, so that the loop is compiled once."""
     return matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64)
-
-
-@compiled
-def _best(
-    input_starts: NDArray[np.integer],
-    input_rows: NDArray[np.integer],
-    input_weights: NDArray[np.float64],
-    starts: NDArray[np.integer],
-    indices: NDArray[np.integer],
-    data: NDArray[np.float32],
-    hidden_starts: NDArray[np.integer],
-    hidden_items: NDArray[np.integer],
-    added_starts: NDArray[np.integer],
-    added_items: NDArray[np.integer],
-    added: NDArray[np.float64],
-    hop_weight: float,
-    hop_items: int,
-    item_count: int,
-    n: int,
-    first: int,
-    last: int,
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Add up rows of the weights for each request, and keep its best items in order."""
-    lists = np.full((last - first, n), -1, dtype=np.int64)
-    best = np.zeros((last - first, n), dtype=np.float64)
-    sums = np.zeros(item_count, dtype=np.float64)
-    seen = np.zeros(item_count, dtype=np.bool_)
-    touched = np.empty(item_count, dtype=np.int64)
-    for request in range(first, last):
-        rows = input_rows[input_starts[request] : input_starts[request + 1]]
-        count = _add_rows(
-            rows,
-            input_weights[input_starts[request] : input_starts[request + 1]],
-            starts,
-            indices,
-            data,
-            sums,
-            seen,
-            touched,
-            0,
-        )
-        if hop_weight > 0.0:
-            passing = _passing(touched[:count], sums, rows, hop_items)
-            weights = np.empty(passing.size, dtype=np.float64)
-            for k in range(passing.size):
-                weights[k] = np.float64(np.float32(hop_weight * sums[passing[k]]))
-            count = _add_rows(passing, weights, starts, indices, data, sums, seen, touched, count)
-        if rows.size > 0:
-            for k in range(added_starts[request], added_starts[request + 1]):
-                item = added_items[k]
-                if not seen[item]:
-                    seen[item] = True
-                    touched[count] = item
-                    count += 1
-                sums[item] += added[k]
-        for k in range(hidden_starts[request], hidden_starts[request + 1]):
-            sums[hidden_items[k]] = 0.0
-        items, scores = lists[request - first], best[request - first]
-        found = 0
-        for k in range(count):
-            item = touched[k]
-            score = sums[item]
-            sums[item] = 0.0
-            seen[item] = False
-            if score <= 0.0:
-                continue
-            place = found
-            while place > 0 and (
-                score > scores[place - 1] or (score == scores[place - 1] and item < items[place - 1])
-            ):
-                if place < n:
-                    items[place] = items[place - 1]
-                    scores[place] = scores[place - 1]
-                place -= 1
-            if place < n:
-                items[place] = item
-                scores[place] = score
-                found = min(found + 1, n)
-    return lists, best
-
-
-@compiled
-def _add_rows(
-    rows: NDArray[np.integer],
-    weights: NDArray[np.float64],
-    starts: NDArray[np.integer],
-    indices: NDArray[np.integer],
-    data: NDArray[np.float32],
-    sums: NDArray[np.float64],
-    seen: NDArray[np.bool_],
-    touched: NDArray[np.int64],
-    count: int,
-) -> int:
-    """Add weighted rows to the sums, and note which items they touch. Returns how many are touched now."""
-    for k in range(rows.size):
-        for entry in range(starts[rows[k]], starts[rows[k] + 1]):
-            item = indices[entry]
-            if not seen[item]:
-                seen[item] = True
-                touched[count] = item
-                count += 1
-            sums[item] += weights[k] * np.float64(data[entry])
-    return count
-
-
-@compiled
-def _passing(
-    touched: NDArray[np.int64], sums: NDArray[np.float64], rows: NDArray[np.integer], limit: int
-) -> NDArray[np.int64]:
-    """The best items of positive score that are no inputs, ascending; of equal ones the first."""
-    candidates = np.empty(touched.size, dtype=np.int64)
-    count = 0
-    for k in range(touched.size):
-        item = touched[k]
-        place = np.searchsorted(rows, item)
-        if sums[item] > 0.0 and not (place < rows.size and rows[place] == item):
-            candidates[count] = item
-            count += 1
-    candidates = np.sort(candidates[:count])
-    if count <= limit:
-        return candidates
-    scores = sums[candidates]
-    threshold = np.partition(scores, count - limit)[count - limit]
-    ties = limit - (scores > threshold).sum()
-    kept = np.zeros(count, dtype=np.bool_)
-    for k in range(count):
-        if scores[k] > threshold:
-            kept[k] = True
-        elif scores[k] == threshold and ties > 0:
-            kept[k] = True
-            ties -= 1
-    return candidates[kept]
 
 
 # ---- A validation period -----------------------------------------------------------------------------------

@@ -34,7 +34,6 @@ __all__ = ["Benchmark", "Contender", "descend", "run"]
 
 PARAMETERS = Path(__file__).with_name("parameters.toml")
 GRIDS = Path(__file__).with_name("grids.toml")
-_KEPT_VALUES = ROOT / ".build" / "benchmarks"
 
 Parameters = dict[str, Any]
 
@@ -292,7 +291,7 @@ def _compare(benchmark: Benchmark, results: dict[str, Any], options: argparse.Na
 
 def _values_path(out: Path, dataset: str, name: str) -> Path:
     """Values per request are large and kept out of the repository, beside the results they belong to."""
-    return _KEPT_VALUES / out.resolve().name / dataset / f"{name}.npz"
+    return out / ".values" / dataset / f"{name}.npz"
 
 
 def _keep_values(out: Path, dataset: str, name: str, values: Values) -> None:

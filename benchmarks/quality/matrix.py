@@ -46,6 +46,7 @@ CONTENDERS: Mapping[str, Contender] = {
     "irspack_rp3beta": Contender(peers.IrspackRP3beta, package="irspack"),
     "local_ridge": Contender(ours.LocalRidgeUsers, ours=True),
     "als": Contender(ours.FactorUsers, ours=True),
+    "spectral": Contender(ours.SpectralUsers, ours=True),
 }
 """All classes of models for user-item matrices."""
 
@@ -74,21 +75,21 @@ class MatrixBenchmark(Benchmark):
         first = next(iter(split.values()))
         model = self._model(task.model, first.item_count, parameters)
         model.fit(first.train)
-        return self.judged(model, split)
+        return self.judged({prefix: self._lists(model, case) for prefix, case in split.items()}, split)
 
     def measure(self, task: Task) -> Measured:
         """See the base class."""
         self._warm_up(task)
         split = self.split(task)
-        first = next(iter(split.values()))
+        name, first = next(iter(split.items()))
         model = self._model(task.model, first.item_count, task.parameters)
         clock = Clock()
         with clock.running():
             model.fit(first.train)
-        count = max(cutoff for _, cutoff in self.metrics)
         answering = Clock()
         with answering.running():
-            model.recommend(first.histories, first.hidden, count)
+            lists = {name: self._lists(model, first)}
+        count = self._count()
         single = [
             (first.histories.rows(slice(k, k + 1)), first.hidden[k : k + 1])
             for k in drawn(len(first.histories), task.latency_requests)
@@ -99,17 +100,23 @@ class MatrixBenchmark(Benchmark):
             "batch": answering.rates(len(first.histories)),
             "single": latency(lambda asked: model.recommend(asked[0], asked[1], count), single),
         }
-        return Measured(facts, self.judged(model, split))
+        lists |= {prefix: self._lists(model, case) for prefix, case in split.items() if prefix != name}
+        return Measured(facts, self.judged(lists, split))
 
-    def judged(self, model: MatrixModel, cases: dict[str, splits.MatrixSplit]) -> Values:
-        """Metrics of each judged user in each case, by a fitted model."""
-        count = max(cutoff for _, cutoff in self.metrics)
-        values: Values = {}
-        for prefix, case in cases.items():
-            lists = model.recommend(case.histories, case.hidden, count)
-            for name, cutoff in self.metrics:
-                values[f"{prefix}{name}@{cutoff}"] = _METRICS[name](lists, case.held_out, cutoff)
-        return values
+    def judged(self, lists: Mapping[str, NDArray[np.int64]], cases: dict[str, splits.MatrixSplit]) -> Values:
+        """Metrics of each judged user in each case."""
+        return {
+            f"{prefix}{name}@{cutoff}": _METRICS[name](lists[prefix], case.held_out, cutoff)
+            for prefix, case in cases.items()
+            for name, cutoff in self.metrics
+        }
+
+    def _lists(self, model: MatrixModel, case: splits.MatrixSplit) -> NDArray[np.int64]:
+        return model.recommend(case.histories, case.hidden, self._count())
+
+    def _count(self) -> int:
+        """Length of the lists that all metrics can be computed from."""
+        return max(cutoff for _, cutoff in self.metrics)
 
     def _warm_up(self, task: Task) -> None:
         """Fit to 60 users with 40 items, and answer."""

@@ -12,13 +12,14 @@ from benchmarks.quality.peers import joined
 from benchmarks.quality.splits import Interactions, Sessions
 from consentier.models.als import ALS
 from consentier.models.base import ItemModel
-from consentier.models.gram import SessionOrder
+from consentier.models.gram import SessionOrder, last_positions
 from consentier.models.local_ridge import LocalRidge
 from consentier.models.recency import microseconds_of_days, recency_weights
 from consentier.models.repeats import repeat_counts
 from consentier.models.scoring import score_rows, top_items, with_second_hop
+from consentier.models.spectral import Spectral
 
-__all__ = ["FactorUsers", "LocalRidgeSessions", "LocalRidgeUsers"]
+__all__ = ["FactorUsers", "LocalRidgeSessions", "LocalRidgeUsers", "SpectralUsers"]
 
 
 @dataclass(kw_only=True)
@@ -66,14 +67,8 @@ class LocalRidgeSessions:
     def _ordered(self, sessions: Sessions) -> tuple[sparse.csr_matrix, SessionOrder]:
         """Distinct items of each session, placed by their last click, and the sessions' weights by age."""
         numbers = np.repeat(np.arange(len(sessions), dtype=np.int64), np.diff(sessions.starts))
-        entries = numbers * self.item_count + sessions.items
-        distinct, last = np.unique(entries[::-1], return_index=True)
-        clicks = entries.size - 1 - last
-        places = np.empty(distinct.size, dtype=np.int64)
-        places[np.argsort(clicks)] = np.arange(distinct.size)
-        rows, columns = np.divmod(distinct, self.item_count)
-        first = np.full(len(sessions), distinct.size)
-        np.minimum.at(first, rows, places)
+        entries = np.unique(numbers * self.item_count + sessions.items)
+        rows, columns = np.divmod(entries, self.item_count)
         matrix = sparse.csr_matrix(
             (np.ones(rows.size, np.float32), columns, np.searchsorted(rows, np.arange(len(sessions) + 1))),
             shape=(len(sessions), self.item_count),
@@ -81,7 +76,8 @@ class LocalRidgeSessions:
         ended = sessions.times[sessions.starts[1:] - 1]
         ages = ((ended.max() - ended) * 1e6).astype(np.int64)
         scale = recency_weights(ages, microseconds_of_days(self.session_half_life))
-        return matrix, SessionOrder(places - first[rows], np.maximum(scale, 2.0**-16))
+        positions = last_positions(numbers, sessions.items, self.item_count, entries)
+        return matrix, SessionOrder(positions, np.maximum(scale, 2.0**-16))
 
     def recommend(self, prefix: NDArray[np.int64], now: float, count: int) -> NDArray[np.int64]:
         """The best items; the functions are those of the served scorer."""
@@ -116,6 +112,8 @@ class _Users:
     order_weight: float = 1.0
     cart_weight: float = 0.0
     """What an entry of the second source counts, where there is one."""
+    request_cart_weight: float | None = None
+    """What it counts in the history of a request; None: the same as in the fit."""
     attribute_weight: float = 0.0
     """What an attribute value counts; 0: attributes are not read."""
 
@@ -126,11 +124,11 @@ class _Users:
 
     def fit(self, train: Interactions) -> None:
         """Fit to the joined histories."""
-        self._model = self._unfitted().fit(self._inputs(train), show_progress=False)
+        self._model = self._unfitted().fit(self._inputs(train, self.cart_weight), show_progress=False)
 
     def recommend(self, histories: Interactions, hidden: sparse.csr_matrix, count: int) -> NDArray[np.int64]:
         """The best items that are not hidden; popular ones where the model has too few."""
-        inputs = self._inputs(histories)
+        inputs = self._inputs(histories, self._request_weight())
         lists = np.full((len(histories), count), -1, dtype=np.int64)
         for user in range(len(histories)):
             withheld = hidden.indices[hidden.indptr[user] : hidden.indptr[user + 1]]
@@ -144,11 +142,19 @@ class _Users:
             lists[user, : len(found)] = found
         return lists
 
-    def _inputs(self, rows: Interactions) -> sparse.csr_matrix:
-        matrix = joined(rows, self.order_weight, self.cart_weight)
+    def _request_weight(self) -> float:
+        return self.cart_weight if self.request_cart_weight is None else self.request_cart_weight
+
+    def _inputs(self, rows: Interactions, cart_weight: float) -> sparse.csr_matrix:
+        matrix = joined(rows, self.order_weight, cart_weight)
         if self.attribute_weight > 0 and rows.attributes is not None:
-            matrix = sparse.hstack([matrix, rows.attributes * np.float32(self.attribute_weight)])
+            attributes = self._attributes(rows.attributes, np.diff(matrix.indptr))
+            matrix = sparse.hstack([matrix, attributes])
         return sparse.csr_matrix(matrix, dtype=np.float32)
+
+    def _attributes(self, attributes: sparse.csr_matrix, known: NDArray[np.int64]) -> sparse.csr_matrix:
+        """What attribute values count, beside so many known items."""
+        return attributes * np.float32(self.attribute_weight)
 
 
 @dataclass(kw_only=True)
@@ -160,6 +166,7 @@ class LocalRidgeUsers(_Users):
     row_exponent: float
     item_exponent: float
     popularity_regularisation: float = 0.0
+    repeat_weight: float = 0.0
     second_hop_weight: float = 0.0
     second_hop_items: int = 50
 
@@ -171,10 +178,14 @@ class LocalRidgeUsers(_Users):
             row_exponent=self.row_exponent,
             item_exponent=self.item_exponent,
             popularity_regularisation=self.popularity_regularisation,
+            repeat_weight=self.repeat_weight,
             second_hop_weight=self.second_hop_weight,
             second_hop_items=self.second_hop_items,
             threads=1,
         )
+
+
+_USERS_AT_ONCE = 256
 
 
 @dataclass(kw_only=True)
@@ -197,3 +208,53 @@ class FactorUsers(_Users):
             frequency_exponent=self.frequency_exponent,
             threads=1,
         )
+
+    def recommend(self, histories: Interactions, hidden: sparse.csr_matrix, count: int) -> NDArray[np.int64]:
+        """The same, for blocks of users at once: lists long enough to leave out what is hidden."""
+        inputs = self._inputs(histories, self._request_weight())
+        lists = np.full((len(histories), count), -1, dtype=np.int64)
+        for start in range(0, len(histories), _USERS_AT_ONCE):
+            users = np.arange(start, min(start + _USERS_AT_ONCE, len(histories)))
+            longest = count + int(np.diff(hidden.indptr)[users].max())
+            found, _ = self._model.recommend(
+                users, inputs[users], N=longest, filter_already_liked_items=False
+            )
+            for user, items in zip(users, found, strict=True):
+                withheld = hidden.indices[hidden.indptr[user] : hidden.indptr[user + 1]]
+                shown = items[~np.isin(items, withheld) & (items >= 0)][:count]
+                lists[user, : len(shown)] = shown
+        return lists
+
+
+@dataclass(kw_only=True)
+class SpectralUsers(_Users):
+    """`Spectral`; attributes say what is expected, and fade as in the product's tiers."""
+
+    factors: int
+    row_exponent: float
+    item_exponent: float
+    spectral_exponent: float
+    unit_rank: int
+    unobserved_weight: float
+    history_exponent: float
+    history_offset: float
+    attribute_fade: float = 1.0
+
+    def _unfitted(self) -> ItemModel:
+        return Spectral(
+            item_count=self.item_count,
+            factors=self.factors,
+            row_exponent=self.row_exponent,
+            item_exponent=self.item_exponent,
+            spectral_exponent=self.spectral_exponent,
+            unit_rank=self.unit_rank,
+            unobserved_weight=self.unobserved_weight,
+            history_exponent=self.history_exponent,
+            history_offset=self.history_offset,
+            threads=1,
+        )
+
+    def _attributes(self, attributes: sparse.csr_matrix, known: NDArray[np.int64]) -> sparse.csr_matrix:
+        shares = self.attribute_weight / (1 + known / self.attribute_fade)
+        shares /= np.maximum(np.diff(attributes.indptr), 1)
+        return sparse.csr_matrix(sparse.diags_array(shares) @ attributes)

@@ -162,21 +162,17 @@ class EASE(_Peer):
 
 
 @dataclass(kw_only=True)
-class ImplicitALS(_Peer):
-    """Alternating least squares of implicit; users are folded in."""
+class _ImplicitFactors(_Peer):
+    """Factor models of implicit score all items by products with the users' factors."""
 
     factors: int = 100
     regularisation: float = 0.01
-    alpha: float = 1.0
     iterations: int = 15
 
     def _fit(self, matrix: sparse.csr_matrix, train: Interactions) -> None:
-        from implicit.als import AlternatingLeastSquares
-
-        self._model = AlternatingLeastSquares(
+        self._model = self._made(
             factors=self.factors,
             regularization=self.regularisation,
-            alpha=self.alpha,
             iterations=self.iterations,
             num_threads=1,
             random_state=_SEED,
@@ -185,37 +181,49 @@ class ImplicitALS(_Peer):
         self._model.fit(matrix, show_progress=False)
 
     def _scores(self, matrix: sparse.csr_matrix, rows: Interactions) -> Scores:
-        users = self._model.recalculate_user(np.arange(len(rows)), matrix)
-        return np.asarray(users @ self._model.item_factors.T, dtype=np.float32)
+        return np.asarray(self._users(matrix, rows) @ self._model.item_factors.T, dtype=np.float32)
+
+    @abstractmethod
+    def _made(self, **settings: Any) -> Any:
+        """The model, not fitted yet."""
+
+    @abstractmethod
+    def _users(self, matrix: sparse.csr_matrix, rows: Interactions) -> Scores:
+        """The users' factors, float32 (users, factors)."""
 
 
 @dataclass(kw_only=True)
-class ImplicitBPR(_Peer):
+class ImplicitALS(_ImplicitFactors):
+    """Alternating least squares of implicit; users are folded in."""
+
+    alpha: float = 1.0
+
+    def _made(self, **settings: Any) -> Any:
+        from implicit.als import AlternatingLeastSquares
+
+        return AlternatingLeastSquares(alpha=self.alpha, **settings)
+
+    def _users(self, matrix: sparse.csr_matrix, rows: Interactions) -> Scores:
+        folded: Scores = self._model.recalculate_user(np.arange(len(rows)), matrix)
+        return folded
+
+
+@dataclass(kw_only=True)
+class ImplicitBPR(_ImplicitFactors):
     """Bayesian personalised ranking of implicit, for users that were learned from."""
 
-    factors: int = 100
     learning_rate: float = 0.01
-    regularisation: float = 0.01
-    iterations: int = 100
 
-    def _fit(self, matrix: sparse.csr_matrix, train: Interactions) -> None:
+    def _made(self, **settings: Any) -> Any:
         from implicit.bpr import BayesianPersonalizedRanking
 
-        self._model = BayesianPersonalizedRanking(
-            factors=self.factors,
-            learning_rate=self.learning_rate,
-            regularization=self.regularisation,
-            iterations=self.iterations,
-            num_threads=1,
-            random_state=_SEED,
-            use_gpu=False,
-        )
-        self._model.fit(matrix, show_progress=False)
+        return BayesianPersonalizedRanking(learning_rate=self.learning_rate, **settings)
 
-    def _scores(self, matrix: sparse.csr_matrix, rows: Interactions) -> Scores:
+    def _users(self, matrix: sparse.csr_matrix, rows: Interactions) -> Scores:
         if rows.users is None:
             raise ValueError("BPR has no factors for users that it has not learned from")
-        return np.asarray(self._model.user_factors[rows.users] @ self._model.item_factors.T, dtype=np.float32)
+        known: Scores = self._model.user_factors[rows.users]
+        return known
 
 
 @dataclass(kw_only=True)
@@ -255,8 +263,12 @@ class _Irspack(_Peer):
         """The model, not learned yet."""
 
     def _scores(self, matrix: sparse.csr_matrix, rows: Interactions) -> Scores:
-        scores = self._model.get_score_cold_user(sparse.csr_matrix(matrix, dtype=np.float64))
-        return np.array(scores, dtype=np.float32)
+        histories = sparse.csr_matrix(matrix, dtype=np.float64)
+        return np.array(self._model.get_score_cold_user(histories, *self._besides(rows)), dtype=np.float32)
+
+    def _besides(self, rows: Interactions) -> tuple[sparse.csr_matrix | None, ...]:
+        """What the model reads of users besides their histories."""
+        return ()
 
 
 @dataclass(kw_only=True)
@@ -292,10 +304,8 @@ class IrspackIALS(_Irspack):
             **features,
         )
 
-    def _scores(self, matrix: sparse.csr_matrix, rows: Interactions) -> Scores:
-        history = sparse.csr_matrix(matrix, dtype=np.float64)
-        features = rows.attributes if self.feature_weight > 0 else None
-        return np.array(self._model.get_score_cold_user(history, features), dtype=np.float32)
+    def _besides(self, rows: Interactions) -> tuple[sparse.csr_matrix | None, ...]:
+        return (rows.attributes,) if self.feature_weight > 0 else ()
 
 
 @dataclass(kw_only=True)

@@ -186,7 +186,7 @@ def _vsknn(
     count: int,
 ) -> NDArray[np.int64]:
     items = _place(scratch, prefix)
-    candidates = _recent_sessions(index, scratch, items, sample_size)
+    candidates = _recent_sessions(index, scratch, items, scratch.place[items].astype(np.float64), sample_size)
     similarity = np.zeros(candidates.size)
     for c in range(candidates.size):
         similarity[c] = scratch.similarity[candidates[c]] / (items.size * prefix.size)
@@ -259,9 +259,11 @@ def _vstan(
     position_decay, age_decay, neighbour_decay, match_decay = decays
     items = _place(scratch, prefix)
     squares = 0.0
-    for item in items:
-        squares += math.exp(2 * (scratch.place[item] - prefix.size) / position_decay)
-    candidates = _recent_sessions_weighted(index, scratch, items, sample_size, prefix.size, position_decay)
+    weights = np.empty(items.size)
+    for p in range(items.size):
+        weights[p] = math.exp((scratch.place[items[p]] - prefix.size) / position_decay)
+        squares += math.exp(2 * (scratch.place[items[p]] - prefix.size) / position_decay)
+    candidates = _recent_sessions(index, scratch, items, weights, sample_size)
     similarity = np.zeros(candidates.size)
     for c in range(candidates.size):
         session = candidates[c]
@@ -293,33 +295,18 @@ def _place(scratch: _Scratch, prefix: NDArray[np.int64]) -> NDArray[np.int64]:
 
 @compiled
 def _recent_sessions(
-    index: _Index, scratch: _Scratch, items: NDArray[np.int64], sample_size: int
-) -> NDArray[np.int64]:
-    """The most recent sessions that share an item, ascending; `similarity` sums its items' positions."""
-    candidates = _sharing(index, scratch, items, sample_size)
-    for session in candidates:
-        scratch.similarity[session] = 0.0
-    for item in items:
-        _add_to_sharing(index, scratch, item, candidates, float(scratch.place[item]))
-    return candidates
-
-
-@compiled
-def _recent_sessions_weighted(
     index: _Index,
     scratch: _Scratch,
     items: NDArray[np.int64],
+    weights: NDArray[np.float64],
     sample_size: int,
-    length: int,
-    position_decay: float,
 ) -> NDArray[np.int64]:
-    """As `_recent_sessions`, with weights that fall exponentially towards the session's beginning."""
+    """The most recent sessions that share an item, ascending; `similarity` sums its items' weights."""
     candidates = _sharing(index, scratch, items, sample_size)
     for session in candidates:
         scratch.similarity[session] = 0.0
-    for item in items:
-        weight = math.exp((scratch.place[item] - length) / position_decay)
-        _add_to_sharing(index, scratch, item, candidates, weight)
+    for p in range(items.size):
+        _add_to_sharing(index, scratch, items[p], candidates, weights[p])
     return candidates
 
 

@@ -325,7 +325,9 @@ def read_movielens(
     )
 
 
-def read_taobao(data: Path, part: str = TEST, new_items_only: bool = True) -> MatrixSplit:
+def read_taobao(
+    data: Path, part: str = TEST, new_items_only: bool = True, both_sources_only: bool = False
+) -> MatrixSplit:
     """Read Taobao's carts (the online source) and orders (the CRM source), one order held out per user.
 
     Parameters
@@ -338,6 +340,8 @@ def read_taobao(data: Path, part: str = TEST, new_items_only: bool = True) -> Ma
     new_items_only
         Hide carted items too and leave out users whose held-out item is in their cart; else only bought items
         are hidden.
+    both_sources_only
+        Judge only users with a cart (all have orders); all are learned from.
     """
     folder = data / "twosource" / "taobao"
     cart_user, cart_item = _pairs(folder / "carts.parquet")
@@ -358,7 +362,12 @@ def read_taobao(data: Path, part: str = TEST, new_items_only: bool = True) -> Ma
         hidden = sparse.csr_matrix(orders + carts)
         new = np.asarray(carts[held_user, held_item]).ravel() == 0
         held_user, held_item = held_user[new], held_item[new]
+    if both_sources_only:
+        carted = np.diff(carts.indptr)[held_user] > 0
+        held_user, held_item = held_user[carted], held_item[carted]
     mode = "new items only" if new_items_only else "cart items kept"
+    if both_sources_only:
+        mode += ", users with both sources"
     return _judged_in_train(
         f"taobao, {part}, {mode}", Interactions(orders, carts), hidden, held_user, held_item
     )

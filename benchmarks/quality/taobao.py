@@ -1,9 +1,9 @@
 """The next order of customers with carts and orders, on Taobao: quality with intervals, and cost.
 
-Carts are the online source, orders the CRM source; one order a user is held out. Without prefix: new items
-only (what is in the cart or was bought is hidden, and users whose held-out item is in their cart are left
-out); ``carted too/…``: only what was bought is hidden, all users. Parameters are chosen on one more order of
-each user with two or more in train.
+Carts are the online source, orders the CRM source; one order a user is held out. All users are learned
+from, those with both sources are judged. Without prefix: new items only (what is in the cart or was bought is
+hidden, and users whose held-out item is in their cart are left out); ``carted too/…``: only what was bought
+is hidden. Parameters are chosen on one more order of each user.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TaobaoBenchmark(MatrixBenchmark):
     def cases(self, task: Task) -> dict[str, splits.MatrixSplit]:
         """See the base class."""
         return {
-            prefix: splits.read_taobao(data_of(task), task.part, new_items_only)
+            prefix: splits.read_taobao(data_of(task), task.part, new_items_only, both_sources_only=True)
             for prefix, new_items_only in (("", True), ("carted too/", False))
         }
 

@@ -3,7 +3,8 @@
 ::
 
     ConsentierError
-    ├── DataError            a shop table breaks the data contract
+    ├── DataError            a shop table breaks the data contract, or a store of profiles cannot be used
+    │   └── StoreTimeout         a store gave no answer in time
     ├── ConfigError          a configuration file or option is wrong
     ├── PolicyError          a routing policy is wrong or grants more than the law of the engine allows
     ├── LedgerError          the consent ledger cannot be read, or a record is malformed
@@ -38,6 +39,7 @@ __all__ = [
     "LedgerError",
     "PolicyError",
     "SignalError",
+    "StoreTimeout",
     "TrainingError",
     "suggestion",
 ]
@@ -48,7 +50,11 @@ class ConsentierError(Exception):
 
 
 class DataError(ConsentierError):
-    """A shop table breaks the data contract."""
+    """A shop table breaks the data contract, or a store of profiles cannot be used."""
+
+
+class StoreTimeout(DataError):  # noqa: N818
+    """A store of profiles gave no answer in time."""
 
 
 class ConfigError(ConsentierError):

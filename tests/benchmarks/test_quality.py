@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import subprocess
@@ -72,6 +73,8 @@ def test_rows_are_added_and_compared_in_pairs(data: Path, tmp_path: Path) -> Non
     difference = results["rows"]["ours"]["difference"]["ndcg@20"]
     means = [results["rows"][name]["metrics"]["ndcg@20"]["mean"] for name in ("ours", "popularity")]
     assert difference["mean"] == pytest.approx(means[0] - means[1])
+    # Values stand beside the results they belong to: those of another directory cannot be taken for them.
+    assert (tmp_path / "results" / ".values" / "gowalla" / "ours.npz").is_file()
 
 
 def test_rows_of_another_split_are_not_put_into_one_table(data: Path, tmp_path: Path) -> None:
@@ -224,6 +227,45 @@ def test_carted_targets_are_left_out_only_in_the_mode_of_new_items(data: Path) -
         assert in_cart.any() == carted
     carted = everything.train.carts[new.histories.users].toarray() > 0
     assert new.hidden.toarray()[carted].all()
+
+
+def test_users_without_a_cart_are_learned_from_but_not_judged_where_both_sources_are_asked_for(
+    data: Path,
+) -> None:
+    everybody, both = (
+        splits.read_taobao(data, new_items_only=False, both_sources_only=only) for only in (False, True)
+    )
+    assert len(everybody.histories) == 30
+    assert both.histories.users is not None
+    assert both.histories.users.tolist() == list(range(24))
+    assert len(both.train) == 30
+
+
+def test_carts_may_count_something_else_at_request_than_in_the_fit(data: Path) -> None:
+    (case, *_) = benchmark("taobao").split(task("taobao", data, "taobao", "local_ridge")).values()
+
+    def answers(histories: splits.Interactions, **parameters: float) -> list[list[int]]:
+        model = (
+            benchmark("taobao")
+            .contenders["local_ridge"]
+            .make(item_count=20, **{**MATRIX_MODELS["local_ridge"], **parameters})
+        )
+        model.fit(case.train)
+        lists: list[list[int]] = model.recommend(histories, case.hidden, 10).tolist()
+        return lists
+
+    without_carts = dataclasses.replace(case.histories, carts=None)
+    assert answers(case.histories, request_cart_weight=0.0) == answers(without_carts)
+    assert answers(case.histories) != answers(without_carts)
+
+
+def test_factor_lists_of_blocks_are_those_of_single_users(data: Path) -> None:
+    (case, *_) = benchmark("taobao").split(task("taobao", data, "taobao", "als")).values()
+    model = benchmark("taobao").contenders["als"].make(item_count=20, cart_weight=0.5, **MATRIX_MODELS["als"])
+    model.fit(case.train)
+    together = model.recommend(case.histories, case.hidden, 10)
+    one_by_one = super(type(model), model).recommend(case.histories, case.hidden, 10)
+    np.testing.assert_array_equal(together, one_by_one)
 
 
 def test_a_table_replaces_the_one_between_its_marks() -> None:

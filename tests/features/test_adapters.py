@@ -581,7 +581,7 @@ def test_a_failed_replacement_puts_the_old_directory_back(
     rename = Path.rename
 
     def refuse_the_new(self: Path, target: Path) -> Path:
-        if target == out and not self.name.endswith(".old") and (self / "consentier.toml").exists():
+        if target == out and not self.name.endswith(".replaced") and (self / "consentier.toml").exists():
             raise OSError(28, "No space left on device")
         return rename(self, target)
 

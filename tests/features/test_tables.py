@@ -324,7 +324,7 @@ def test_a_failed_replacement_puts_the_old_directory_back(
     rename = Path.rename
 
     def failing(self: Path, target: Path) -> Path:
-        if self.name.startswith(".out.") and not self.name.endswith(".old"):
+        if self.name.startswith(".out.") and not self.name.endswith(".replaced"):
             raise OSError("disk on fire")
         return rename(self, target)
 

@@ -229,8 +229,9 @@ CONFIG = Config(
     crm=_TIER,
     fused=_TIER,
 )
-_FACTORS = _TIER.model_copy(update={"algorithm": "als", "factors": 3, "iterations": 2})
-FACTOR_CONFIG = CONFIG.model_copy(update=dict.fromkeys(("online", "crm", "fused"), _FACTORS))
+_ALS = _TIER.model_copy(update={"algorithm": "als", "factors": 3, "iterations": 2})
+_SPECTRAL = _TIER.model_copy(update={"algorithm": "spectral", "factors": 3})
+FACTOR_CONFIG = CONFIG.model_copy(update={"online": _ALS, "crm": _SPECTRAL, "fused": _SPECTRAL})
 
 
 def digest(tables: ShopTables, tier: Tier) -> str:

@@ -31,6 +31,7 @@ from consentier.models import gram, local_ridge
 from consentier.models.bundle import open_bundle
 from consentier.models.statistics import read_statistics
 from consentier.serving.factor_scorer import FACTOR_ALGORITHMS
+from consentier.training import decrement
 from consentier.training import forget as forgetting
 from consentier.training.config import Config, TierConfig, TrackingConfig, TrainingConfig
 from consentier.training.forget import Subject, forget
@@ -228,7 +229,9 @@ cases = st.builds(
     links=st.lists(st.tuples(_visitors, _customers), max_size=6).map(tuple),
     ages=st.just((20, 20, 20, 20)) | st.tuples(*[st.integers(20, 50)] * 4),
     steps=st.lists(st.lists(_subjects, min_size=1, max_size=3).map(tuple), min_size=1, max_size=3).map(tuple),
-    algorithm=st.sampled_from(("local_ridge", "local_ridge", "local_ridge", "cosine", "tfidf", "als")),
+    algorithm=st.sampled_from(
+        ("local_ridge", "local_ridge", "local_ridge", "cosine", "tfidf", "als", "spectral")
+    ),
     min_persons=st.sampled_from((1, 1, 2, 3)),
     metadata_persons=st.sampled_from((0, 0, 3, 6)),
     alone_too=st.booleans(),
@@ -293,7 +296,7 @@ def test_items_that_borrow_by_their_metadata_do_not_stand_against_it(tier: Tier)
     assert check_forgetting_equals_never_having_known(case) == [f"{tier}: decremented"]
 
 
-@pytest.mark.parametrize("algorithm", ["als", "bpr"])
+@pytest.mark.parametrize("algorithm", ["als", "bpr", "spectral"])
 @pytest.mark.parametrize("tier", [Tier.ONLINE, Tier.CRM, Tier.FUSED])
 def test_factor_models_are_fitted_again_with_the_seed_that_they_had(tier: Tier, algorithm: str) -> None:
     """In training it is not the default one."""
@@ -356,21 +359,21 @@ SPARSE = tuple(
     ),
     Break(
         "a customer's own history does not come back without the forgotten device",
-        forgetting._exchanged_gram,
+        decrement._exchanged_gram,
         "in parts:",
         "in parts[:1]:",
         usual(Tier.FUSED, V1, ages=(20, 20, 20, 20)),
     ),
     Break(
         "items keep what they borrowed from counts of before",
-        forgetting._decremented_model,
+        decrement._decremented_model,
         "published_counts(gram, len(index))",
         "published_counts(statistics.gram, len(index))",
         usual(Tier.ONLINE, V1, events=SHARED, metadata_persons=9),
     ),
     Break(
         "how the sessions of who left went on stays counted",
-        forgetting._exchanged_repeats,
+        decrement._exchanged_repeats,
         "counted.without(removed)",
         "counted",
         usual(Tier.SESSION, V1),
@@ -384,14 +387,14 @@ SPARSE = tuple(
     ),
     Break(
         "items that too few others have stay in their histories",
-        forgetting._remaining_persons,
+        decrement._remaining_persons,
         "if ((remaining >= min_persons) != (published & (remaining > 0))).any():",
         "if False:",
         usual(Tier.ONLINE, V1, min_persons=3),
     ),
     Break(
         "groups of attributes stay as the forgotten person made them",
-        forgetting._remaining_attributes,
+        decrement._remaining_attributes,
         "if learnt != encoder:",
         "if False:",
         usual(Tier.CRM, (("customer", "c4"),)),

@@ -224,8 +224,8 @@ def differing(**change: Any) -> tuple[Inputs, Inputs, Channel, Permission]:
     Break(
         "the digest is drawn anew each time",
         Recommender._digest,
-        "hmac.new(self.audit_key,",
-        "hmac.new(secrets.token_bytes(32),",
+        "hmac.digest(self.audit_key,",
+        "hmac.digest(secrets.token_bytes(32),",
         differing(),
     ),
 )

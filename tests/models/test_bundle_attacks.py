@@ -597,6 +597,42 @@ def test_forged_factors_are_refused(of_factors: Path, file_name: str, array: np.
     refused(of_factors, reason, BundleMalformed)
 
 
+@pytest.mark.parametrize(
+    ("file_name", "array", "reason"),
+    [
+        ("prior_factors.npy", np.ones((2, 3), np.float32), "prior_factors must be float32 of shape (2, 2)"),
+        ("prior_factors.npy", np.ones((2, 2)), "prior_factors must be float32 of shape (2, 2)"),
+        ("prior_factors.npy", np.ones(2, np.float32), "prior_factors must be float32 of shape (2, 2)"),
+        ("prior_factors.npy", np.ones((0, 2), np.float32), "prior_factors must be float32 of shape (0, 2)"),
+        ("prior_factors.npy", np.full((2, 2), np.inf, np.float32), "prior_factors hold a number that is not"),
+        ("factors.npy", np.array([[1, 0], [0, 2], [0, 0], [1, 0]], np.float32), "4 rows for 3 items"),
+    ],
+)
+def test_forged_prior_factors_are_refused(
+    tmp_path: Path, file_name: str, array: np.ndarray, reason: str
+) -> None:
+    write_bundle(
+        tmp_path / "f",
+        tier="crm",
+        sources=("crm",),
+        permission=("crm",),
+        algorithm="spectral",
+        parameters={},
+        scoring={},
+        item_count=3,
+        cutoff=datetime(2025, 1, 31, tzinfo=UTC),
+        arrays={
+            **ItemIndex.from_ids(["apple", "pear", "plum"]).arrays(),
+            "factors": np.array([[1, 0], [0, 2], [1, 0]], dtype=np.float32),
+            "factor_gram": np.array([2.0, 4.0]),
+            "prior_factors": np.ones((2, 2), np.float32),
+        },
+    )
+    assert verify_bundle(tmp_path / "f") == []
+    forge_array(tmp_path / "f", file_name, array)
+    refused(tmp_path / "f", reason, BundleMalformed)
+
+
 # --- Inspection and the side-car ---------------------------------------------------------------------
 
 

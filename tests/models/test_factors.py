@@ -42,20 +42,54 @@ settings = st.builds(
     unobserved_weight=st.sampled_from([0.001, 0.1, 2.0]),
     regularisation=st.sampled_from([1e-6, 0.01, 10.0]),
     frequency_exponent=st.sampled_from([0.0, 0.5, 1.0]),
+    history_exponent=st.sampled_from([0.0, 0.5, 1.0]),
+    history_offset=st.sampled_from([0.0, 7.0]),
 )
 
 
-@given(st.integers(1, 24), st.integers(1, 60), settings, st.integers(0, 99))
+@given(st.integers(1, 24), st.integers(1, 60), settings, st.integers(0, 99), st.booleans())
 def test_the_compiled_solver_equals_the_plain_one_in_every_bit(
-    size: int, inputs: int, folding: FoldIn, seed: int
+    size: int, inputs: int, folding: FoldIn, seed: int, expecting: bool
 ) -> None:
-    matrix, factors = histories(12, inputs, seed), axes(inputs, size, seed)
+    matrix, factors, priors = histories(12, inputs, seed), axes(inputs, size, seed), None
+    if expecting:
+        items = max(1, inputs - 5)
+        factors = axes(items, size, seed)
+        priors = np.random.default_rng(seed).standard_normal((inputs - items + 1, size)).astype(np.float32)
     gram = gram_diagonal(factors)
-    together = fold_in_rows(matrix, factors, gram, folding, threads=1)
+    together = fold_in_rows(matrix, factors, gram, folding, priors=priors, threads=1)
     for row, solved in enumerate(together):
         own = slice(matrix.indptr[row], matrix.indptr[row + 1])
-        one = fold_in(factors, gram, matrix.indices[own].astype(np.int64), matrix.data[own], folding)
+        inside = matrix.indices[own].astype(np.int64)
+        one = fold_in(factors, gram, inside, matrix.data[own], folding, priors)
         assert one.tobytes() == solved.tobytes()
+
+
+@given(st.integers(1, 12), st.integers(1, 30), settings, st.integers(0, 99))
+def test_a_history_moves_away_from_what_attributes_let_expect(
+    size: int, items: int, folding: FoldIn, seed: int
+) -> None:
+    """Against the normal equations of the penalised squares, with the expectation as their mean."""
+    if folding.regularisation < 1e-5:
+        return  # too near to a singular system to compare
+    rng = np.random.default_rng(seed)
+    factors, matrix = axes(items, size, seed), histories(4, items + 3, seed)
+    priors = rng.standard_normal((4, size)).astype(np.float32)
+    gram, exact = gram_diagonal(factors), factors.astype(np.float64)
+    for solved, row in zip(
+        fold_in_rows(matrix, factors, gram, folding, priors=priors), matrix.toarray(), strict=True
+    ):
+        known, attributes = row[:items].astype(np.float64), row[items:].astype(np.float64)
+        mean = attributes @ priors[:3] * np.count_nonzero(attributes) + attributes.sum() * priors[3]
+        total = known.sum()
+        ridge = folding.regularisation * (total + folding.unobserved_weight * items) ** (
+            folding.frequency_exponent
+        )
+        if total + folding.history_offset > 0:
+            known /= (total + folding.history_offset) ** folding.history_exponent
+        system = exact.T @ (known[:, None] * exact) + np.diag(folding.unobserved_weight * gram + ridge)
+        right = exact.T @ (known * (1 - exact @ mean))
+        np.testing.assert_allclose(system @ (solved - mean), right, rtol=1e-6, atol=1e-8)
 
 
 @given(st.integers(1, 24), st.integers(1, 60), settings, st.integers(0, 99))
@@ -65,10 +99,13 @@ def test_folding_in_solves_the_normal_equations(size: int, inputs: int, folding:
     exact = factors.astype(np.float64)
     for row, solved in enumerate(fold_in_rows(matrix, factors, gram, folding)):
         weights = matrix[row].toarray().ravel().astype(np.float64)
+        total = weights.sum()
         ridge = (
             folding.regularisation
-            * (weights.sum() + folding.unobserved_weight * inputs) ** folding.frequency_exponent
+            * (total + folding.unobserved_weight * inputs) ** folding.frequency_exponent
         )
+        if total + folding.history_offset > 0:
+            weights /= (total + folding.history_offset) ** folding.history_exponent
         if ridge < 1e-5:
             continue  # too near to a singular system to compare
         system = exact.T @ (weights[:, None] * exact) + np.diag(folding.unobserved_weight * gram + ridge)

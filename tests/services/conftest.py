@@ -7,8 +7,10 @@ import dataclasses
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,11 @@ import pytest
 _NEEDED = (
     "PostgreSQL is not here: install its server programs (Debian, Ubuntu: apt-get install postgresql), "
     "or set CONSENTIER_TEST_POSTGRESQL to the URL of an empty database for tests"
+)
+
+_REDIS_NEEDED = (
+    "Redis is not here: install its server program (Debian, Ubuntu: apt-get install redis-server), "
+    "or set CONSENTIER_TEST_REDIS to the URL of an empty database for tests"
 )
 
 
@@ -115,3 +122,78 @@ def cluster() -> Iterator[Cluster]:
     """A PostgreSQL server that a test may stop and start, and give roles."""
     with _running() as own:
         yield own
+
+
+@dataclasses.dataclass
+class RedisServer:
+    """A Redis server of our own: a temporary directory, a socket in it, no network port, nothing on disk."""
+
+    folder: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """The URL of its first database."""
+        return f"unix://{self.folder}/socket?db=0"
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        program = shutil.which("redis-server")
+        if program is None:
+            pytest.fail(_REDIS_NEEDED, pytrace=False)
+        where = ("--port", "0", "--unixsocket", f"{self.folder}/socket", "--dir", self.folder)
+        self.process = subprocess.Popen(
+            [program, *where, "--save", ""],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        for _ in range(200):
+            if (self.folder / "socket").exists():
+                return
+            time.sleep(0.05)
+        pytest.fail(f"{program} did not start")
+
+    def hang(self) -> None:
+        """Let it answer nothing, until `go_on`."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let it answer again."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """Stop it as a crash would."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        (self.folder / "socket").unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """The URL of a Redis database for tests."""
+    url = os.environ.get("CONSENTIER_TEST_REDIS")
+    if url:
+        yield url
+        return
+    with _redis() as server:
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def redis_server() -> Iterator[RedisServer]:
+    """A Redis server that a test may stop and start."""
+    with _redis() as server:
+        yield server
+
+
+@contextlib.contextmanager
+def _redis() -> Iterator[RedisServer]:
+    with tempfile.TemporaryDirectory(prefix="consentier-redis-") as name:
+        server = RedisServer(Path(name))
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()

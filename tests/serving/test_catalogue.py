@@ -11,6 +11,7 @@ import pytest
 
 from consentier.errors import DataError
 from consentier.serving import Catalogue
+from consentier.serving.item_columns import ItemColumns
 
 FACTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -31,7 +32,8 @@ def test_a_mapping_a_csv_and_a_parquet_file_say_the_same(tmp_path: Path) -> None
         "item_id,price,available,sensitive\nplain,1,yes,\nsold-out,2,False,no\npills,3,1,TRUE\nunsure,4,,\n"
     )
     for source in (FACTS, tmp_path / "items.parquet", str(tmp_path / "items.csv"), EXPECTED):
-        assert Catalogue.of(source) == EXPECTED
+        found = Catalogue.of(source)
+        assert (found.available, found.sensitive) == (EXPECTED.available, EXPECTED.sensitive)
 
 
 def test_item_ids_alone_are_all_available() -> None:
@@ -80,3 +82,25 @@ def test_a_table_that_cannot_be_read_is_named(
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"items\.csv: there is no such file"):
         Catalogue.of(tmp_path / "items.csv")
+
+
+def test_attributes_are_read_with_their_kinds(tmp_path: Path) -> None:
+    facts = {
+        "a": {"category": "shoes", "price": 12.5, "sale": True, "code": "007", "tags": None},
+        "b": {"category": None, "price": 9.0, "sale": None, "code": "12", "tags": None},
+    }
+    rows = [{"item_id": item, **row, "available": True} for item, row in facts.items()]
+    rows[0]["tags"] = ["x"]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "items.parquet")
+    (tmp_path / "items.csv").write_text(
+        "item_id,category,price,sale,code,tags,available\na,shoes,12.5,true,007,,yes\nb,,9,,12,,yes\n"
+    )
+    for source in (facts, tmp_path / "items.parquet", tmp_path / "items.csv"):
+        columns = ItemColumns.of(Catalogue.of(source).attributes, ("a", "b"))
+        assert columns.values("category") == ["shoes", None]
+        assert columns.values("price") == [12.5, 9.0]
+        assert columns.values("sale") == [True, None]
+        assert columns.values("code") == ["007", "12"]
+        assert columns.values("tags") == [None, None]
+    with pytest.raises(DataError, match="row 1: price"):
+        Catalogue.of({"a": {"price": object()}})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from consentier.consent import Side, Source, Tier
 from consentier.errors import BundleMalformed
+from consentier.models import row_scorer
 from consentier.models.bundle import open_bundle
 from consentier.serving import Catalogue, Event, PermittedView
 from consentier.serving.scorer import LinearScorer, PopularScorer, Query, ScoringSettings
@@ -25,9 +27,18 @@ FRUIT = ("apple", "banana", "cherry", "date")
 ALL = frozenset(Source)
 
 
+@pytest.fixture(scope="module", params=["compiled", "numpy"])
+def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
+    """What adds up and chooses: all below holds with either."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "numpy":
+            patch.setattr(row_scorer, "compiled_kernel", lambda: None)
+        yield request.param
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("scorers")
+def folder(kernel: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp(f"scorers-{kernel}")
 
 
 def scorer(folder: Path, catalogue: Catalogue | None = None, **scoring: Any) -> LinearScorer:

@@ -37,7 +37,7 @@ def write_published(folder: Path) -> Path:
     }
     _write(films / "users.parquet", users)
     shop = folder / "twosource" / "taobao"
-    _write_pairs(shop / "carts.parquet", *_users_items(rng, range(30), 3))
+    _write_pairs(shop / "carts.parquet", *_users_items(rng, range(24), 3))  # the others have no cart
     user, item = _users_items(rng, range(30), 4)
     last = np.arange(len(user)) % 4 == 3
     _write_pairs(shop / "orders_train.parquet", user[~last], item[~last])

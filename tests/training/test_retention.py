@@ -263,6 +263,16 @@ def test_profiles_and_audit_lines_go_when_their_time_is_over(tmp_path: Path, bun
         apply_retention(rules, now=NOW)
 
 
+def test_a_rule_about_profiles_names_one_place(tmp_path: Path) -> None:
+    for places in ("", 'path = "a.db"\nurl = "redis://localhost/0"\n'):
+        with pytest.raises(ConfigError, match="either path or url"):
+            schedule(tmp_path, f'[[keep]]\nwhat = "profiles"\ndays = 30\n{places}')
+    text = '[[keep]]\nwhat = "profiles"\ndays = 30\nurl = "unix://:hunter2@/nowhere/at/all"\n'
+    with pytest.raises(DataError, match="nowhere") as failure:
+        apply_retention(schedule(tmp_path, text), now=NOW)
+    assert "hunter2" not in str(failure.value)
+
+
 def test_runs_go_for_good_with_their_artifacts(tmp_path: Path, bundles: Path) -> None:
     """Old ones, and those that logged a bundle past its deadline, trials included."""
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"

@@ -34,6 +34,10 @@ FITTED = {
         "factors", "factor_regularisation", "unobserved_weight", "frequency_exponent", "learning_rate",
         "step_regularisation",
     },
+    "spectral": {
+        "factors", "row_exponent", "item_exponent", "spectral_exponent", "unit_rank", "unobserved_weight",
+        "history_exponent", "history_offset",
+    },
 }  # fmt: skip
 """What a fit reads, by algorithm."""
 
@@ -163,6 +167,6 @@ def test_the_current_configuration_is_a_point_of_the_space() -> None:
 @pytest.mark.parametrize("algorithm", sorted(FACTOR_ALGORITHMS))
 def test_a_factor_model_is_a_point_of_the_space(algorithm: str) -> None:
     far = Config().fused.model_copy(
-        update={"algorithm": algorithm, "factors": 100, "factor_regularisation": 2000.0}
+        update={"algorithm": algorithm, "factors": 100, "factor_regularisation": 2000.0, "unit_rank": 300}
     )
     assert point_of(far)[1] == far

@@ -96,6 +96,25 @@ def test_factor_models_fill_a_bundle_of_their_own(
     assert (answer.tier, len(answer.items)) == (Tier.FUSED, 5)
 
 
+def test_a_spectral_model_says_what_attributes_let_expect(
+    shop: ShopTables, config: Config, tmp_path: Path
+) -> None:
+    tier = config.fused.model_copy(
+        update={"algorithm": "spectral", "factors": 8, "attribute_weight": 0.5, "attribute_min_persons": 2}
+    )
+    chosen = config.model_copy(update={"fused": tier})
+    train(shop, chosen, tmp_path, tiers=[Tier.FUSED], show_progress=False)
+    bundle = open_bundle(tmp_path / "fused")
+    assert set(bundle.arrays) == {
+        "item_ids", "item_offsets", "factors", "factor_gram", "prior_factors",
+    }  # fmt: skip
+    assert bundle.arrays["factors"].shape[0] == bundle.manifest.item_count
+    column = shop.customers["region"].drop_null()[0].as_py()
+    request = Request(attributes={"region": column}, permission=BOTH, linked=True, n=5)
+    answer = Recommender.load(tmp_path).recommend(request)
+    assert (answer.tier, len(answer.items)) == (Tier.FUSED, 5)
+
+
 def test_threads_do_not_change_a_bit(shop: ShopTables, config: Config, tmp_path: Path) -> None:
     digests = []
     for threads in (1, 2):

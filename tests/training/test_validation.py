@@ -106,8 +106,9 @@ def test_a_batch_is_answered_as_the_served_scorer_answers_each_request(
         # Small whole weights: many items have equal scores.
         write_linear(Path(folder) / "fused", Tier.FUSED, scoring=scoring.to_json(), seed=seed)
         bundle = open_bundle(Path(folder) / "fused")
-        expected = answers(LinearScorer(bundle, None), views, n)
-        assert batch_answers(batch_of(bundle), Requests.from_views(views), n, threads=1) == expected
+        batch = batch_answers(batch_of(bundle), Requests.from_views(views), n, threads=1)
+        for compiled in (False, True):
+            assert answers(LinearScorer(bundle, None, compiled=compiled), views, n) == batch
 
 
 _foldings = st.builds(
@@ -151,7 +152,7 @@ def sets() -> dict[Tier, ValidationSet]:
     ("tier", "algorithm"),
     [
         *((tier, "local_ridge") for tier in TUNED_TIERS),
-        *((tier, "als") for tier in TUNED_TIERS if tier is not Tier.SESSION),
+        *((tier, name) for name in ("als", "spectral") for tier in TUNED_TIERS if tier is not Tier.SESSION),
     ],
 )
 def test_what_is_tuned_is_what_a_bundle_of_the_same_rows_serves(
@@ -164,7 +165,10 @@ def test_what_is_tuned_is_what_a_bundle_of_the_same_rows_serves(
     monkeypatch.setattr(validation, "_REQUESTS_AT_ONCE", 7)
     monkeypatch.setattr(factor_validation, "_SCORES_AT_ONCE", 400)
     data = sets[tier]
-    changes = {"algorithm": algorithm, "recency_half_life": 20.0, "neighbours": 20, "factors": 10}
+    changes = {
+        "algorithm": algorithm, "recency_half_life": 20.0, "neighbours": 20, "factors": 10,
+        "attribute_weight": 0.3,
+    }  # fmt: skip
     config = getattr(Config(), tier).model_copy(update=changes)
     fitted, _ = TierRows(tier, data.rows, 1).fit(config, threads=1)
     sources, permission = TIERS[tier]

@@ -154,10 +154,10 @@ def withdraw(
     ] = None,
     restricted: Restricted = None,
     online_profiles: Annotated[
-        list[Path] | None, typer.Option("--online-profiles", help="A store of online profiles.")
+        list[str] | None, typer.Option("--online-profiles", help="A store of online profiles: path or URL.")
     ] = None,
     crm_profiles: Annotated[
-        list[Path] | None, typer.Option("--crm-profiles", help="A store of CRM profiles.")
+        list[str] | None, typer.Option("--crm-profiles", help="A store of CRM profiles: path or URL.")
     ] = None,
     deadline_days: Annotated[
         float,
@@ -171,13 +171,13 @@ def withdraw(
 
     From the moment of the record on every answer, delivery and training run denies. Can be run again safely.
     """
-    from consentier.serving.profile_store import SqliteProfiles
+    from consentier.serving.profile_opening import open_profiles
     from consentier.training.withdrawal import withdraw as withdraw_permission
 
     directories = bundles or []
     stores = {
-        Source.ONLINE: [SqliteProfiles(_existing(path)) for path in online_profiles or []],
-        Source.CRM: [SqliteProfiles(_existing(path)) for path in crm_profiles or []],
+        Source.ONLINE: [open_profiles(place, create=False) for place in online_profiles or []],
+        Source.CRM: [open_profiles(place, create=False) for place in crm_profiles or []],
     }
     lineages = [_lineage(directory, restricted) for directory in directories]
     with Ledger.open(ledger, create=False) as opened:
@@ -338,12 +338,6 @@ def _lineage(directory: Path, restricted: Path | None) -> Any:
         raise DataError(f"{directory}: there is no such directory of bundles")
     place = RestrictedDirectory.beside(directory) if restricted is None else RestrictedDirectory(restricted)
     return place.lineage() if place.path.is_dir() else None
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such profile store")
-    return path
 
 
 def _instant(at: dt.datetime | None) -> dt.datetime:

@@ -76,6 +76,8 @@ def _schedule(path: Path) -> list[Kept]:
 
 def _where(rule: Rule) -> str:
     """What a rule is about, without this machine's directories, and without a database's password."""
+    if url := getattr(rule, "url", None):
+        return name_of(f"store://{url.rpartition('://')[2].rpartition('@')[2]}")
     return name_of(str(getattr(rule, "path", None) or getattr(rule, "uri", "")))
 
 

@@ -24,10 +24,10 @@ def export(
     ledger: LedgerUrl,
     kind: KindOption = Kind.CUSTOMER,
     online_profiles: Annotated[
-        Path | None, typer.Option("--online-profiles", help="The store of online profiles.")
+        str | None, typer.Option("--online-profiles", help="The store of online profiles: path or URL.")
     ] = None,
     crm_profiles: Annotated[
-        Path | None, typer.Option("--crm-profiles", help="The store of CRM profiles.")
+        str | None, typer.Option("--crm-profiles", help="The store of CRM profiles: path or URL.")
     ] = None,
     data: Annotated[
         str | None,
@@ -82,13 +82,13 @@ def _shop(data: str) -> ShopTables:
     return read_shop(data)
 
 
-def _stores(**paths: Path | None) -> dict[SubjectKind, ProfileStore]:
-    from consentier.serving.profile_store import SqliteProfiles
+def _stores(**places: str | None) -> dict[SubjectKind, ProfileStore]:
+    from consentier.serving.profile_opening import open_profiles
 
     return {
-        Kind(name).value: SqliteProfiles(path, create=False)
-        for name, path in paths.items()
-        if path is not None
+        Kind(name).value: open_profiles(place, create=False)
+        for name, place in places.items()
+        if place is not None
     }
 
 

@@ -10,7 +10,6 @@ import datetime as dt
 import enum
 import functools
 import json
-import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from consentier.errors import ConsentierError, DataError
+from consentier.writing import whole_file
 
 __all__ = [
     "CHECK_FAILED",
@@ -253,12 +253,8 @@ def written_beside(path: Path) -> Iterator[Path]:
     if path.is_dir():
         raise DataError(f"{path}: is a directory; name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
+    with whole_file(path) as beside:
         yield beside
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

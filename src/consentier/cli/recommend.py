@@ -116,7 +116,13 @@ def recommend(
     logging.getLogger("consentier.serving").addHandler(logging.NullHandler())
     asked = contextlib.nullcontext() if ledger is None and data is None else ledger_from(ledger, data)
     with asked as opened:
-        recommender = Recommender.load(bundles, ledger=opened, policy=policy, catalogue=catalogue)
+        recommender = Recommender.load(
+            bundles,
+            ledger=opened,
+            policy=policy,
+            catalogue=catalogue,
+            compiled=False,  # one answer does not make up for the time that Numba takes to start
+        )
         answer = recommender.recommend(request)
     warn_of_problems(recommender)
     if as_json:

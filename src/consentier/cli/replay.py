@@ -30,10 +30,14 @@ def replay(
         typer.Option("--inputs", help="What was asked (JSON): session, online_history, crm_history, …"),
     ] = None,
     online_profiles: Annotated[
-        Path | None, typer.Option("--online-profiles", help="A store that may still hold the online history.")
+        str | None,
+        typer.Option(
+            "--online-profiles", help="A store that may still hold the online history: path or URL."
+        ),
     ] = None,
     crm_profiles: Annotated[
-        Path | None, typer.Option("--crm-profiles", help="A store that may still hold the CRM history.")
+        str | None,
+        typer.Option("--crm-profiles", help="A store that may still hold the CRM history: path or URL."),
     ] = None,
     keys: Annotated[
         Path | None,
@@ -62,7 +66,7 @@ def replay(
     found = replay_line(
         recorded,
         ReplayInputs(Request()) if inputs is None else ReplayInputs.load(inputs),
-        Recommender.load(bundles, policy=policy, catalogue=catalogue),
+        Recommender.load(bundles, policy=policy, catalogue=catalogue, compiled=False),
         Keyring.open(keys or keyring_beside(file or Path()), create=False),
         profiles=_profiles(online_profiles, crm_profiles),
     )
@@ -106,15 +110,15 @@ def _line(text: str) -> tuple[AuditLine, Path | None]:
     return AuditLine.from_json(lines[int(number or 1) - 1], text), Path(path)
 
 
-def _profiles(online: Path | None, crm: Path | None) -> Profiles | None:
+def _profiles(online: str | None, crm: str | None) -> Profiles | None:
     from consentier.serving import Profiles
-    from consentier.serving.profile_store import SqliteProfiles
+    from consentier.serving.profile_opening import open_profiles
 
     if online is None and crm is None:
         return None
-    of_customers = None if crm is None else SqliteProfiles(crm, create=False)
+    of_customers = None if crm is None else open_profiles(crm, create=False)
     return Profiles(
-        online={} if online is None else SqliteProfiles(online, create=False),
+        online={} if online is None else open_profiles(online, create=False),
         crm={} if of_customers is None else of_customers,
         attributes={} if of_customers is None else of_customers.attributes,
     )

@@ -1,0 +1,395 @@
+"""Attributes of items, column by column, and filters over them as small expressions.
+
+An expression is evaluated once for all items into a bitmap, never per item and request::
+
+    category == "shoes" and price < 100 and not clearance
+    brand in ("north", "south") or 10 <= weight < 20
+    colour is not None
+
+It may name columns and constants and combine them by ``and``, ``or``, ``not``, comparisons, ``in`` and
+``is None``; there is nothing to call and nothing to look up. The syntax is Python's, parsed by its `ast` and
+never run.
+
+A missing value makes a comparison unknown, as in SQL: neither it nor its negation is true. What is not known
+to be true is not shown.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from consentier.errors import suggestion
+
+__all__ = ["Expression", "ItemColumns", "Value"]
+
+Value = str | float | bool | None
+
+_LONGEST = 4000
+"""Characters of an expression."""
+_DEEPEST = 40
+"""Parts within parts of an expression."""
+
+_Bits = NDArray[np.bool_]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class _Numbers:
+    values: NDArray[np.float64]  # NaN: missing
+
+    kind = "numbers"
+
+    @property
+    def missing(self) -> _Bits:
+        return np.isnan(self.values)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class _Flags:
+    values: NDArray[np.int8]  # -1: missing
+
+    kind = "truth values"
+
+    @property
+    def missing(self) -> _Bits:
+        return self.values < 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class _Texts:
+    codes: NDArray[np.int32]  # -1: missing
+    levels: tuple[str, ...]  # ascending
+
+    kind = "texts"
+
+    @property
+    def missing(self) -> _Bits:
+        return self.codes < 0
+
+
+_Column = _Numbers | _Flags | _Texts
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class ItemColumns:
+    """Attributes of items, in the order of some list of items.
+
+    Attributes
+    ----------
+    item_count
+        Number of items.
+    columns
+        By name. A column of mixed values is one of texts.
+    """
+
+    item_count: int
+    columns: Mapping[str, _Column]
+
+    @classmethod
+    def of(cls, rows: Mapping[str, Mapping[str, Value]], items: Sequence[str]) -> ItemColumns:
+        """Take the attributes of some items out of a mapping from item id to attributes.
+
+        Parameters
+        ----------
+        rows
+            Attributes by item id. Items that are not there have none.
+        items
+            The items, in the order that bitmaps shall have.
+
+        Notes
+        -----
+        O(items · columns).
+        """
+        nothing: Mapping[str, Value] = {}
+        found = [rows.get(item, nothing) for item in items]
+        names = sorted({name for row in rows.values() for name in row})
+        return cls(len(items), {name: _column([row.get(name) for row in found]) for name in names})
+
+    def codes(self, name: str) -> NDArray[np.int64]:
+        """Number the distinct values of a column: int64, shape (item_count,), -1 where it is missing.
+
+        Raises
+        ------
+        ValueError
+            There is no such column.
+        """
+        column = self._column(name)
+        if isinstance(column, _Texts):
+            return column.codes.astype(np.int64)
+        if isinstance(column, _Flags):
+            return column.values.astype(np.int64)
+        known = ~column.missing
+        codes = np.full(self.item_count, -1, dtype=np.int64)
+        codes[known] = np.unique(column.values[known], return_inverse=True)[1]
+        return codes
+
+    def values(self, name: str) -> list[Value]:
+        """The values of a column, None where it is missing.
+
+        Raises
+        ------
+        ValueError
+            There is no such column.
+        """
+        column = self._column(name)
+        if isinstance(column, _Texts):
+            return [None if code < 0 else column.levels[code] for code in column.codes.tolist()]
+        if isinstance(column, _Flags):
+            return [None if flag < 0 else bool(flag) for flag in column.values.tolist()]
+        return [None if math.isnan(number) else number for number in column.values.tolist()]
+
+    def _column(self, name: str) -> _Column:
+        if name not in self.columns:
+            known = sorted(self.columns)
+            hint = suggestion(name, known) if known else "; the catalogue holds no attributes"
+            raise ValueError(f"items have no attribute {name!r}{hint}")
+        return self.columns[name]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Expression:
+    """A filter over items.
+
+    Attributes
+    ----------
+    text
+        The expression.
+
+    Raises
+    ------
+    TypeError
+        The text is no string.
+    ValueError
+        It is no expression of the kind that the module describes; the message says where.
+    """
+
+    text: str
+    _tree: ast.expr = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise TypeError(f"a filter must be a string, not {type(self.text).__name__}")
+        if len(self.text) > _LONGEST:
+            raise ValueError(f"a filter of {len(self.text)} characters is longer than {_LONGEST}")
+        try:
+            tree = ast.parse(self.text.strip(), mode="eval").body
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise ValueError(f"the filter {self.text!r} cannot be read: {_words(error)}") from None
+        _check(tree, self.text, 0)
+        object.__setattr__(self, "_tree", tree)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The columns that it reads."""
+        return frozenset(node.id for node in ast.walk(self._tree) if isinstance(node, ast.Name))
+
+    def true_for(self, items: ItemColumns) -> _Bits:
+        """For which items the expression is known to be true: bool, shape (item_count,).
+
+        Raises
+        ------
+        ValueError
+            A column is not there, or is compared with a value of another kind.
+
+        Notes
+        -----
+        A pass over the items for each comparison.
+        """
+        try:
+            return _evaluated(self._tree, items)[0]
+        except ValueError as error:
+            raise ValueError(f"the filter {self.text!r}: {error}") from None
+
+
+# What is true and what is false of each item; what is neither is unknown.
+_Truth = tuple[_Bits, _Bits]
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, SyntaxError):
+        return f"{error.msg} (at character {error.offset})"
+    return "it is too deeply nested" if isinstance(error, RecursionError | MemoryError) else str(error)
+
+
+def _column(values: Sequence[Value]) -> _Column:
+    known = [value for value in values if not _is_missing(value)]
+    if known and all(isinstance(value, bool) for value in known):
+        return _Flags(np.array([-1 if _is_missing(value) else int(bool(value)) for value in values], np.int8))
+    if known and all(isinstance(value, int | float) and not isinstance(value, bool) for value in known):
+        return _Numbers(np.array([math.nan if _is_missing(value) else float(value or 0) for value in values]))
+    levels = sorted({str(value) for value in known})
+    numbers = {level: number for number, level in enumerate(levels)}
+    codes = [-1 if _is_missing(value) else numbers[str(value)] for value in values]
+    return _Texts(np.array(codes, dtype=np.int32), tuple(levels))
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+# ---- What may stand in an expression -----------------------------------------------------------------------
+
+_ORDER: Mapping[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Lt: np.less,
+    ast.LtE: np.less_equal,
+    ast.Gt: np.greater,
+    ast.GtE: np.greater_equal,
+}
+_MIRRORED: Mapping[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Lt: ast.Gt,
+    ast.LtE: ast.GtE,
+    ast.Gt: ast.Lt,
+    ast.GtE: ast.LtE,
+    ast.Eq: ast.Eq,
+    ast.NotEq: ast.NotEq,
+}
+
+
+def _check(node: ast.expr, text: str, depth: int) -> None:
+    """Refuse what is not in the language; constants and columns are looked at when they are compared."""
+    if depth > _DEEPEST:
+        raise ValueError(f"the filter {text!r} is too deeply nested")
+    if isinstance(node, ast.BoolOp):
+        parts: Iterable[ast.expr] = node.values
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        parts = (node.operand,)
+    elif isinstance(node, ast.Compare):
+        sides = [node.left, *node.comparators]
+        for left, operator, right in zip(sides, node.ops, sides[1:], strict=False):
+            _check_comparison(left, operator, right, text)
+        return
+    elif isinstance(node, ast.Name):
+        return
+    else:
+        raise _refused(node, text)
+    for part in parts:
+        _check(part, text, depth + 1)
+
+
+def _check_comparison(left: ast.expr, operator: ast.cmpop, right: ast.expr, text: str) -> None:
+    if isinstance(operator, ast.In | ast.NotIn):
+        fine = isinstance(left, ast.Name) and _constants(right) is not None
+    elif isinstance(operator, ast.Is | ast.IsNot):
+        fine = isinstance(left, ast.Name) and isinstance(right, ast.Constant) and right.value is None
+    else:
+        fine = (isinstance(left, ast.Name) and _is_constant(right)) or (
+            _is_constant(left) and isinstance(right, ast.Name)
+        )
+    if not fine:
+        raise ValueError(
+            f"the filter {text!r}: `{ast.unparse(left)} … {ast.unparse(right)}` (at character "
+            f"{left.col_offset + 1}) must compare one attribute with one constant, or be `attribute in (…)` "
+            "or `attribute is None`"
+        )
+
+
+def _refused(node: ast.expr, text: str) -> ValueError:
+    return ValueError(
+        f"the filter {text!r}: `{ast.unparse(node)}` (at character {node.col_offset + 1}) is neither a "
+        "comparison, nor an attribute, nor these combined by and, or, not"
+    )
+
+
+def _is_constant(node: ast.expr) -> bool:
+    return _constant(node) is not None
+
+
+def _constant(node: ast.expr) -> str | float | bool | None:
+    """The value of a constant; None where it is none."""
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        value = _constant(node.operand)
+        return -value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if isinstance(node, ast.Constant) and isinstance(node.value, str | bool | int | float):
+        return node.value
+    return None
+
+
+def _constants(node: ast.expr) -> list[str | float | bool] | None:
+    if not isinstance(node, ast.Tuple | ast.List | ast.Set):
+        return None
+    values = [_constant(element) for element in node.elts]
+    known = [value for value in values if value is not None]
+    return known if len(known) == len(values) else None
+
+
+# ---- What it means -----------------------------------------------------------------------------------------
+
+
+def _evaluated(node: ast.expr, items: ItemColumns) -> _Truth:
+    if isinstance(node, ast.BoolOp):
+        parts = [_evaluated(part, items) for part in node.values]
+        if isinstance(node.op, ast.And):
+            return np.logical_and.reduce([t for t, _ in parts]), np.logical_or.reduce([f for _, f in parts])
+        return np.logical_or.reduce([t for t, _ in parts]), np.logical_and.reduce([f for _, f in parts])
+    if isinstance(node, ast.UnaryOp):
+        true, false = _evaluated(node.operand, items)
+        return false, true
+    if isinstance(node, ast.Compare):
+        sides = [node.left, *node.comparators]
+        pairs = [
+            _compared(left, operator, right, items)
+            for left, operator, right in zip(sides, node.ops, sides[1:], strict=False)
+        ]
+        return np.logical_and.reduce([t for t, _ in pairs]), np.logical_or.reduce([f for _, f in pairs])
+    assert isinstance(node, ast.Name)  # `_check` let nothing else pass
+    column = items._column(node.id)
+    if column.missing.all():
+        return _unknown(items)
+    if not isinstance(column, _Flags):
+        raise ValueError(f"{node.id} holds {column.kind}; compare it with something")
+    return column.values == 1, column.values == 0
+
+
+def _compared(left: ast.expr, operator: ast.cmpop, right: ast.expr, items: ItemColumns) -> _Truth:
+    if not isinstance(left, ast.Name):
+        left, right, operator = right, left, _MIRRORED[type(operator)]()
+    assert isinstance(left, ast.Name)
+    column = items._column(left.id)
+    missing = column.missing
+    if isinstance(operator, ast.Is | ast.IsNot):
+        return (missing, ~missing) if isinstance(operator, ast.Is) else (~missing, missing)
+    if missing.all():  # such a column is of no kind
+        return _unknown(items)
+    if isinstance(operator, ast.In | ast.NotIn):
+        among = np.zeros(items.item_count, dtype=np.bool_)
+        for value in _constants(right) or ():
+            among |= _equal(left.id, column, value)
+        found = among
+    elif isinstance(operator, ast.Eq | ast.NotEq):
+        found = _equal(left.id, column, _given(right))
+    else:
+        value = _given(right)
+        if not isinstance(column, _Numbers) or isinstance(value, str | bool):
+            raise ValueError(f"{left.id} holds {column.kind}; only numbers can be less or more than a number")
+        found = _ORDER[type(operator)](column.values, value)
+    if isinstance(operator, ast.NotEq | ast.NotIn):
+        found = ~found
+    return found & ~missing, ~found & ~missing
+
+
+def _unknown(items: ItemColumns) -> _Truth:
+    return np.zeros(items.item_count, dtype=np.bool_), np.zeros(items.item_count, dtype=np.bool_)
+
+
+def _given(node: ast.expr) -> str | float | bool:
+    value = _constant(node)
+    assert value is not None  # `_check` let nothing else pass
+    return value
+
+
+def _equal(name: str, column: _Column, value: str | float | bool) -> _Bits:
+    if isinstance(column, _Flags) and isinstance(value, bool):
+        return np.equal(column.values, int(value))
+    if isinstance(column, _Numbers) and not isinstance(value, str | bool):
+        return np.equal(column.values, value)
+    if isinstance(column, _Texts) and isinstance(value, str):
+        place = np.searchsorted(np.array(column.levels, dtype=object), value) if column.levels else 0
+        there = place < len(column.levels) and column.levels[int(place)] == value
+        return column.codes == place if there else np.zeros(column.codes.size, dtype=np.bool_)
+    raise ValueError(f"{name} holds {column.kind}; it cannot equal {value!r}")

@@ -1,0 +1,220 @@
+"""Taking in what happens: an event is stored under the permission of that moment, or not at all.
+
+The permission is asked for before the event is stored and once more after it. A withdrawal is recorded first
+and purges then, so whichever of the two comes first, nothing is left of an event that crossed it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from consentier.consent import Permission, Resolution, Source, microseconds
+from consentier.serving.patience import StoreUnread
+from consentier.serving.profile_base import ProfileStore
+from consentier.serving.profiles import Profiles
+from consentier.serving.protocols import ConsentLedger
+from consentier.serving.request import Event
+
+__all__ = ["OBSERVE_SECONDS", "Observed", "observe"]
+
+OBSERVE_SECONDS = 1.0
+"""So long an event waits for a store that does not give up by itself."""
+
+_log = logging.getLogger("consentier.serving")
+
+_NEEDED = {Source.ONLINE: Permission.ONLINE, Source.CRM: Permission.CRM}
+
+
+class _TakesEvents(Protocol):
+    def append(self, subject: str, events: list[Event]) -> object: ...
+
+    def purge(self, subject: str) -> object: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Observed:
+    """What became of an event.
+
+    Attributes
+    ----------
+    stored
+        Whether it is in the store.
+    source
+        Whose permission it needed: online or crm.
+    reason
+        Why it is stored, or why not. Quotes nothing of the event.
+    ledger_position
+        The position of the ledger's last entry when it was asked; None where it was not, or could not answer.
+    """
+
+    stored: bool
+    source: Source
+    reason: str
+    ledger_position: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Arrival:
+    """An event on its way into a store, and whom to ask about it."""
+
+    event: Event
+    at: dt.datetime
+    source: Source
+    subject: str
+    declared: Permission | None
+    ledger: ConsentLedger | None
+    clock: Callable[[], dt.datetime]
+
+    def outcome(self, reason: str, *, stored: bool = False, resolution: Resolution | None = None) -> Observed:
+        position = None if resolution is None else resolution.ledger_position
+        return Observed(stored, self.source, reason, position)
+
+    def resolve(self, at: dt.datetime) -> Resolution:
+        """What the subject permits at an instant; whatever is in doubt is denied."""
+        if self.ledger is None:
+            if self.declared is None:
+                return Resolution(reasons=("no permission declared and no ledger",))
+            return Resolution.declared(self.declared)
+        online = self.source is Source.ONLINE
+        found = self.ledger.resolve(
+            visitor_id=self.subject if online else None,
+            customer_id=None if online else self.subject,
+            at=at,
+        )
+        if not isinstance(found, Resolution):
+            raise TypeError(f"the ledger returned {type(found).__name__}")
+        return found if self.declared is None else found.intersected(self.declared)
+
+    def held_since(self, at: dt.datetime) -> bool:
+        """Whether the permission has held from the event to an instant: a later grant legalises nothing."""
+        if self.ledger is None or self.at == at:
+            return True
+        ledger: Any = self.ledger  # one that cannot tell denies
+        since = ledger.standing(self.source, self.subject, at=at).since
+        return since is not None and since <= microseconds(self.at)
+
+    def refusal(self, resolution: Resolution, now: dt.datetime) -> str:
+        """Why the event may not be stored; empty if it may."""
+        if _NEEDED[self.source] not in resolution.permission:
+            if resolution.objected or resolution.minor:
+                return "an objection stands" if resolution.objected else "a minor without parental consent"
+            return "; ".join(("not permitted", *resolution.reasons))
+        if not self.held_since(now):
+            return "not permitted from the event until now"
+        return ""
+
+
+def observe(
+    event: Event,
+    *,
+    ledger: ConsentLedger | None,
+    profiles: Profiles | None,
+    clock: Callable[[], dt.datetime],
+    visitor_id: str | None = None,
+    customer_id: str | None = None,
+    permission: Permission | None = None,
+    at: dt.datetime | None = None,
+) -> Observed:
+    """Store an event in the store of its source, if the subject permits it.
+
+    Parameters
+    ----------
+    event
+        What happened.
+    ledger
+        Whom to ask about the permission. Without one, `permission` is what counts.
+    profiles
+        The stores. Those of `ProfileStore` take events; so does any with ``append`` and ``purge``.
+    clock
+        Says what time it is.
+    visitor_id, customer_id
+        Whose event it is: one of the two. A visitor's (usage of shop and app) goes to the online store and
+        needs the online permission, a customer's (orders, product usage) to the CRM store and needs the CRM
+        permission.
+    permission
+        What the shop itself declares; with a ledger, what counts is the intersection.
+    at
+        When it happened, for an event that brings no time; now by default.
+
+    Returns
+    -------
+    Observed
+        Whether the event is stored, and why not. An event that lies in the future is not; nor is one at whose
+        time, or after which, the permission did not hold.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For wrong arguments. Faults of ledger and stores are told in the result, and logged.
+    """
+    arrival = _arrival(event, visitor_id, customer_id, permission, at, ledger, clock)
+    store: Any = None if profiles is None else profiles.store_of(arrival.source)
+    if profiles is None or not (hasattr(store, "append") and hasattr(store, "purge")):
+        return arrival.outcome(f"there is no store of {arrival.source} profiles that takes events")
+    now = clock()
+    if arrival.at > now:
+        return arrival.outcome("the event lies in the future")
+    try:
+        resolution = arrival.resolve(now)
+        refusal = arrival.refusal(resolution, now)
+    except Exception as error:  # noqa: BLE001 - a ledger's fault, whatever it is, denies and is reported
+        _log.warning("observe: the consent ledger failed: %s", type(error).__name__)
+        return arrival.outcome(f"the consent ledger failed with {type(error).__name__}")
+    if refusal:
+        return arrival.outcome(refusal, resolution=resolution)
+    if isinstance(store, ProfileStore) and not store.keeps(arrival.event):
+        return arrival.outcome("older than the store keeps anything", resolution=resolution)
+    try:
+        return profiles.change(arrival.source, lambda: _stored(arrival, store, resolution), OBSERVE_SECONDS)
+    except StoreUnread as unread:
+        _log.warning("observe: %s", unread)
+        return arrival.outcome(str(unread), resolution=resolution)
+
+
+def _stored(arrival: _Arrival, store: _TakesEvents, resolution: Resolution) -> Observed:
+    """Store an event, and take all of the subject away again if it has withdrawn in the meantime."""
+    store.append(arrival.subject, [arrival.event])
+    try:
+        now = arrival.clock()
+        again = arrival.resolve(now)
+        refusal = arrival.refusal(again, now)
+    except Exception as error:  # noqa: BLE001 - it was permitted a moment ago; a fault is no withdrawal
+        _log.warning("observe: the permission could not be confirmed: %s", type(error).__name__)
+        return arrival.outcome("permitted", stored=True, resolution=resolution)
+    if refusal:
+        store.purge(arrival.subject)
+        return arrival.outcome(f"{refusal}; purged", resolution=again)
+    return arrival.outcome("permitted", stored=True, resolution=again)
+
+
+def _arrival(
+    event: Event,
+    visitor_id: str | None,
+    customer_id: str | None,
+    permission: Permission | None,
+    at: dt.datetime | None,
+    ledger: ConsentLedger | None,
+    clock: Callable[[], dt.datetime],
+) -> _Arrival:
+    """The arguments, checked."""
+    if not isinstance(event, Event):
+        raise TypeError(f"observe takes a consentier.Event, not {type(event).__name__}")
+    if (visitor_id is None) == (customer_id is None):
+        raise ValueError("observe: say whose event it is: either visitor_id or customer_id")
+    if permission is not None and not isinstance(permission, Permission):
+        raise TypeError(f"observe: permission must be a consentier.Permission or None, not {permission!r}")
+    source = Source.ONLINE if visitor_id is not None else Source.CRM
+    subject = visitor_id if visitor_id is not None else customer_id
+    if not isinstance(subject, str):
+        raise TypeError(f"observe: an id must be a string, not {type(subject).__name__}")
+    if at is not None:
+        microseconds(at)
+        if event.ts is not None and event.ts != at:
+            raise ValueError("observe: the event brings a time of its own; leave `at` out")
+    instant = event.ts or at or clock()
+    event = dataclasses.replace(event, ts=instant)
+    return _Arrival(event, instant, source, subject, permission, ledger, clock)

@@ -1,0 +1,352 @@
+"""A shop's business rules: what may be shown, and in which mixture. They read items, never persons.
+
+The one rule that looks at a person, when something bought may come again, is a function of the permitted
+view, so it acts only where CRM data may be read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from consentier.consent.toml_files import read_toml, require_known_keys
+from consentier.errors import ConfigError
+from consentier.serving.item_columns import Expression, ItemColumns, Value
+
+__all__ = ["Boost", "Diversity", "Mixture", "Rebuy", "Rules", "ShelfRules"]
+
+_MICROSECONDS_PER_DAY = 86_400_000_000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Boost:
+    """Items for which an expression is true get their scores multiplied by a factor above 0."""
+
+    where: Expression
+    factor: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rebuy:
+    """When what a customer bought may be recommended to them again.
+
+    Attributes
+    ----------
+    column
+        The attribute of items that decides.
+    days
+        Days after the latest purchase, by value of the column.
+    otherwise
+        Days for all other items; None: never.
+    """
+
+    column: str
+    days: Mapping[str, float]
+    otherwise: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Diversity:
+    """Maximal marginal relevance over some attributes of items.
+
+    Attributes
+    ----------
+    weight
+        Between 0 (by score alone) and 1.
+    columns
+        Two items are as similar as the share of these attributes in which they agree.
+    """
+
+    weight: float
+    columns: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """A shop's business rules.
+
+    Attributes
+    ----------
+    show
+        Only items for which this is known to be true are shown; None: all.
+    deny
+        Items that are never shown.
+    boosts
+        What scores are multiplied by; the factors of several that apply are multiplied.
+    caps
+        How many items of one value of an attribute a list may hold, by attribute. Items without a value are
+        not counted.
+    rebuy
+        When what was bought may come again; None: as the models say (`hide`).
+    diversity
+        None: by score alone.
+    """
+
+    show: Expression | None = None
+    deny: frozenset[str] = frozenset()
+    boosts: tuple[Boost, ...] = ()
+    caps: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    rebuy: Rebuy | None = None
+    diversity: Diversity | None = None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Rules:
+        """Read rules from a TOML file.
+
+        Raises
+        ------
+        ConfigError
+            The file cannot be read, or a key or value is wrong; the message names it.
+        """
+        return cls.from_document(read_toml(path, f"rules {path}", ConfigError), f"rules {path}")
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any], origin: str = "rules") -> Rules:
+        """Read rules from plain values, as they stand in a TOML file.
+
+        Raises
+        ------
+        ConfigError
+            A key or value is wrong; the message names it.
+        """
+        require_known_keys(
+            document, ("show", "deny", "boost", "caps", "rebuy", "diversity"), origin, ConfigError
+        )
+        return cls(
+            show=_expression(document["show"], f"{origin}: show") if "show" in document else None,
+            deny=frozenset(_texts(document.get("deny", []), f"{origin}: deny")),
+            boosts=tuple(_boosts(document.get("boost", []), f"{origin}: boost")),
+            caps=_caps(document.get("caps", {}), f"{origin}: caps"),
+            rebuy=_rebuy(document["rebuy"], f"{origin}: rebuy") if "rebuy" in document else None,
+            diversity=_diversity(document["diversity"], f"{origin}: diversity")
+            if "diversity" in document
+            else None,
+        )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a list is more than the best scores in their order."""
+        return bool(self.boosts or self.caps or self.diversity)
+
+
+class Mixture:
+    """How many items of each capped value one list holds so far; filled up by one tier after the other."""
+
+    def __init__(self) -> None:
+        self.counts: dict[tuple[str, Value], int] = {}
+
+
+class ShelfRules:
+    """A shop's rules, worked out once for the items of one bundle.
+
+    Parameters
+    ----------
+    rules
+        The rules.
+    columns
+        Attributes of the bundle's items, in its order.
+    items
+        Ids of these items.
+
+    Raises
+    ------
+    ValueError
+        A rule names an attribute that items do not have, or compares it with a value of another kind.
+
+    Notes
+    -----
+    A pass over the items for each comparison; afterwards 1 byte per item, and 8 for boosts and for each
+    attribute that caps, re-buying or diversity ask for.
+    """
+
+    def __init__(self, rules: Rules, columns: ItemColumns, items: Sequence[str]) -> None:
+        self.rules = rules
+        self.hidden = np.zeros(len(items), dtype=np.bool_)
+        if rules.show is not None:
+            self.hidden |= ~rules.show.true_for(columns)
+        if rules.deny:
+            self.hidden |= np.fromiter((item in rules.deny for item in items), np.bool_, len(items))
+        self._factors = np.ones(len(items))
+        for boost in rules.boosts:
+            self._factors[boost.where.true_for(columns)] *= boost.factor
+        self._caps = [(name, limit, columns.values(name)) for name, limit in sorted(rules.caps.items())]
+        self._similar = [] if rules.diversity is None else [columns.codes(n) for n in rules.diversity.columns]
+        self._rebuy = None if rules.rebuy is None else columns.values(rules.rebuy.column)
+
+    def rebuy_interval(self, number: int) -> int | None:
+        """Microseconds after a purchase before an item may come again; None: never.
+
+        Without a rule 0, for items that the bundle does not know what holds for all others.
+        """
+        rule = self.rules.rebuy
+        if rule is None or self._rebuy is None:
+            return 0
+        value = self._rebuy[number] if number >= 0 else None
+        days = rule.otherwise if value is None else rule.days.get(str(value), rule.otherwise)
+        return None if days is None else round(days * _MICROSECONDS_PER_DAY)
+
+    def chosen(
+        self, ids: NDArray[np.int64], scores: NDArray[np.float64], n: int, mixture: Mixture
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Choose a list out of candidates.
+
+        Parameters
+        ----------
+        ids, scores
+            All candidates that may be shown: int64 and float64, shape (m,), in their order.
+        n
+            How many items at most.
+        mixture
+            What the list holds already; what is chosen is counted there.
+
+        Returns
+        -------
+        ids, scores
+            In the order of the list, with the scores that the model and the boosts give. With diversity they
+            need not descend.
+
+        Notes
+        -----
+        O(m log m) with boosts; O(n · candidates looked at) with diversity, at most 10 n + 100 candidates.
+        """
+        if self.rules.boosts:
+            scores = scores * self._factors[ids]
+            order = np.lexsort((ids, -scores))
+            ids, scores = ids[order], scores[order]
+        if self.rules.diversity is None:
+            kept = self._within_caps(ids.tolist(), n, mixture)
+        else:
+            kept = self._diverse(ids, scores, n, mixture, self.rules.diversity.weight)
+        return ids[kept], scores[kept]
+
+    def offer(self, number: int, mixture: Mixture) -> bool:
+        """Whether one more item keeps to the caps; if so, it is counted."""
+        values = [(name, limit, column[number]) for name, limit, column in self._caps]
+        counted = [(name, value) for name, _, value in values if value is not None]
+        if any(
+            mixture.counts.get((name, value), 0) >= limit
+            for name, limit, value in values
+            if value is not None
+        ):
+            return False
+        for key in counted:
+            mixture.counts[key] = mixture.counts.get(key, 0) + 1
+        return True
+
+    def _within_caps(self, ids: Iterable[int], n: int, mixture: Mixture) -> list[int]:
+        kept: list[int] = []
+        for place, number in enumerate(ids):
+            if len(kept) == n:
+                break
+            if self.offer(number, mixture):
+                kept.append(place)
+        return kept
+
+    def _diverse(
+        self, ids: NDArray[np.int64], scores: NDArray[np.float64], n: int, mixture: Mixture, weight: float
+    ) -> list[int]:
+        """Greedy maximal marginal relevance: Carbonell and Goldstein, SIGIR 1998.
+
+        The next item is the one with the largest ``(1 - weight) · score / largest score - weight · (largest
+        similarity to an item chosen before)``, equal ones in their order.
+        """
+        pool = min(ids.size, 10 * n + 100)
+        if not pool:
+            return []
+        relevance = (1 - weight) * scores[:pool] / scores[0]
+        codes = np.array([column[ids[:pool]] for column in self._similar])
+        nearest, open_ = np.zeros(pool), np.ones(pool, dtype=np.bool_)
+        kept: list[int] = []
+        while len(kept) < n and open_.any():
+            place = int(np.argmax(np.where(open_, relevance - weight * nearest, -math.inf)))
+            open_[place] = False
+            if not self.offer(int(ids[place]), mixture):
+                continue
+            kept.append(place)
+            own = codes[:, place : place + 1]
+            nearest = np.maximum(nearest, ((codes == own) & (own >= 0)).mean(axis=0))
+        if len(kept) < n:  # the caps took so many that others are needed
+            kept += [pool + place for place in self._within_caps(ids[pool:].tolist(), n - len(kept), mixture)]
+        return kept
+
+
+# ---- Reading a document ------------------------------------------------------------------------------------
+
+
+def _table(value: object, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} must be a table, not {value!r}")
+    return value
+
+
+def _expression(value: object, where: str) -> Expression:
+    try:
+        return Expression(value)  # type: ignore[arg-type]  # it checks that itself
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _texts(value: object, where: str) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ConfigError(f"{where} must be a list of texts, not {value!r}")
+    return value
+
+
+def _number(value: object, where: str, *, above: float | None = None, most: float = math.inf) -> float:
+    fine = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not fine or not (above is None or value > above) or not value <= most:  # type: ignore[operator]
+        limits = "" if above is None else f" above {above:g}"
+        limits += "" if most == math.inf else f" and at most {most:g}"
+        raise ConfigError(f"{where} must be a number{limits}, not {value!r}")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _boosts(value: object, where: str) -> Iterable[Boost]:
+    if not isinstance(value, list):
+        raise ConfigError(f"{where} must be a list of tables, not {value!r}")
+    for number, entry in enumerate(value, start=1):
+        table = _table(entry, f"{where} {number}")
+        require_known_keys(table, ("where", "factor"), f"{where} {number}", ConfigError)
+        yield Boost(
+            _expression(table.get("where"), f"{where} {number}: where"),
+            _number(table.get("factor"), f"{where} {number}: factor", above=0),
+        )
+
+
+def _caps(value: object, where: str) -> dict[str, int]:
+    table = _table(value, where)
+    for name, limit in table.items():
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise ConfigError(f"{where}.{name} must be a whole number of at least 1, not {limit!r}")
+    return dict(table)
+
+
+def _rebuy(value: object, where: str) -> Rebuy:
+    table = _table(value, where)
+    require_known_keys(table, ("column", "days", "otherwise"), where, ConfigError)
+    column = table.get("column")
+    if not isinstance(column, str):
+        raise ConfigError(f"{where}.column must name an attribute of items, not {column!r}")
+    days = {
+        name: _number(each, f"{where}.days.{name}", above=0)
+        for name, each in _table(table.get("days", {}), f"{where}.days").items()
+    }
+    otherwise = table.get("otherwise")
+    return Rebuy(
+        column, days, None if otherwise is None else _number(otherwise, f"{where}.otherwise", above=0)
+    )
+
+
+def _diversity(value: object, where: str) -> Diversity:
+    table = _table(value, where)
+    require_known_keys(table, ("weight", "columns"), where, ConfigError)
+    columns = _texts(table.get("columns"), f"{where}.columns")
+    if not columns:
+        raise ConfigError(f"{where}.columns must name at least one attribute of items")
+    return Diversity(_number(table.get("weight"), f"{where}.weight", above=0, most=1), tuple(columns))
