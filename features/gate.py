@@ -45,6 +45,9 @@ _BOUGHT = ("ordered", "usage")
 
 _KIND_OF: Mapping[Source, SubjectKind] = {Source.ONLINE: "visitor", Source.CRM: "customer"}
 
+_OF_PERSONS = frozenset({Tier.SESSION, Tier.ONLINE, Tier.CRM, Tier.FUSED})
+"""The tiers that are trained on rows of persons."""
+
 _PASSED = "passed"
 
 _SORTED_AT_ONCE = 1_000_000
@@ -95,6 +98,9 @@ class PermittedRows:
         once. For the index of who is in which bundle, and nothing else. Nobody is behind anonymous rows.
     until
         Microseconds since the epoch: all rows are from before it.
+    items
+        Column item_id and the metadata of items, without sensitive ones; None where the shop has none. No
+        person is in them, so that every tier may read them.
     """
 
     rows: pa.Table
@@ -102,6 +108,7 @@ class PermittedRows:
     funnel: tuple[Funnel, ...]
     subjects: pa.Table
     until: int
+    items: pa.Table | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -161,14 +168,16 @@ class ConsentGate:
 
     def permitted(self, tier: Tier) -> PermittedRows:
         """The rows and attributes that one of the four tiers may be trained on."""
+        if tier not in _OF_PERSONS:
+            raise ValueError(f"the {tier} tier is not trained on rows of persons")
         with self._running() as engine:
-            if tier in (Tier.SESSION, Tier.ONLINE):
-                return self._online(engine, tier)
             if tier is Tier.CRM:
-                return self._crm(engine)
-            if tier is Tier.FUSED:
-                return self._fused(engine)
-        raise ValueError(f"the {tier} tier is not trained on rows of persons")
+                found = self._crm(engine)
+            elif tier is Tier.FUSED:
+                found = self._fused(engine)
+            else:
+                found = self._online(engine, tier)
+        return dataclasses.replace(found, items=self._metadata())
 
     def anonymous_rows(self) -> PermittedRows:
         """Rows of visitors who were never asked, for counts without any key; none under the strict policy."""
@@ -264,6 +273,14 @@ class ConsentGate:
         if "sensitive" not in items.column_names:
             return pa.table({"item_id": pa.array([], pa.string())})
         return items.filter(pc.fill_null(items["sensitive"], False)).select(["item_id"])
+
+    def _metadata(self) -> pa.Table | None:
+        """What the items are, apart from those of a special category."""
+        items = self.shop.items
+        if "sensitive" in items.column_names:
+            items = items.filter(pc.invert(pc.fill_null(items["sensitive"], False)))
+        columns = [name for name in items.column_names if name not in ("available", "sensitive")]
+        return items.select(columns) if items.num_rows else None
 
     def _attributes(self, engine: ibis.BaseBackend, standings: ibis.Table) -> _Attributes:
         """Attributes of the customers whose CRM permission holds at the cut-off."""

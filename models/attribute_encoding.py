@@ -76,6 +76,14 @@ class AttributeEncoder:
         found = (column.input_of(attributes.get(column.name)) for column in self.columns)
         return sorted(number for number in found if number is not None)
 
+    def moved_to(self, first_input: int) -> AttributeEncoder:
+        """The same encoder behind another number of items."""
+        columns, following = [], first_input
+        for column in self.columns:
+            columns.append(dataclasses.replace(column, first_input=following))
+            following += column.input_count
+        return AttributeEncoder(tuple(columns))
+
     def to_json(self) -> list[dict[str, Any]]:
         """The encoder as plain values for a bundle's manifest."""
         return [_column_to_json(column) for column in self.columns]

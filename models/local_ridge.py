@@ -24,7 +24,7 @@ from consentier.models.gram import GRAM_UNIT, GramStatistics, SessionOrder, gram
 from consentier.models.scoring import with_second_hop
 from consentier.progress import Advance
 
-__all__ = ["LocalRidge", "dense_ease", "solve_local_ridge", "touched_targets"]
+__all__ = ["LocalRidge", "dense_ease", "largest_weights", "solve_local_ridge", "touched_targets"]
 
 _TARGETS_PER_CHUNK = 128
 # The first remedy for a block that is not positive definite, relative to its largest diagonal entry, and how
@@ -520,7 +520,7 @@ def _solve_targets(
         weights = np.empty(size, dtype=np.float32)
         for p in range(size):
             weights[p] = block[p, size] * system.scale[chosen[p]] / system.scale[j]
-        kept = _largest(weights, top)
+        kept = largest_weights(weights, top)
         for p in range(size):
             if kept[p]:
                 indices[filled] = chosen[p]
@@ -718,7 +718,7 @@ def _substitute(block: NDArray[np.float64], size: int) -> None:
 
 
 @compiled
-def _largest(weights: NDArray[np.float32], top: int) -> NDArray[np.bool_]:
+def largest_weights(weights: NDArray[np.float32], top: int) -> NDArray[np.bool_]:
     """Mark the `top` weights of largest size, equal ones by ascending position, and never a zero."""
     sizes = np.abs(weights)
     kept = sizes > 0

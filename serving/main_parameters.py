@@ -67,6 +67,7 @@ def main_parameters(manifest: Manifest) -> list[str]:
     for name, say in _SENTENCES.items():
         if name in scoring:
             sentences += say(scoring, read)
+    sentences += _borrowing(manifest.parameters)
     said = {*_SENTENCES, *_WITH_OTHERS, "algorithm"}
     rest = {
         **{name: value for name, value in manifest.parameters.items() if name not in said},
@@ -151,6 +152,18 @@ def _attributes(scoring: _Scoring, read: frozenset[Source]) -> _Sentences:
         yield "Master data do not count."
 
 
+def _borrowing(parameters: Mapping[str, Any]) -> _Sentences:
+    metadata = parameters.get("item_metadata")
+    if metadata is None:
+        yield "What items are like does not count."
+        return
+    yield (
+        f"What items are like counts too ({_value(metadata['columns'])}; digest {metadata['digest']}): the "
+        f"weights of up to {parameters['metadata_neighbours']} similar items stand in for those of an item "
+        f"that fewer than {parameters['metadata_persons']} persons had, the more so the fewer there were."
+    )
+
+
 _SENTENCES: Mapping[str, Callable[[_Scoring, frozenset[Source]], _Sentences]] = {
     "source_weights": _sources,
     "event_weights": _events,
@@ -163,7 +176,12 @@ _SENTENCES: Mapping[str, Callable[[_Scoring, frozenset[Source]], _Sentences]] = 
     "attribute_weight": _attributes,
 }
 
-_WITH_OTHERS = frozenset({"attribute_fade", "attributes", "second_hop_items"})
+_WITH_OTHERS = frozenset(
+    {
+        "attribute_fade", "attributes", "second_hop_items",
+        "item_metadata", "metadata_columns", "metadata_neighbours", "metadata_persons",
+    }
+)  # fmt: skip
 """Settings that the sentence on another one says too."""
 
 

@@ -330,6 +330,38 @@ class TierConfig(_Section):
         description="Persons that an attribute's value needs for an input of its own; rarer ones share one.",
     )
 
+    metadata_persons: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="Persons with which an item stands on its own: with fewer, the weights of items with the "
+        "same metadata count for it too, the more so the fewer there are, and items that nobody had yet can "
+        "be recommended; 0: off (local_ridge, cosine, tfidf, bm25 only).",
+    )
+    metadata_neighbours: int = Field(
+        default=100,
+        ge=1,
+        le=10_000,
+        description="Items most alike in their metadata from which an item borrows; with fewer, new items "
+        "come further up.",
+    )
+    metadata_columns: tuple[str, ...] = Field(
+        default=(),
+        strict=False,
+        description="Columns of the items table to compare items by; empty: all of texts, truth values and "
+        "numbers, and lists of texts.",
+    )
+
+    @field_validator("metadata_columns")
+    @classmethod
+    def _no_flags(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in ("item_id", "available", "sensitive"):
+            if name in value:
+                raise ValueError(f"{name} does not say what an item is like; leave it out")
+        if len(set(value)) != len(value):
+            raise ValueError("a column is named twice")
+        return tuple(sorted(value))
+
     @field_validator("source_weights", "event_weights")
     @classmethod
     def _known_names(cls, value: dict[str, float], info: ValidationInfo) -> dict[str, float]:

@@ -30,6 +30,7 @@ from consentier.models.item_index import ItemIndex
 from consentier.models.local_ridge import LocalRidge, touched_targets
 from consentier.models.repeats import RepeatCounts
 from consentier.models.statistics import Fingerprints, Statistics, ValueCounts
+from consentier.training.cold_items import Borrowing, borrowing
 from consentier.training.config import TierConfig
 from consentier.training.fit import (
     PERSONS,
@@ -37,9 +38,10 @@ from consentier.training.fit import (
     attribute_counts,
     distinct_persons,
     estimator,
+    linear_tier,
     popular_arrays,
+    published_counts,
     solves_counts,
-    tier_arrays,
     tier_interactions,
     with_repeats,
 )
@@ -131,7 +133,7 @@ def _decremented_model(
     old_encoder = AttributeEncoder.from_json(
         bundle.manifest.scoring.get("attributes"), first_input=bundle.manifest.item_count
     )
-    encoder = _rebased(old_encoder, int(kept.sum()))
+    encoder = old_encoder.moved_to(int(kept.sum()))
     attributes = _remaining_attributes(statistics, exchange, encoder, config, min_persons)
     columns = _Columns(statistics.items, published, old_encoder)
     parts = [
@@ -143,7 +145,9 @@ def _decremented_model(
     model = estimator(tier, config, int(kept.sum()), min_persons, threads)
     if not solves_counts(model):
         raise NotExactError(f"{bundle.manifest.algorithm} is no function of counts")
-    if isinstance(model, LocalRidge):
+    borrow = _same_borrowing(bundle, config, exchange.removed)
+    # What was borrowed is mixed into the bundle's weights: they are no solutions to keep.
+    if isinstance(model, LocalRidge) and borrow is None:
         touched = touched_targets(
             statistics.gram,
             reduced,
@@ -158,18 +162,26 @@ def _decremented_model(
         weights, solved = model.solve(gram), int(kept.sum())
     items = _kept_items(statistics.items, remaining > 0)
     index = _kept_items(statistics.items, published & (remaining > 0))
-    arrays = tier_arrays(index, with_repeats(tier, model, weights, config.repeat_weight))
+    weights = with_repeats(tier, model, weights, config.repeat_weight)
+    persons = published_counts(gram, len(index))
+    fitted = linear_tier(tier, config, index, weights, persons, encoder, borrow, threads)
     repeats = _exchanged_repeats(statistics.repeats, *(data.repeats for data, _ in parts))
     if repeats is not None:
-        arrays["repeats"] = repeats.probabilities(min_persons)
+        fitted.arrays["repeats"] = repeats.probabilities(min_persons)
     renewed = _renewed(statistics, exchange, items, {PERSONS: remaining[remaining > 0]}, gram, attributes)
-    fitted = FittedTier(
-        len(index),
-        arrays,
-        {**bundle.manifest.scoring, "attributes": encoder.to_json()},
-        dataclasses.replace(renewed, repeats=repeats),
-    )
-    return fitted, solved
+    return dataclasses.replace(fitted, statistics=dataclasses.replace(renewed, repeats=repeats)), solved
+
+
+def _same_borrowing(bundle: Bundle, config: TierConfig, permitted: PermittedRows) -> Borrowing | None:
+    """How items borrowed in the fit.
+
+    Raises `NotExactError` where their metadata are others now.
+    """
+    borrow = borrowing(config, permitted.items)
+    facts = None if borrow is None else borrow.facts()
+    if facts != bundle.manifest.parameters.get("item_metadata"):
+        raise NotExactError("the items' metadata are not those of the fit")
+    return borrow
 
 
 def _remaining_persons(
@@ -247,7 +259,7 @@ class _Columns:
         )
         few = len(pc.unique(rows["item_id"]))
         data = tier_interactions(
-            tier, dataclasses.replace(permitted, rows=rows), config, _rebased(self.encoder, few)
+            tier, dataclasses.replace(permitted, rows=rows), config, self.encoder.moved_to(few)
         )
         numbers = np.cumsum(self.published) - 1
         items = numbers[self.items.indices(data.item_ids)]
@@ -335,18 +347,6 @@ def _fitted_encoder(
     )
 
 
-def _rebased(encoder: AttributeEncoder, first_input: int) -> AttributeEncoder:
-    """The same encoder behind another number of items."""
-    if not encoder.columns:
-        return encoder
-    shift = first_input - encoder.columns[0].first_input
-    return AttributeEncoder(
-        tuple(
-            dataclasses.replace(column, first_input=column.first_input + shift) for column in encoder.columns
-        )
-    )
-
-
 def _kept_items(items: ItemIndex, kept: NDArray[np.bool_]) -> ItemIndex:
     return items if kept.all() else ItemIndex.from_ids(items.ids(np.flatnonzero(kept)))
 
@@ -368,7 +368,7 @@ def _renewed(
 
 def config_of(bundle: Bundle) -> TierConfig:
     """The configuration that a bundle was fitted with: its own account of it."""
-    others = {"min_persons", "seed"}
+    others = {"min_persons", "seed", "item_metadata"}
     parameters = {name: value for name, value in bundle.manifest.parameters.items() if name not in others}
     try:
         return TierConfig.model_validate(parameters)

@@ -29,7 +29,8 @@ from consentier.consent import Policy, Side, Tier, sources_of
 from consentier.errors import TrainingError
 from consentier.features.gate import ConsentGate, ledger_of
 from consentier.features.tables import ShopTables
-from consentier.models.bundle import Manifest, open_bundle
+from consentier.models.bundle import Bundle, Manifest, open_bundle
+from consentier.models.item_index import ItemIndex
 from consentier.progress import progress
 from consentier.serving import Recommender, Request
 from consentier.serving.main_parameters import main_parameters
@@ -128,7 +129,9 @@ def evaluate(
             until=start,
         )
         recommender = Recommender.load(folder, policy=policy)
-        world = world_of(shop, online, crm, start, config.evaluation)
+        bundles = [open_bundle(Path(folder) / tier) for tier in trained.digests]
+        items = (item for bundle in bundles for item in _items_of(bundle))
+        world = world_of(shop, online, crm, start, config.evaluation, items)
         linked = sample(groups[_LINKED], config.evaluation)
         if len(linked) >= MINIMUM_GROUP:
             found = _permissions(recommender, world, linked, show_progress)
@@ -140,7 +143,7 @@ def evaluate(
                 found = _next_item(recommender, world, gate, start, show_progress)
         known: dict[_Group, Mapping[str, Judged]] = {_LINKED: found.judged} if found.linked else {}
         by_group = by_permission_group(recommender, groups, world, known, show_progress)
-        models = [_model(open_bundle(Path(folder) / tier).manifest) for tier in trained.digests]
+        models = [_model(bundle.manifest) for bundle in bundles]
     return _result(name, start, config.evaluation, trained, found, by_group, models)
 
 
@@ -208,6 +211,11 @@ def _result(
         "consent_funnel": trained.funnel,  # type: ignore[typeddict-item]
         "notes": [*verdicts, *found.notes, *skipped],
     }
+
+
+def _items_of(bundle: Bundle) -> list[str]:
+    index = ItemIndex(bundle.arrays["item_ids"], bundle.arrays["item_offsets"], verify=False)
+    return index.ids(np.arange(len(index)))
 
 
 def _model(manifest: Manifest) -> ModelFigures:

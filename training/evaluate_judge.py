@@ -96,8 +96,9 @@ def world_of(
     crm: PermittedRows,
     start: dt.datetime,
     settings: EvaluationConfig,
+    known: Iterable[str] = (),
 ) -> World:
-    """All permitted items, and how popular they were before the cut-off."""
+    """All permitted items and those that a model knows, and how popular they were before the cut-off."""
     instant = microseconds(start)
     counts: dict[str, int] = {}
     for permitted in (online, crm):
@@ -106,6 +107,7 @@ def world_of(
             counts[item] = counts.get(item, 0) + count
         for item in permitted.rows["item_id"].unique().to_pylist():
             counts.setdefault(item, 0)
+    counts = {**dict.fromkeys(known, 0), **counts}
     items = {item: number for number, item in enumerate(sorted(counts, key=str.encode))}
     categories = np.full(len(items), -1, dtype=np.int64)
     if "category" in shop.items.column_names:

@@ -33,6 +33,7 @@ from consentier.models.spectral import Spectral
 from consentier.models.statistics import Statistics, ValueCounts, write_statistics
 from consentier.progress import progress
 from consentier.serving.scorer import ScoringSettings
+from consentier.training.cold_items import Borrowing, borrowing
 from consentier.training.config import TierConfig
 from consentier.training.fingerprints import fingerprints, new_key, text_hashes
 from consentier.training.restricted import Restricted
@@ -52,8 +53,10 @@ __all__ = [
     "fit_popular",
     "fit_tier",
     "keep_statistics",
+    "linear_tier",
     "linked_devices",
     "popular_arrays",
+    "published_counts",
     "solves_counts",
     "tier_arrays",
     "tier_interactions",
@@ -84,12 +87,15 @@ class FittedTier:
     statistics
         What the arrays were computed from, for `keep_statistics`; None where that was not asked for. It never
         goes into a bundle.
+    facts
+        What the manifest's parameters say besides the configuration: ``item_metadata``, where items borrow.
     """
 
     item_count: int
     arrays: dict[str, NDArray[Any]]
     scoring: dict[str, Any]
     statistics: Statistics | None = None
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -201,11 +207,13 @@ class TierRows:
         encoder, data = self._data(config)
         items = len(data.item_ids)
         index = ItemIndex.from_ids(data.item_ids)
-        scoring = _scoring(self.tier, config, encoder)
         model = estimator(self.tier, config, items, self.min_persons, threads, seed)
         if isinstance(model, FactorModel):
             model.fit(data.matrix, show_progress, persons=data.persons)
-            scoring = {**scoring, "fold_in": dataclasses.asdict(model.folding)}
+            scoring = {
+                **_scoring(self.tier, config, encoder),
+                "fold_in": dataclasses.asdict(model.folding),
+            }
             return FittedTier(len(index), factor_arrays(index, model), scoring), Counted(None, None)
         gram = None
         if solves_counts(model):
@@ -214,10 +222,15 @@ class TierRows:
                 weights = model.solve(gram, advance=advance)
         else:
             weights = model.fit(data.matrix, show_progress, persons=data.persons).weights
-        arrays = tier_arrays(index, with_repeats(self.tier, model, weights, config.repeat_weight))
+        weights = with_repeats(self.tier, model, weights, config.repeat_weight)
+        borrow = self._unless_same(
+            "borrowing", _borrowing_settings(config), lambda: borrowing(config, self.published.items)
+        )
+        persons = model.popularity if gram is None else published_counts(gram, items)
+        fitted = linear_tier(self.tier, config, index, weights, persons, encoder, borrow, threads)
         if data.repeats is not None:
-            arrays["repeats"] = data.repeats.probabilities(self.min_persons)
-        return FittedTier(len(index), arrays, scoring), Counted(gram, data.repeats)
+            fitted.arrays["repeats"] = data.repeats.probabilities(self.min_persons)
+        return fitted, Counted(gram, data.repeats)
 
     def _data(self, config: TierConfig) -> tuple[AttributeEncoder, Interactions]:
         """The matrix, and the encoder of its attributes."""
@@ -500,6 +513,54 @@ def tier_arrays(index: ItemIndex, weights: sp.csr_matrix) -> dict[str, NDArray[A
         "indices": weights.indices.astype(np.int32),
         "data": weights.data.astype(np.float32),
     }
+
+
+def linear_tier(
+    tier: Tier,
+    config: TierConfig,
+    index: ItemIndex,
+    weights: sp.csr_matrix,
+    persons: NDArray[np.int64],
+    encoder: AttributeEncoder,
+    borrow: Borrowing | None,
+    threads: int | None,
+) -> FittedTier:
+    """A linear model's tier, in which items with few persons borrow if they are to.
+
+    Parameters
+    ----------
+    tier, config
+        Which, and its configuration.
+    index
+        The items that the model was fitted to.
+    weights
+        The model's, with each item's weight for itself.
+    persons
+        int64, shape (items,): from `published_counts`.
+    encoder
+        Of attributes, behind these items.
+    borrow
+        How items borrow; None: not at all.
+    threads
+        Threads to use; None: all cores. The result does not depend on it.
+    """
+    facts: dict[str, Any] = {}
+    if borrow is not None:
+        repeat_weight = 0.0 if tier is Tier.SESSION else config.repeat_weight
+        index, weights = borrow.applied(index, weights, persons, repeat_weight=repeat_weight, threads=threads)
+        encoder = encoder.moved_to(len(index))
+        facts = {"item_metadata": borrow.facts()}
+    return FittedTier(len(index), tier_arrays(index, weights), _scoring(tier, config, encoder), facts=facts)
+
+
+def published_counts(gram: GramStatistics, items: int) -> NDArray[np.int64]:
+    """Distinct persons behind each item's weights; 0 where they are too few to publish any."""
+    counts = gram.counts[:items]
+    return np.where(counts >= gram.min_persons, counts, 0)
+
+
+def _borrowing_settings(config: TierConfig) -> tuple[object, ...]:
+    return config.metadata_persons, config.metadata_neighbours, config.metadata_columns, config.neighbours
 
 
 def factor_arrays(index: ItemIndex, model: FactorModel) -> dict[str, NDArray[Any]]:

@@ -175,6 +175,8 @@ def forget(
         There is none of these bundles.
     BundleError
         A bundle cannot be read, or another release fitted it.
+    ConfigError
+        A bundle borrows by a column that the items table has no more.
     StatisticsError
         The new statistics cannot be written. The new bundle stands; a later run fits again.
     ValueError
@@ -183,7 +185,8 @@ def forget(
     Notes
     -----
     Reading, checking and writing the statistics is linear in their size. What is solved again grows with the
-    items whose strongest neighbours include one of the subjects'.
+    items whose strongest neighbours include one of the subjects'; where items borrow by their metadata, all
+    are solved again.
     """
     chosen = _checked(subjects)
     present = [tier for tier in tiers if (out / tier / "manifest.json").is_file()]
@@ -565,7 +568,7 @@ def _replace(tier: Tier, bundle: Bundle, outcome: _Outcome, fitted: FittedTier, 
         sources=manifest.sources,
         permission=manifest.permission,
         algorithm=manifest.algorithm,
-        parameters=manifest.parameters,
+        parameters={**_without_facts(manifest.parameters), **fitted.facts},
         scoring=fitted.scoring,
         item_count=fitted.item_count,
         cutoff=circumstances.cutoff,
@@ -593,6 +596,11 @@ def _replace(tier: Tier, bundle: Bundle, outcome: _Outcome, fitted: FittedTier, 
     gone = _gone(tier, circumstances, request)
     request.restricted.lineage().replaced(bundle.digest, digest, without=gone)
     return digest
+
+
+def _without_facts(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that do not come out of a fit."""
+    return {name: value for name, value in parameters.items() if name != "item_metadata"}
 
 
 def _gone(tier: Tier, circumstances: _Circumstances, request: _Request) -> set[Subject]:

@@ -19,6 +19,7 @@ from optuna.distributions import (
 
 from consentier.consent import Tier
 from consentier.features.gate import PermittedRows
+from consentier.features.item_metadata import metadata_columns
 from consentier.serving.factor_scorer import FACTOR_ALGORITHMS
 from consentier.training.config import Algorithm, TierConfig, TuningConfig
 
@@ -44,6 +45,8 @@ class Facts:
         Whether there are any.
     aged
         Whether the rows are from more than one instant.
+    metadata
+        Whether anything is known of what items are like.
     """
 
     tier: Tier
@@ -51,6 +54,7 @@ class Facts:
     sources: frozenset[str]
     attributes: bool
     aged: bool
+    metadata: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -106,6 +110,10 @@ _WEIGHT = FloatDistribution(0.1, 10, log=True)
 
 def _has_attributes(facts: Facts) -> bool:
     return facts.attributes
+
+
+_ONLY_WITH = {"attribute_fade": "attribute_weight", "metadata_neighbours": "metadata_persons"}
+"""Parameters that say nothing where another one is 0."""
 
 
 SPACE: tuple[Parameter, ...] = (
@@ -164,6 +172,21 @@ SPACE: tuple[Parameter, ...] = (
         frozenset({Tier.CRM, Tier.FUSED}),
         matters=_has_attributes,
     ),
+    Parameter(
+        "metadata_persons",
+        IntDistribution(2, 200, log=True),
+        _ALL,
+        _LINEAR,
+        off=(0,),
+        matters=lambda facts: facts.metadata,
+    ),
+    Parameter(
+        "metadata_neighbours",
+        IntDistribution(20, 500, log=True),
+        _ALL,
+        _LINEAR,
+        matters=lambda facts: facts.metadata,
+    ),
 )
 """All parameters, in the order in which a trial draws them; the first one decides which others there are."""
 
@@ -181,6 +204,7 @@ def facts_of(tier: Tier, permitted: PermittedRows) -> Facts:
         sources=frozenset(pc.unique(rows["source"]).to_pylist()),
         attributes=attributes is not None and attributes.num_rows > 0 and attributes.num_columns > 1,
         aged=span["min"] != span["max"],
+        metadata=permitted.items is not None and bool(metadata_columns(permitted.items)),
     )
 
 
@@ -273,7 +297,8 @@ def configured(space: Sequence[Parameter], base: TierConfig, trial: optuna.Trial
     for line in space:
         if not line.belongs_to(algorithm):
             continue
-        if line.name == "attribute_fade" and changes.get("attribute_weight", base.attribute_weight) == 0:
+        needed = _ONLY_WITH.get(line.name)
+        if needed is not None and changes.get(needed, getattr(base, needed)) == 0:
             continue
         value = _drawn(line, trial)
         if line.name == "algorithm":

@@ -200,7 +200,11 @@ def _fit_model(tier: Tier, gate: ConsentGate, config: Config, show_progress: boo
         show_progress=show_progress,
         keep=keep,
     )
-    parameters = {**tier_config.model_dump(mode="json"), "min_persons": config.training.min_persons}
+    parameters = {
+        **tier_config.model_dump(mode="json"),
+        "min_persons": config.training.min_persons,
+        **model.facts,
+    }
     if tier_config.algorithm in FACTOR_ALGORITHMS:
         parameters["seed"] = config.training.seed
     return model, parameters, (permitted,)

@@ -404,9 +404,13 @@ class ValidationSet:
         return int(np.searchsorted(self.persons, max(1, round(share * persons))))
 
     def lists_of(self, scorer: BatchScorer, n: int, *, first: int, last: int, threads: int | None) -> Any:
-        """A model's lists for some of the requests, as positions in `item_ids`; int64 (requests, n)."""
+        """A model's lists for some of the requests, as positions in `item_ids`; int64 (requests, n).
+
+        Items that are not in `item_ids` have numbers above it.
+        """
         numbers, _ = scorer.lists(self.requests, n, first=first, last=last, threads=threads)
-        position = np.full(len(scorer.index) + 1, PADDING, dtype=np.int64)
+        # Items that the metadata alone know are no targets, but take a place.
+        position = np.append(len(self.item_ids) + np.arange(len(scorer.index)), PADDING)
         of_model = scorer.numbers(self.item_ids)
         position[of_model[of_model >= 0]] = np.flatnonzero(of_model >= 0)
         return position[numbers]  # padding, -1, is the last entry

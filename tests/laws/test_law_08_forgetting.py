@@ -42,6 +42,7 @@ CUTOFF = 100
 VISITORS = ("v1", "v2", "v3", "v4", "v5", "late")
 CUSTOMERS = ("c1", "c2", "c3", "c4")
 ITEMS = tuple("abcdefghijkl")
+CATALOGUE = (*ITEMS, "new 1", "new 2")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Case:
     steps: tuple[tuple[Subject, ...], ...] = ()
     algorithm: str = "local_ridge"
     min_persons: int = 1
+    metadata_persons: int = 0
     alone_too: bool = False
     reused_id: str | None = None  # a customer of whom a record bears the id of one of c1's
     purged: bool = False  # some rows of those to forget are deleted before they are forgotten
@@ -110,7 +112,9 @@ def tables(case: Case, without: frozenset[Subject] = frozenset(), *, purged: boo
         customers=pa.Table.from_pylist(people, schema=pa.schema(columns)),
         identities=links,
         consents=decisions,
-        items=[{"item_id": item} for item in ITEMS],
+        items=[
+            {"item_id": item, "category": "one other"[place % 3 :]} for place, item in enumerate(CATALOGUE)
+        ],
     )
 
 
@@ -123,6 +127,8 @@ def trained(case: Case, shop_tables: ShopTables, out: Path) -> None:
         repeat_weight=0.5,
         attribute_weight=1.0,
         attribute_min_persons=1,
+        metadata_persons=case.metadata_persons,
+        metadata_neighbours=4,
         factors=3,
         iterations=2,
     )
@@ -227,6 +233,7 @@ cases = st.builds(
         ("local_ridge", "local_ridge", "local_ridge", "cosine", "tfidf", "als", "spectral")
     ),
     min_persons=st.sampled_from((1, 1, 2, 3)),
+    metadata_persons=st.sampled_from((0, 0, 3, 6)),
     alone_too=st.booleans(),
     reused_id=st.sampled_from((None, None, None, "c2")),
     purged=st.sampled_from((False, False, False, True)),
@@ -279,6 +286,13 @@ def test_it_is_done_by_subtraction_where_nothing_stands_against_it(tier: Tier, a
     """So that equal digests are not those of one fit and the same fit once more."""
     steps = ((SUBTRACTED[tier],),)
     case = dataclasses.replace(USUAL, tier=tier, algorithm=algorithm, ages=(20, 20, 20, 20), steps=steps)
+    assert check_forgetting_equals_never_having_known(case) == [f"{tier}: decremented"]
+
+
+@pytest.mark.parametrize("tier", sorted(set(TRAINED_TIERS) - {Tier.POPULAR}))
+def test_items_that_borrow_by_their_metadata_do_not_stand_against_it(tier: Tier) -> None:
+    steps = ((SUBTRACTED[tier],),)
+    case = dataclasses.replace(USUAL, tier=tier, metadata_persons=5, ages=(20, 20, 20, 20), steps=steps)
     assert check_forgetting_equals_never_having_known(case) == [f"{tier}: decremented"]
 
 
@@ -349,6 +363,13 @@ SPARSE = tuple(
         "in parts:",
         "in parts[:1]:",
         usual(Tier.FUSED, V1, ages=(20, 20, 20, 20)),
+    ),
+    Break(
+        "items keep what they borrowed from counts of before",
+        decrement._decremented_model,
+        "published_counts(gram, len(index))",
+        "published_counts(statistics.gram, len(index))",
+        usual(Tier.ONLINE, V1, events=SHARED, metadata_persons=9),
     ),
     Break(
         "how the sessions of who left went on stays counted",

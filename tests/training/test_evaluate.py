@@ -61,6 +61,29 @@ def test_older_events_count_less_in_the_evaluation_too() -> None:
     assert hits(evaluated(forgetful_shop(), config(crm={"hide": ("crm",)})), "crm") == 0.0
 
 
+def test_items_that_nobody_had_before_are_found_by_their_metadata() -> None:
+    """Who bought "a" buys "new" next, on sale since the cut-off. "p", which it is like, goes with "a"."""
+    orders = []
+    for number in range(30):
+        orders += [order(f"c-p{number}", "a", 90), order(f"c-p{number}", "p", 90)]
+    for number in range(25):
+        orders += [order(f"c-{number}", "a", 90), order(f"c-{number}", "p", 91)]
+        orders += [order(f"c-{number}", "new", START + 1)]
+    customers = sorted({row["customer_id"] for row in orders})
+    kinds = {"a": "one", "p": "other", "new": "other", "never sold": "one"}
+    tables = shop(
+        orders=orders,
+        consents=[consent(name, "crm", at=1) for name in customers],
+        items=[{"item_id": item, "category": kind} for item, kind in kinds.items()],
+    )
+    for persons, found in ((0, 0.0), (5, 1.0)):
+        result = evaluated(tables, config(crm={"hide": ("crm",), "metadata_persons": persons}))
+        (tier,) = [each for each in result["tiers"] if each["tier"] == "crm"]
+        assert tier["metrics"]["hit_rate@3"]["mean"] == found
+        (model,) = [each for each in result["models"] if each["tier"] == "crm"]
+        assert any("category" in sentence for sentence in model["parameters"]) == bool(persons)
+
+
 def joint_shop(*, crm_only: int = 0) -> ShopTables:
     """40 linked customers. What they ordered tells what they order next; what they looked at tells nothing.
 
