@@ -30,7 +30,7 @@ _THREADS = 8
 _QUESTIONS = 64
 """How many may be under way or waiting for a thread. What comes on top would not be answered in time."""
 
-_IDLE_SECONDS = 10.0
+_IDLE_SECONDS = 2.0
 """So long a thread that has nothing to do waits for something."""
 
 _T = TypeVar("_T")

@@ -31,11 +31,12 @@ from hypothesis.stateful import (
 )
 from shops import shop
 
-from consentier.consent import Channel, ConsentRecord, Ledger, Source, Tier, sources_of
+from consentier.consent import Channel, ConsentRecord, Ledger, Permission, Source, Tier, sources_of
 from consentier.errors import TrainingError
 from consentier.features.tables import ShopTables
 from consentier.models.bundle import open_bundle
 from consentier.serving import Answer, Event, Profiles, Recommender, Request
+from consentier.serving.observing import Observed, observe
 from consentier.serving.profile_store import SqliteProfiles
 from consentier.training import forget as forget_module
 from consentier.training.config import Config
@@ -146,8 +147,9 @@ class Shop(RuleBasedStateMachine):
             {"visitor_id": visitor, "session_id": f"{visitor} {self.now.date()}", "ts": self.now,
              "item_id": item, "event_type": "view"}
         )  # fmt: skip
-        if self.ledger.resolve(visitor_id=visitor, at=self.now).online:
-            self.stores[Source.ONLINE].append(visitor, [Event(item, ts=self.now)])
+        held = self.ledger.resolve(visitor_id=visitor, at=self.now).permission
+        seen = self._observe(Event(item), visitor_id=visitor)
+        assert seen.stored == (Permission.ONLINE in held), seen.reason
         self._pass_time()
 
     @rule(customer=st.sampled_from(CUSTOMERS), item=items)
@@ -157,8 +159,9 @@ class Shop(RuleBasedStateMachine):
             {"customer_id": customer, "order_id": f"{len(self.orders)}", "line_id": "1", "ts": self.now,
              "item_id": item, "quantity": 1, "price": None, "status": "ordered"}
         )  # fmt: skip
-        if self.ledger.resolve(customer_id=customer, at=self.now).crm:
-            self.stores[Source.CRM].append(customer, [Event(item, ts=self.now, event_type="order")])
+        held = self.ledger.resolve(customer_id=customer, at=self.now).permission
+        seen = self._observe(Event(item, event_type="order"), customer_id=customer)
+        assert seen.stored == (Permission.CRM in held), seen.reason
         self._pass_time()
 
     @rule(days=st.sampled_from([1, 3]))
@@ -288,8 +291,15 @@ class Shop(RuleBasedStateMachine):
             yield pair, channel, recommender
 
     def _recommender(self) -> Recommender:
-        profiles = Profiles(online=self.stores[Source.ONLINE], crm=self.stores[Source.CRM])
-        return Recommender.load(self.bundles, ledger=self.ledger, profiles=profiles, clock=lambda: self.now)
+        return Recommender.load(
+            self.bundles, ledger=self.ledger, profiles=self._profiles(), clock=lambda: self.now
+        )
+
+    def _profiles(self) -> Profiles:
+        return Profiles(online=self.stores[Source.ONLINE], crm=self.stores[Source.CRM], deadline=30)
+
+    def _observe(self, event: Event, **whose: str) -> Observed:
+        return observe(event, ledger=self.ledger, profiles=self._profiles(), clock=lambda: self.now, **whose)
 
     def _request(self, visitor: str | None, customer: str | None, channel: Channel) -> Request:
         return Request(

@@ -11,6 +11,7 @@ import dataclasses
 import datetime as dt
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,9 @@ from consentier.consent import (
     Tier,
     sources_of,
 )
-from consentier.errors import BundleMissing
+from consentier.errors import BundleMissing, StoreTimeout
 from consentier.serving import Answer, Event, Profiles, Recommender, Request
+from consentier.serving.patience import Guard
 
 AT = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
 LONG_AGO = AT - dt.timedelta(days=99)
@@ -79,6 +81,23 @@ class Raises:
         raise self.error("visitor agreed bought pills")
 
 
+class Late(Raises):
+    """Gives a look-up up by itself, in time."""
+
+    answers_within = 0.01
+
+    def __init__(self) -> None:
+        super().__init__(StoreTimeout)
+
+
+class Slow:
+    """Answers rightly, but later than anybody waits."""
+
+    def get(self, key: str, default: object = None) -> object:
+        time.sleep(0.06)
+        return HISTORY
+
+
 class Returns:
     """Answers every look-up with the same thing, whatever that is."""
 
@@ -101,6 +120,8 @@ class LinkFails(Ledger):
     def linked_visitors(self, *question: Any, **when: Any) -> list[str]:
         raise TimeoutError("the link store is busy")
 
+
+SOURCE_OF = {"online": Source.ONLINE, "crm": Source.CRM, "attributes": Source.CRM}
 
 NONSENSE: tuple[object, ...] = (
     None, 7, "item-01", {"item-01": 1}, [None], [7], object(), float("nan"), [b"item-01"],
@@ -187,7 +208,10 @@ def check_faults_only_lower(fault: Fault) -> None:
         assert sources_of(found.tier, fault.channel.side) <= allowed
     if found.tier is not sound.tier:
         named = " ".join(found.basis.reasons)
-        assert "failed" in named or "gone" in named or "holds nothing" in named, named
+        told = ("failed", "gone", "holds nothing", "no answer within", "not asked")
+        assert any(words in named for words in told), named
+    unread = {SOURCE_OF[name] for name, store in fault.stores.items() if isinstance(store, Raises | Slow)}
+    assert not unread & set(found.basis.sources), "a store that gave nothing is said to have been read"
     assert "pills" not in json.dumps(found.to_dict()), "a message quoted data"
     assert len(set(found.items)) == len(found.items) <= 4
     assert set(found.items) <= CATALOGUE.available
@@ -208,7 +232,9 @@ def permitted_sources(fault: Fault) -> set[Source]:
 _tiers = st.frozensets(st.sampled_from((*LINEAR, Tier.POPULAR)))
 _stores = st.dictionaries(
     st.sampled_from(("online", "crm", "attributes")),
-    st.sampled_from([Raises(KeyError), *(Returns(value) for value in NONSENSE)]),
+    st.sampled_from(
+        [Raises(KeyError), Raises(TimeoutError), Late(), Slow(), *(Returns(value) for value in NONSENSE)]
+    ),
 )
 faults = st.builds(
     Fault,
@@ -238,7 +264,35 @@ def test_nonsense_in_a_store_escapes_on_no_channel(store: str, value: object) ->
         check_faults_only_lower(Fault(channel=channel, stores={store: Returns(value)}))
 
 
+@pytest.mark.parametrize("fault", [Raises(), Late(), Slow()], ids=["fails", "gives up", "is slow"])
+@pytest.mark.parametrize("store", ["online", "crm", "attributes"])
+def test_a_store_that_cannot_be_read_escapes_on_no_channel(store: str, fault: object) -> None:
+    for channel in (Channel.SHOP, Channel.EMAIL):
+        check_faults_only_lower(Fault(channel=channel, stores={store: fault}))
+
+
 @breaks(
+    Break(
+        "a store that gives no answer is taken to hold nothing",
+        Guard.ask,
+        'raise StoreUnread(f"{self._name}: no answer within {1000 * deadline:g} ms") from None',
+        "return ()",
+        Fault(stores={"online": Late()}),
+    ),
+    Break(
+        "a store that is left alone is taken to hold nothing",
+        Guard.ask,
+        'raise StoreUnread(f"{self._name}: not asked, as it has just given no answer in time")',
+        "return ()",
+        Fault(stores={"online": Late()}),
+    ),
+    Break(
+        "a store that fails is taken to hold nothing",
+        Guard.ask,
+        'raise StoreUnread(f"{self._name}: failed with {type(error).__name__}") from error',
+        "return {}",
+        Fault(stores={"attributes": Raises()}),
+    ),
     Break(
         "where the ledger fails the caller is believed",
         Recommender._resolve,
