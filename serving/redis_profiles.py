@@ -49,8 +49,8 @@ class RedisProfiles(ProfileStore):
     ----------
     url
         ``redis://HOST/DATABASE?prefix=PREFIX``, with any option of redis-py (``rediss://`` for TLS,
-        ``unix://`` for a socket). Each source needs a database or a prefix of its own (by default
-        ``consentier``); only a database or server of its own can be given a password of its own.
+        ``unix://`` for a socket). Each source needs a server, a database or a prefix of its own (by
+        default ``consentier``). Only of different servers it is certain that none leads to the other.
     ttl, clock
         How old what is stored may grow, and who says what time it is: see `ProfileStore`.
     read_seconds
@@ -240,7 +240,7 @@ def _shown(url: str) -> str:
 
 
 def _client(url: str, seconds: float) -> redis.Redis:
-    """A client that asks once, and says nothing about itself, which would be more round trips."""
+    """A client that asks once."""
     try:
         return redis.Redis.from_url(
             url,
@@ -248,7 +248,6 @@ def _client(url: str, seconds: float) -> redis.Redis:
             socket_connect_timeout=seconds,
             retry=Retry(NoBackoff(), 0),
             protocol=2,
-            driver_info=None,
         )
     except (ValueError, TypeError) as error:
         raise ValueError(

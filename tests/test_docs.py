@@ -82,7 +82,10 @@ def test_the_session_of_the_readme_runs_and_so_do_the_python_examples(tmp_path: 
             type_in(step)
         for page in (
             README,
-            *(ROOT / "docs" / f"{name}.md" for name in ("consent", "ledger", "accountability", "tuning")),
+            *(
+                ROOT / "docs" / f"{name}.md"
+                for name in ("consent", "ledger", "accountability", "tuning", "profiles")
+            ),
         ):
             run_examples(page)
     assert (tmp_path / "evaluation.json").is_file()

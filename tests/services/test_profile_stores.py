@@ -33,6 +33,7 @@ class Cluster(Protocol):
 
     url: str
 
+    def url_for(self, role: str) -> str: ...
     def start(self) -> None: ...
     def stop(self) -> None: ...
 
@@ -234,6 +235,40 @@ def test_postgresql_gives_a_look_up_up_in_time_and_a_stale_connection_is_replace
             )
             use()
         store.close()
+
+
+@pytest.mark.service("postgresql")
+def test_postgresql_roles_can_do_what_the_page_says_and_no_more(cluster: Cluster) -> None:
+    with new_schema(cluster.url) as url, psycopg.connect(url, autocommit=True) as direct:
+        SqlAlchemyProfiles(url, read_seconds=PATIENT).set_attributes("v", {"age": 1}, at=AT)
+        found = direct.execute("SELECT current_schema()").fetchone()
+        assert found is not None
+        tables = "consentier_profile_events, consentier_profile_attributes"
+        rights = {"answers": "SELECT", "observes": "SELECT, INSERT, DELETE", "stranger": ""}
+        stores = {}
+        for role, granted in rights.items():
+            direct.execute(f"CREATE ROLE {role} LOGIN")
+            direct.execute(f"GRANT USAGE ON SCHEMA {found[0]} TO {role}")
+            if granted:
+                direct.execute(f"GRANT {granted} ON {tables} TO {role}")
+            place = with_options(cluster.url_for(role), f"-c search_path={found[0]}")
+            stores[role] = SqlAlchemyProfiles(place, read_seconds=PATIENT)
+        stores["observes"].append("v", [event("a")])
+        assert len(stores["answers"]["v"]) == 1
+        assert stores["answers"].attributes["v"] == {"age": 1}
+        for refused in (
+            lambda: stores["answers"].append("v", [event("a")]),
+            lambda: stores["answers"].purge("v"),
+            lambda: stores["observes"].set_attributes("v", {}, at=AT),
+            lambda: stores["stranger"]["v"],
+        ):
+            with pytest.raises(DataError, match="permission denied"):
+                refused()
+        assert stores["observes"].purge("v") == 2
+        for store in stores.values():
+            store.close()
+        for role in rights:
+            direct.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 # ---- A server that fails or hangs, in the recommender ------------------------------------------------------
