@@ -18,20 +18,91 @@ from consentier.serving.revocation import Deadlines
 from consentier.serving.rules import Rules
 from consentier.serving.scorer import ItemScorer, LinearScorer, PopularScorer
 
-__all__ = ["OpenedBundles", "open_bundles"]
+__all__ = ["TIERS", "OpenedBundles", "OpenedTier", "open_bundles", "open_tier", "problem_of"]
 
 _log = logging.getLogger("consentier.serving")
 
-_TIERS = (Tier.SESSION, Tier.ONLINE, Tier.CRM, Tier.FUSED, Tier.POPULAR)
+TIERS = (Tier.SESSION, Tier.ONLINE, Tier.CRM, Tier.FUSED, Tier.POPULAR)
+"""The tiers that have a bundle."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OpenedTier:
+    """The model of one tier.
+
+    Attributes
+    ----------
+    model
+        What answers.
+    digest
+        The bundle's digest.
+    cutoff
+        The training cut-off as the manifest writes it: texts compare as their instants do.
+    """
+
+    model: ItemScorer | PopularScorer
+    digest: str
+    cutoff: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OpenedBundles:
     """The models of a directory by tier, and why a tier has none."""
 
-    scorers: Mapping[Tier, ItemScorer]
-    popular: PopularScorer | None
+    tiers: Mapping[Tier, OpenedTier]
     problems: Mapping[Tier, str]
+
+    @property
+    def scorers(self) -> Mapping[Tier, ItemScorer]:
+        """The models that score, by tier."""
+        models = {tier: opened.model for tier, opened in self.tiers.items()}
+        return MappingProxyType(
+            {tier: model for tier, model in models.items() if not isinstance(model, PopularScorer)}
+        )
+
+    @property
+    def popular(self) -> PopularScorer | None:
+        """The non-personal list; None where its bundle cannot be used."""
+        opened = self.tiers.get(Tier.POPULAR)
+        return opened.model if opened is not None and isinstance(opened.model, PopularScorer) else None
+
+
+def open_tier(
+    path: Path,
+    tier: Tier,
+    catalogue: Catalogue | None,
+    deadlines: Deadlines,
+    at: dt.datetime,
+    *,
+    rules: Rules | None = None,
+    compiled: bool = True,
+    expected_digest: str | None = None,
+) -> OpenedTier:
+    """Open and verify one bundle, if it may be used as the model of a tier.
+
+    Parameters
+    ----------
+    path
+        The bundle.
+    tier
+        What it must be the model of.
+    catalogue, deadlines, at, rules, compiled
+        As in `open_bundles`.
+    expected_digest
+        The digest that a registry pinned.
+
+    Raises
+    ------
+    BundleError
+        If it is missing, altered, of another tier, or past its deadline; or whatever reading it raises.
+    """
+    bundle = open_bundle(path, expected_digest=expected_digest)
+    if bundle.manifest.tier != tier:
+        raise BundleError(f"the bundle in the {tier} slot declares tier {bundle.manifest.tier}")
+    if problem := deadlines.problem_of(bundle.digest, at):
+        raise BundleError(problem)
+    return OpenedTier(
+        _model(bundle, tier, catalogue, rules, compiled=compiled), bundle.digest, bundle.manifest.cutoff)
 
 
 def open_bundles(
@@ -65,33 +136,32 @@ def open_bundles(
     """
     if not root.is_dir():
         raise BundleMissing(f"{root}: there is no such directory; 'consentier train' writes one")
-    scorers: dict[Tier, ItemScorer] = {}
+    opened: dict[Tier, OpenedTier] = {}
     problems: dict[Tier, str] = {}
-    popular = None
-    for tier in _TIERS:
+    for tier in TIERS:
         try:
-            bundle = open_bundle(root / tier)
-            if bundle.manifest.tier != tier:
-                raise BundleError(f"the bundle in the {tier} slot declares tier {bundle.manifest.tier}")
-            if problem := deadlines.problem_of(bundle.digest, at):
-                raise BundleError(problem)
-            if tier is Tier.POPULAR:
-                popular = PopularScorer(bundle, catalogue, rules)
-            else:
-                scorers[tier] = _scorer(bundle, catalogue, rules, compiled=compiled)
+            opened[tier] = open_tier(
+                root / tier, tier, catalogue, deadlines, at, rules=rules, compiled=compiled
+            )
         except Exception as error:  # noqa: BLE001 - a bundle's fault, whatever it is, lowers the tier
-            known_fault = isinstance(error, BundleError | OSError)
-            problems[tier] = str(error) if known_fault else f"{type(error).__name__}: {error}"
+            problems[tier] = problem_of(error)
             _log.warning("the %s tier has no model: %s", tier, problems[tier])
-    if not scorers and popular is None:
+    if not opened:
         details = "; ".join(f"{tier}: {problem}" for tier, problem in problems.items())
         raise BundleMissing(f"{root}: no bundle can be used: {details}")
-    return OpenedBundles(MappingProxyType(scorers), popular, MappingProxyType(problems))
+    return OpenedBundles(MappingProxyType(opened), MappingProxyType(problems))
 
 
-def _scorer(
-    bundle: Bundle, catalogue: Catalogue | None, rules: Rules | None, *, compiled: bool
-) -> ItemScorer:
+def problem_of(error: Exception) -> str:
+    """Why a bundle cannot be used, in words."""
+    return str(error) if isinstance(error, BundleError | OSError) else f"{type(error).__name__}: {error}"
+
+
+def _model(
+    bundle: Bundle, tier: Tier, catalogue: Catalogue | None, rules: Rules | None, *, compiled: bool
+) -> ItemScorer | PopularScorer:
+    if tier is Tier.POPULAR:
+        return PopularScorer(bundle, catalogue, rules)
     if bundle.manifest.algorithm in FACTOR_ALGORITHMS:
         return FactorScorer(bundle, catalogue, rules)
     return LinearScorer(bundle, catalogue, rules, compiled=compiled)

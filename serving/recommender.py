@@ -34,7 +34,7 @@ from consentier.serving.answer import Answer, Basis
 from consentier.serving.catalogue import Catalogue
 from consentier.serving.clock import utc_now
 from consentier.serving.item_columns import Expression, FilterError
-from consentier.serving.loading import open_bundles
+from consentier.serving.loading import OpenedBundles, open_bundles
 from consentier.serving.observing import Observed, observe
 from consentier.serving.patience import StoreUnread
 from consentier.serving.protocols import AuditSink, ConsentLedger, InputKeys
@@ -105,7 +105,7 @@ class Recommender:
     profiles
         Where to find histories that a request does not bring.
     problems
-        Why a tier has no model, by tier.
+        Why a tier has no model, by tier; or why it still has the one it had, where bundles are reloaded.
     audit_key
         Key of the input digests. By default drawn anew for each recommender.
     keyring
@@ -205,15 +205,43 @@ class Recommender:
         Costs one pass over the bundles' bytes, to verify their digests, and once a process what it takes to
         get compiled loops ready (docs/benchmarks.md).
         """
-        if audit_key is not None and keyring is not None:
-            raise ValueError("give audit_key or keyring, not both: a digest is made under one key")
         root = Path(bundles)
         revocations = Revocations.open(root)
         known = None if catalogue is None else Catalogue.of(catalogue)
         chosen = Rules.load(rules) if isinstance(rules, str | Path) else rules
         if chosen is not None:
             chosen.check({} if known is None else known.attributes)
-        opened = open_bundles(root, known, chosen, revocations.current(), clock(), compiled=compiled)
+        return cls.over(
+            open_bundles(root, known, chosen, revocations.current(), clock(), compiled=compiled),
+            revocations,
+            ledger=ledger,
+            policy=policy,
+            profiles=profiles,
+            profile_deadline=profile_deadline,
+            audit_key=audit_key,
+            keyring=keyring,
+            audit=audit,
+            clock=clock,
+        )
+
+    @classmethod
+    def over(
+        cls,
+        opened: OpenedBundles,
+        revocations: Revocations,
+        *,
+        ledger: ConsentLedger | None = None,
+        policy: Policy | str | Path | None = None,
+        profiles: Profiles | None = None,
+        profile_deadline: float | None = None,
+        audit_key: bytes | None = None,
+        keyring: InputKeys | None = None,
+        audit: AuditSink | None = None,
+        clock: Callable[[], dt.datetime] = utc_now,
+    ) -> Recommender:
+        """A recommender over bundles that are open already; all else is as in `load`."""
+        if audit_key is not None and keyring is not None:
+            raise ValueError("give audit_key or keyring, not both: a digest is made under one key")
         if profiles is not None and profile_deadline is not None:
             profiles = profiles.within(profile_deadline)
         if not isinstance(policy, Policy):
@@ -246,13 +274,29 @@ class Recommender:
         """
         if not isinstance(request, Request):
             raise TypeError(f"recommend takes a consentier.Request, not {type(request).__name__}")
-        now = self.clock()
-        instant = now if request.at is None else request.at
-        resolution, reasons = self._resolve(request, instant)
-        route = self.policy.route(resolution, request.channel, vouched=request.linked)
-        asked = self._asked(request, now, resolution, route, _query(request, route.side, instant))
-        asked.passed_over.extend(reasons)
-        return self._accounted(request, self._routed(asked))
+        return self._answered(self._decided(request))
+
+    def recommend_through(self, request: Request, choose: Callable[[Route], Recommender]) -> Answer:
+        """Decide here what is permitted and who may answer, and have another recommender answer.
+
+        Parameters
+        ----------
+        request
+            As in `recommend`.
+        choose
+            Gets the route that was decided, and returns the recommender whose bundles, deadlines and audit
+            count. It must have the same policy: an answer says which policy chose.
+
+        Raises
+        ------
+        TypeError
+            If `request` is not a `Request`.
+        """
+        if not isinstance(request, Request):
+            raise TypeError(f"recommend takes a consentier.Request, not {type(request).__name__}")
+        asked = self._decided(request)
+        other = choose(asked.route)
+        return other._answered(dataclasses.replace(asked, deadlines=other._deadlines()))
 
     def similar(self, item_id: str, *, n: int = 10, exclude: Iterable[str] = ()) -> Answer:
         """Items like one item. Reads no person."""
@@ -301,6 +345,19 @@ class Recommender:
             clock=self.clock,
         )
 
+    def _decided(self, request: Request) -> _Asked:
+        """What is permitted, and who may answer: all that is decided before a model is asked."""
+        now = self.clock()
+        instant = now if request.at is None else request.at
+        resolution, reasons = self._resolve(request, instant)
+        route = self.policy.route(resolution, request.channel, vouched=request.linked)
+        asked = self._asked(request, now, resolution, route, _query(request, route.side, instant))
+        asked.passed_over.extend(reasons)
+        return asked
+
+    def _answered(self, asked: _Asked) -> Answer:
+        return self._accounted(asked.request, self._routed(asked))
+
     def _asked(
         self, request: Request, now: dt.datetime, resolution: Resolution, route: Route, query: Query
     ) -> _Asked:
@@ -311,9 +368,12 @@ class Recommender:
             route=route,
             query=query,
             passed_over=[],
-            deadlines=Deadlines() if self.revocations is None else self.revocations.current(),
+            deadlines=self._deadlines(),
             moment=now if request.at is None else max(now, request.at),
         )
+
+    def _deadlines(self) -> Deadlines:
+        return Deadlines() if self.revocations is None else self.revocations.current()
 
     def _routed(self, asked: _Asked) -> Answer:
         """The answer of the first tier of the route that has one."""
@@ -451,9 +511,13 @@ class Recommender:
     def _basis(self, found: _Found, asked: _Asked, *, filled: int = 0) -> Basis:
         request, resolution, route = asked.request, asked.resolution, asked.route
         scorer = self.scorers.get(found.tier)
+        # Of a tier that has a model, the problem is that a newer bundle is not used.
+        kept = (
+            [f"{found.tier}: {self.problems[found.tier]}"] if found.tier in self.problems and scorer else []
+        )
         return Basis(
             reason=f"{'; '.join(route.reasons)}: {_WHAT[found.tier]}",
-            reasons=(*resolution.reasons, *route.reasons, *asked.passed_over),
+            reasons=(*resolution.reasons, *route.reasons, *asked.passed_over, *kept),
             state=route.state,
             side=route.side,
             policy_version=self.policy.version,

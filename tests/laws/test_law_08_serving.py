@@ -162,7 +162,7 @@ def test_after_a_withdrawal_the_next_request_drops_tier_and_reads_nothing_of_the
 @breaks(
     Break(
         "an answer rests on the permission of a moment ago",
-        Recommender.recommend,
+        Recommender._decided,
         "self._resolve(request, instant)",
         f"self._resolve(request, instant - dt.timedelta(seconds={TICK.total_seconds()}))",
         Withdrawn((("c", Source.CRM, 2),), 2, Channel.EMAIL, brought=False),
@@ -283,7 +283,7 @@ def late(
     Break("deadlines are not looked at", Deadlines.problem_of, "deadline <= at", "False", late()),
     Break(
         "deadlines are read once, when the bundles are opened",
-        Recommender._asked,
+        Recommender._deadlines,
         "self.revocations.current()",
         "self.revocations._seen.deadlines",
         late(),

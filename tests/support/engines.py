@@ -80,6 +80,7 @@ def write_linear(
     items: Sequence[str] = ITEMS,
     weights: sp.csr_matrix | None = None,
     scoring: Mapping[str, Any] | None = None,
+    cutoff: dt.datetime = _CUTOFF,
 ) -> str:
     """Write one linear bundle: random weights, attributes region and age. Returns its digest."""
     index = ItemIndex.from_ids(items)
@@ -99,7 +100,7 @@ def write_linear(
         settings = {**settings, "second_hop_weight": 0.25, "second_hop_items": 3, **(scoring or {})}
     if tier is Tier.SESSION or tier is Tier.FUSED:
         arrays["repeats"] = np.tril(np.linspace(0.5, 0.1, 16, dtype=np.float32).reshape(4, 4))
-    return _write(path, slot or tier, "local_ridge", index, settings, arrays)
+    return _write(path, slot or tier, "local_ridge", index, settings, arrays, cutoff)
 
 
 def write_factors(
@@ -155,6 +156,7 @@ def _write(
     index: ItemIndex,
     scoring: Mapping[str, Any],
     arrays: Mapping[str, NDArray[Any]],
+    cutoff: dt.datetime = _CUTOFF,
 ) -> str:
     sources, permission = TIERS[tier]
     return write_bundle(
@@ -166,7 +168,7 @@ def _write(
         parameters={},
         scoring=scoring,
         item_count=len(index),
-        cutoff=_CUTOFF,
+        cutoff=cutoff,
         arrays={**index.arrays(), **arrays},
     )
 
