@@ -1,16 +1,16 @@
-"""What the recommender asks of a ledger, a keyring and an audit, whoever provides them."""
+"""What the recommender asks of a ledger, a keyring and an audit, and what services ask of it."""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from consentier.consent import Resolution
 from consentier.serving.answer import Answer
 from consentier.serving.request import Request
 
-__all__ = ["AuditSink", "ConsentLedger", "InputKeys"]
+__all__ = ["Answering", "AuditSink", "ConsentLedger", "InputKeys"]
 
 
 class ConsentLedger(Protocol):
@@ -52,4 +52,20 @@ class InputKeys(Protocol):
 
     def digest(self, domain: str, value: str) -> str:
         """Name a value, in one domain of uses, by a keyed digest that says under which key: ``KEYID:hex``."""
+        ...
+
+
+class Answering(Protocol):
+    """What answers requests: one recommender, or something that stands before several."""
+
+    def recommend(self, request: Request) -> Answer:
+        """Answer a request from the best tier that its permission allows."""
+        ...
+
+    def similar(self, item_id: str, *, n: int = 10, exclude: Iterable[str] = ()) -> Answer:
+        """Items like one item."""
+        ...
+
+    def basket(self, items: Iterable[str], *, n: int = 10, exclude: Iterable[str] = ()) -> Answer:
+        """Items that go with a basket."""
         ...
