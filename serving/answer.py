@@ -45,6 +45,8 @@ class Basis:
         The instant that the request named, ISO 8601; None where it named none.
     lifetimes_version
         Which rules said how old a grant may grow; None without a ledger.
+    experiment, arm
+        The experiment that the answer took part in, and the arm that gave it; None without one.
     """
 
     reason: str
@@ -62,19 +64,23 @@ class Basis:
     filled: int
     at: str | None
     lifetimes_version: str | None = None
+    experiment: str | None = None
+    arm: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
     """Recommended items, best first, with their scores and their basis.
 
-    `scores` never increase; items that only fill up the list have score 0.
+    `scores` never increase; items that only fill up the list have score 0. `answer_id`, in an experiment, is
+    what impressions, clicks and purchases name; it is random, and two equal answers may differ in it.
     """
 
     items: tuple[str, ...]
     scores: tuple[float, ...]
     tier: Tier
     basis: Basis
+    answer_id: str | None = dataclasses.field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The answer as plain values for JSON."""

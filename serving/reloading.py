@@ -36,6 +36,7 @@ from consentier.serving.protocols import AuditSink, ConsentLedger, InputKeys
 from consentier.serving.recommender import Recommender, utc_now
 from consentier.serving.request import Request
 from consentier.serving.revocation import Deadlines, Revocations
+from consentier.serving.rules import Rules
 from consentier.serving.view import Profiles
 from consentier.writing import REPLACED
 
@@ -63,11 +64,12 @@ class BundleSource(Protocol):
 
 
 class LoadOptions(TypedDict, total=False):
-    """The options of `Recommender.load`, but for the catalogue."""
+    """The options of `Recommender.load`, but for those of the bundles themselves."""
 
     ledger: ConsentLedger | None
     policy: Policy | str | Path | None
     profiles: Profiles | None
+    profile_deadline: float | None
     audit_key: bytes | None
     keyring: InputKeys | None
     audit: AuditSink | None
@@ -158,7 +160,7 @@ class ReloadingRecommender:
         The directory of the bundles, or a `BundleSource` such as `RegistrySource` for MLflow.
     every
         Seconds between two looks of the background thread (`start`).
-    catalogue, **options
+    catalogue, rules, compiled, **options
         As in `Recommender.load`. They stay as they are: what is reloaded are the bundles.
 
     Raises
@@ -167,7 +169,7 @@ class ReloadingRecommender:
         If there is no bundle that can be used.
     ValueError
         If `every` is not a positive number of seconds.
-    TypeError, ValueError, DataError, PolicyError
+    TypeError, ValueError, DataError, PolicyError, ConfigError
         As in `Recommender.load`.
 
     Notes
@@ -183,6 +185,8 @@ class ReloadingRecommender:
         *,
         every: float = 60.0,
         catalogue: Catalogue | Mapping[str, Mapping[str, Any]] | Iterable[str] | str | Path | None = None,
+        rules: Rules | str | Path | None = None,
+        compiled: bool = True,
         **options: Unpack[LoadOptions],
     ) -> None:
         if not 0 < every < float("inf"):
@@ -190,6 +194,10 @@ class ReloadingRecommender:
         self._source = _Directory(Path(source)) if isinstance(source, str | Path) else source
         self._every = every
         self._catalogue = None if catalogue is None else Catalogue.of(catalogue)
+        self._rules = Rules.load(rules) if isinstance(rules, str | Path) else rules
+        if self._rules is not None:
+            self._rules.check({} if self._catalogue is None else self._catalogue.attributes)
+        self._compiled = compiled
         self._clock = options.get("clock", utc_now)
         self._looking = threading.Lock()
         self._wake = threading.Event()
@@ -309,7 +317,15 @@ class ReloadingRecommender:
             before = _look(path)
             if old is not None and before is not None and before.settled and before == slot.look:
                 return dataclasses.replace(slot, problem=""), Outcome.UNCHANGED
-            new = open_tier(path, tier, self._catalogue, deadlines, self._clock())
+            new = open_tier(
+                path,
+                tier,
+                self._catalogue,
+                deadlines,
+                self._clock(),
+                rules=self._rules,
+                compiled=self._compiled,
+            )
             if new.cutoff < slot.cutoff:
                 raise BundleError(f"the training cut-off {new.cutoff} is before {slot.cutoff}, used already")
             after = _look(path)

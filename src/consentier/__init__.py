@@ -13,23 +13,32 @@ if TYPE_CHECKING:
     from consentier.consent import Channel, ConsentRecord, Ledger, Link, Permission, Policy, Resolution
     from consentier.errors import ConsentierError
     from consentier.serving import Answer, Basis, Catalogue, Event, Profiles, Recommender, Request
+    from consentier.serving.asynchronous import AsyncRecommender
+    from consentier.serving.experiment import Experiment, ExperimentRecommender
+    from consentier.serving.outcomes import OutcomeLog
+    from consentier.serving.reloading import ReloadingRecommender
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Answer",
+    "AsyncRecommender",
     "Basis",
     "Catalogue",
     "Channel",
     "ConsentRecord",
     "ConsentierError",
     "Event",
+    "Experiment",
+    "ExperimentRecommender",
     "Ledger",
     "Link",
+    "OutcomeLog",
     "Permission",
     "Policy",
     "Profiles",
     "Recommender",
+    "ReloadingRecommender",
     "Request",
     "Resolution",
     "__version__",
@@ -43,6 +52,10 @@ _HOMES = {
     "consentier.serving": (
         "Answer", "Basis", "Catalogue", "Event", "Profiles", "Recommender", "Request",
     ),
+    "consentier.serving.asynchronous": ("AsyncRecommender",),
+    "consentier.serving.experiment": ("Experiment", "ExperimentRecommender"),
+    "consentier.serving.outcomes": ("OutcomeLog",),
+    "consentier.serving.reloading": ("ReloadingRecommender",),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
