@@ -102,7 +102,8 @@ def open_tier(
     if problem := deadlines.problem_of(bundle.digest, at):
         raise BundleError(problem)
     return OpenedTier(
-        _model(bundle, tier, catalogue, rules, compiled=compiled), bundle.digest, bundle.manifest.cutoff)
+        _model(bundle, tier, catalogue, rules, compiled=compiled), bundle.digest, bundle.manifest.cutoff
+    )
 
 
 def open_bundles(

@@ -21,6 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
+# Pages with Python examples, which use the bundles of the README's session.
+EXAMPLES = ("consent", "ledger", "accountability", "tuning", "profiles", "operations", "experiments")
+
 _CODE = re.compile(r"```.*?```", re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _PYTHON_WITH_OUTPUT = re.compile(r"```python\n(.*?)```\n\n```text\n(.*?)```", re.DOTALL)
@@ -82,10 +85,7 @@ def test_the_session_of_the_readme_runs_and_so_do_the_python_examples(tmp_path: 
             type_in(step)
         for page in (
             README,
-            *(
-                ROOT / "docs" / f"{name}.md"
-                for name in ("consent", "ledger", "accountability", "tuning", "profiles")
-            ),
+            *(ROOT / "docs" / f"{name}.md" for name in EXAMPLES),
         ):
             run_examples(page)
     assert (tmp_path / "evaluation.json").is_file()

@@ -25,6 +25,7 @@ from consentier.consent.keyring import Keyring
 from consentier.errors import BundleError, DataError, TrainingError, suggestion
 from consentier.models.bundle import open_bundle
 from consentier.serving.audit import expire as expire_audit
+from consentier.serving.outcomes import expire_outcomes
 from consentier.serving.profile_opening import open_profiles
 from consentier.serving.revocation import Revocations
 from consentier.training.restricted import Restricted
@@ -33,6 +34,7 @@ from consentier.training.retention_schedule import (
     BundlesRule,
     FilesRule,
     KeysRule,
+    OutcomesRule,
     ProfilesRule,
     RetentionSchedule,
     Rule,
@@ -149,6 +151,10 @@ def _audit(rule: AuditRule, now: dt.datetime, dry_run: bool) -> int | None:
     return None if dry_run else expire_audit(rule.path, now)
 
 
+def _outcomes(rule: OutcomesRule, now: dt.datetime, dry_run: bool) -> int | None:
+    return None if dry_run else expire_outcomes(rule.path, now)
+
+
 def _bundles(rule: BundlesRule, now: dt.datetime, dry_run: bool) -> int:
     revocations = Revocations.open(rule.path)
     restricted = Restricted.beside(rule.path) if rule.restricted is None else Restricted(rule.restricted)
@@ -249,6 +255,7 @@ _CARRY_OUT: Mapping[type[Rule], Callable[[Any, dt.datetime, bool], int | None]] 
     TableRule: _table,
     ProfilesRule: _profiles,
     AuditRule: _audit,
+    OutcomesRule: _outcomes,
     BundlesRule: _bundles,
     TrackingRule: _tracking,
     KeysRule: _keys,

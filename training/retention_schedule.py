@@ -15,6 +15,7 @@ __all__ = [
     "BundlesRule",
     "FilesRule",
     "KeysRule",
+    "OutcomesRule",
     "ProfilesRule",
     "RetentionSchedule",
     "Rule",
@@ -110,6 +111,19 @@ class AuditRule(_Section):
     path: Path
 
 
+class OutcomesRule(_Section):
+    """Outcomes of experiments past the retention period that they name are deleted.
+
+    Attributes
+    ----------
+    path
+        The directory of the outcome log.
+    """
+
+    what: Literal["outcomes"]
+    path: Path
+
+
 class BundlesRule(_Section):
     """Bundles past their withdrawal deadline are deleted, and what was kept of their fitting.
 
@@ -165,13 +179,14 @@ class KeysRule(_Section):
     keep_days: _Days
 
 
-Rule = FilesRule | TableRule | ProfilesRule | AuditRule | BundlesRule | TrackingRule | KeysRule
+Rule = FilesRule | TableRule | ProfilesRule | AuditRule | OutcomesRule | BundlesRule | TrackingRule | KeysRule
 
 _RULES: tuple[type[Rule], ...] = (
     FilesRule,
     TableRule,
     ProfilesRule,
     AuditRule,
+    OutcomesRule,
     BundlesRule,
     TrackingRule,
     KeysRule,

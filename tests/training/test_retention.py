@@ -21,6 +21,8 @@ from consentier.errors import AuditError, BundleError, ConfigError, DataError
 from consentier.models.bundle import open_bundle
 from consentier.serving import Event, Recommender, Request
 from consentier.serving.audit import JsonLinesAudit
+from consentier.serving.experiment import Experiment
+from consentier.serving.outcomes import OutcomeLog
 from consentier.serving.profile_store import SqliteProfiles
 from consentier.serving.revocation import revoke
 from consentier.training.restricted import Restricted
@@ -182,7 +184,7 @@ def test_the_schedule_of_the_manual_is_one(tmp_path: Path) -> None:
     page = Path(__file__).resolve().parents[2] / "docs" / "retention.md"
     text = page.read_text("utf-8").split("```toml\n")[1].split("```")[0]
     kinds = {rule.what for rule in schedule(tmp_path, text).keep}
-    assert kinds == {"table", "profiles", "audit", "files", "bundles", "mlflow", "keys"}
+    assert kinds == {"table", "profiles", "audit", "outcomes", "files", "bundles", "mlflow", "keys"}
 
 
 # ---- What the engine itself keeps --------------------------------------------------------------------------
@@ -271,6 +273,17 @@ def test_a_rule_about_profiles_names_one_place(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere") as failure:
         apply_retention(schedule(tmp_path, text), now=NOW)
     assert "hunter2" not in str(failure.value)
+
+
+def test_outcomes_of_experiments_go_when_their_time_is_over(tmp_path: Path) -> None:
+    experiment = Experiment("x", "a salt for tests only", {"a": 0.5, "b": 0.5})
+    with OutcomeLog(tmp_path / "outcomes", experiment, retention_days=5, clock=lambda: NOW) as log:
+        log.impression(experiment.answer_id("a", Tier.CRM, named=True, bucket=None))
+    rules = schedule(tmp_path, '[[keep]]\nwhat = "outcomes"\npath = "outcomes"\n')
+    assert apply_retention(rules, now=NOW + 9 * DAY, dry_run=True)[0].deleted is None
+    assert apply_retention(rules, now=NOW + 3 * DAY)[0].deleted == 0
+    assert apply_retention(rules, now=NOW + 9 * DAY)[0].deleted == 1
+    assert list((tmp_path / "outcomes").iterdir()) == []
 
 
 def test_runs_go_for_good_with_their_artifacts(tmp_path: Path, bundles: Path) -> None:

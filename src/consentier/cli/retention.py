@@ -18,7 +18,7 @@ def retention(
     at: At = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete tables' rows, profiles, audit lines, files, runs, bundles and keys as a schedule says.
+    """Delete tables' rows, profiles, audit lines, outcomes, files, runs, bundles and keys as a schedule says.
 
     docs/retention.md shows a schedule. Run it daily.
     """
