@@ -218,6 +218,11 @@ class ExperimentRecommender:
     ------
     ValueError
         If `arms` are not those of the experiment, or differ in policy or ledger.
+
+    Notes
+    -----
+    Costs 0.06 to 0.08 ms a request, beside 0.11 to 0.13 ms of the answer itself (small bundles, 2 loaded
+    cores).
     """
 
     def __init__(
