@@ -177,6 +177,13 @@ def test_threads_share_nothing() -> None:
         assert list(pool.map(answer, range(200))) == alone
 
 
+def test_the_loops_run_without_the_interpreters_lock() -> None:
+    kernel = compiled_kernel()
+    assert kernel is not None
+    assert kernel.best_items.targetoptions["nogil"]
+    assert kernel.best_lists.targetoptions["nogil"]
+
+
 def test_mapped_arrays_are_read_where_they_are(tmp_path: Path) -> None:
     case = large()
     for name in ("indptr", "indices", "data"):
