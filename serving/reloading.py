@@ -175,8 +175,8 @@ class ReloadingRecommender:
     Notes
     -----
     A look at bundles that did not change costs a ``stat`` of each file: 0.2 ms for five tiers. A new bundle
-    costs one pass over its bytes, in the thread that looks. Until the last request that uses it has ended, the
-    old one's memory stays mapped.
+    costs one pass over its bytes, in the thread that looks. Until the last request that uses it has ended,
+    the old one's memory stays mapped.
     """
 
     def __init__(
