@@ -18,6 +18,7 @@ from consentier.models.scoring import top_items
 
 __all__ = [
     "FoldIn",
+    "contributions",
     "exact_scores",
     "expected_factors",
     "fold_in",
@@ -140,6 +141,51 @@ def system_matrix(
     scaled = weights[:, None].astype(np.float64) * settings.scale(total)
     observed: NDArray[np.float64] = given.T @ (given * scaled)
     return observed + np.diag(settings.unobserved_weight * gram + settings.ridge(total, factors.shape[0]))
+
+
+def contributions(
+    factors: NDArray[np.float32],
+    gram: NDArray[np.float64],
+    inputs: NDArray[np.int64],
+    weights: NDArray[np.float32],
+    settings: FoldIn,
+    priors: NDArray[np.float32] | None,
+    items: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """What each input of a history adds to the scores of some items.
+
+    Parameters
+    ----------
+    factors, gram, inputs, weights, settings, priors
+        As for `fold_in`.
+    items
+        int64, shape (m,): the items.
+
+    Returns
+    -------
+    ndarray of float64
+        Shape (n, m): of an input i with factors ``c_i (1 - p · f_i) f_item · A^-1 f_i``, with the A of
+        `system_matrix`; of an attribute its part of ``f_item · p``, p being what attributes let expect. A
+        column sums to the item's score, up to rounding.
+
+    Notes
+    -----
+    O(k³ + (n + m) k²) for k factors, by LAPACK.
+    """
+    known, given, prior = split_history(inputs, weights, priors, factors.shape[0])
+    wanted = factors[items].astype(np.float64).T
+    own = factors[known].astype(np.float64)
+    found: NDArray[np.float64] = own @ np.linalg.solve(
+        system_matrix(factors, gram, known, given, settings), wanted
+    )
+    found *= (given.astype(np.float64) * settings.scale(math.fsum(given.tolist())))[:, None]
+    if prior is None or priors is None:
+        return found
+    found *= (1.0 - own @ prior)[:, None]
+    attributes = inputs[known.size :] - factors.shape[0]
+    parts = priors[-1] + priors[attributes].astype(np.float64) * attributes.size
+    parts *= weights[known.size :, None].astype(np.float64)
+    return np.concatenate([found, parts @ wanted])
 
 
 def split_history(

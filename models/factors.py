@@ -15,12 +15,11 @@ from scipy import sparse
 from consentier.models.base import History, ItemModel
 from consentier.models.factor_scoring import (
     FoldIn,
+    contributions,
     exact_scores,
     fold_in,
     largest_norm,
     positive_items,
-    split_history,
-    system_matrix,
 )
 from consentier.models.factor_solver import fold_in_rows, gram_diagonal
 from consentier.progress import Advance
@@ -216,25 +215,15 @@ class FactorModel(ItemModel):
         return float(exact_scores(self.item_factors, np.array([item]), self._vector(history))[0])
 
     def _contributions(self, history: History, item: int) -> NDArray[np.float64]:
-        """Of an item i of the history ``c_i (1 - p · f_i) f_item · A^-1 f_i``, with the A of `system_matrix`.
-
-        Of an attribute its part of ``f_item · p``, p being what the attributes let expect.
-        """
-        priors = self.prior_factors
-        inputs, weights, prior = split_history(
-            history.inputs, history.weights, priors, self.item_factors.shape[0]
-        )
-        matrix = system_matrix(self.item_factors, self.factor_gram, inputs, weights, self.folding)
-        wanted = self.item_factors[item].astype(np.float64)
-        given = self.item_factors[inputs].astype(np.float64)
-        found: NDArray[np.float64] = given @ np.linalg.solve(matrix, wanted)
-        found *= weights.astype(np.float64) * self.folding.scale(math.fsum(weights.tolist()))
-        if prior is None or priors is None:
-            return found
-        attributes = history.inputs[inputs.size :] - self._items
-        parts = priors[-1] + priors[attributes].astype(np.float64) * attributes.size
-        parts *= history.weights[inputs.size :, None].astype(np.float64)
-        return np.concatenate([found * (1.0 - given @ prior), parts @ wanted])
+        return contributions(
+            self.item_factors,
+            self.factor_gram,
+            history.inputs,
+            history.weights,
+            self.folding,
+            self.prior_factors,
+            np.array([item]),
+        )[:, 0]
 
     def _similar(self, item: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         return self._score(History(np.array([item]), np.ones(1, np.float32)))

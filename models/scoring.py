@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["best_items", "score_rows", "top_items", "with_second_hop"]
+__all__ = ["best_items", "contributions", "score_rows", "top_items", "with_second_hop"]
 
 # A dense sum touches every item of the catalogue, the slot table only those that have a score (plus a sort).
 # Measured on catalogues of 5,000 to 1,000,000 items: the dense sum wins up to about this many items an entry.
@@ -180,6 +180,69 @@ def best_items(
     if allowed is not None:
         kept &= np.isin(ids, allowed)
     return top_items(ids[kept], scores[kept], n)
+
+
+def contributions(
+    indptr: NDArray[np.integer],
+    indices: NDArray[np.integer],
+    data: NDArray[np.float32],
+    silent: NDArray[np.bool_],
+    hop_weight: float,
+    hop_items: int,
+    rows: NDArray[np.int64],
+    weights: NDArray[np.float32],
+    items: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """What each input adds to the scores of some items.
+
+    Parameters
+    ----------
+    indptr, indices, data, silent, hop_weight, hop_items, rows, weights
+        As for `best_items`.
+    items
+        int64, shape (m,): the items.
+
+    Returns
+    -------
+    ndarray of float64
+        Shape (rows, m). A column sums to the item's score, up to rounding. Of what an item passed on in a
+        second hop, each input has the share that it has in that item's own score.
+
+    Notes
+    -----
+    That of two answers, and O(rows · (m + hop_items) · log row length).
+    """
+    matrix = indptr, indices, data
+    scale = weights.astype(np.float64)[:, None]
+    found = _entries(*matrix, rows, items) * scale
+    if hop_weight > 0:
+        ids, scores = score_rows(*matrix, rows, weights, silent.size)
+        speaking = ~silent[ids]
+        ids, scores = ids[speaking], scores[speaking]
+        both, passed = with_second_hop(rows, weights, ids, scores, hop_weight=hop_weight, hop_items=hop_items)
+        hops = both[rows.size :]
+        shares = _entries(*matrix, rows, hops) * scale / scores[np.searchsorted(ids, hops)]
+        found += shares @ (_entries(*matrix, hops, items) * passed[rows.size :, None].astype(np.float64))
+    return found
+
+
+def _entries(
+    indptr: NDArray[np.integer],
+    indices: NDArray[np.integer],
+    data: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """Some rows and columns of a sparse matrix, dense."""
+    found = np.zeros((rows.size, columns.size))
+    for line, row in zip(found, rows.tolist(), strict=True):
+        start, stop = int(indptr[row]), int(indptr[row + 1])
+        own = indices[start:stop]
+        if not own.size:
+            continue
+        places = np.minimum(np.searchsorted(own, columns), own.size - 1)
+        line[:] = np.where(own[places] == columns, data[start:stop][places], 0)
+    return found
 
 
 def top_items(

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from consentier.consent import Tier
+from consentier.serving.explanations import Explanation
 
 __all__ = ["Answer", "Basis"]
 
@@ -72,8 +73,10 @@ class Basis:
 class Answer:
     """Recommended items, best first, with their scores and their basis.
 
-    `scores` never increase; items that only fill up the list have score 0. `answer_id`, in an experiment, is
-    what impressions, clicks and purchases name; it is random, and two equal answers may differ in it.
+    `scores` never increase, but where business rules ask for diversity; items that only fill up the list have
+    score 0. `answer_id`, in an experiment, is what impressions, clicks and purchases name; it is random, and
+    two equal answers may differ in it. `explanations`, one per item, and the `main_parameters` of the tier in
+    plain words are there where the request asks for them.
     """
 
     items: tuple[str, ...]
@@ -81,6 +84,8 @@ class Answer:
     tier: Tier
     basis: Basis
     answer_id: str | None = dataclasses.field(default=None, compare=False)
+    explanations: tuple[Explanation, ...] | None = None
+    main_parameters: tuple[str, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The answer as plain values for JSON."""

@@ -13,6 +13,7 @@ from consentier.errors import BundleMalformed
 from consentier.models.bundle import check_factors, check_prior_factors
 from consentier.models.factor_scoring import (
     FoldIn,
+    contributions,
     fold_in,
     largest_norm,
     positive_items,
@@ -52,6 +53,11 @@ class FactorScorer(ItemScorer):
             check_prior_factors(self._priors, self._factors.shape, inputs - items, items)
         self._norm = largest_norm(self._factors[:items])
         self._items = np.arange(items, dtype=np.int64)
+
+    def _contributions(
+        self, rows: NDArray[np.int64], weights: NDArray[np.float32], items: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        return contributions(self._factors, self._gram, rows, weights, self._folding, self._priors, items)
 
     def _best(
         self,

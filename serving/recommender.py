@@ -33,6 +33,7 @@ from consentier.consent import (
 from consentier.serving.answer import Answer, Basis
 from consentier.serving.catalogue import Catalogue
 from consentier.serving.clock import utc_now
+from consentier.serving.explanations import FILLED
 from consentier.serving.item_columns import Expression, FilterError
 from consentier.serving.loading import OpenedBundles, open_bundles
 from consentier.serving.observing import Observed, observe
@@ -485,7 +486,17 @@ class Recommender:
         if not items and not filling:
             return None
         basis = self._basis(found, asked, filled=len(filling))
-        return Answer((*items, *filling), (*scores, *(0.0,) * len(filling)), found.tier, basis)
+        answer = Answer((*items, *filling), (*scores, *(0.0,) * len(filling)), found.tier, basis)
+        if not asked.query.explain:
+            return answer
+        scorer = self.scorers.get(found.tier)
+        return dataclasses.replace(
+            answer,
+            explanations=(*(found.scored.explanations or ()), *(FILLED,) * len(filling)),
+            main_parameters=(() if self.popular is None else self.popular.main_parameters)
+            if scorer is None
+            else scorer.main_parameters,
+        )
 
     def _fill(self, found: _Found, asked: _Asked) -> tuple[Sequence[str], str]:
         """The rest of a list from the popular one; and what is wrong with that one, if so."""
@@ -567,6 +578,7 @@ def _query(request: Request, side: Side, instant: dt.datetime) -> Query:
         n=request.n,
         side=side,
         where=cast("Expression | None", request.where),  # the request has read it when it was made
+        explain=request.explain,
         at=microseconds(instant),
         exclude=frozenset(request.exclude) | _on_the_page(request, side),
         allow=None if request.allow is None else frozenset(request.allow),

@@ -83,6 +83,8 @@ class Request:
     where
         A filter over the items' attributes, ``category == "shoes" and price < 100``, say: see
         `serving.item_columns`.
+    explain
+        Whether the answer shall say why each item is in it.
 
     Raises
     ------
@@ -105,6 +107,7 @@ class Request:
     exclude: Iterable[str] = ()
     allow: Iterable[str] | None = None
     where: str | Expression | None = None
+    explain: bool = False
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
@@ -116,8 +119,9 @@ class Request:
             raise TypeError(
                 f"Request: permission must be a consentier.Permission or None, not {self.permission!r}"
             )
-        if not isinstance(self.linked, bool):
-            raise TypeError(f"Request: linked must be True or False, not {self.linked!r}")
+        for name in ("linked", "explain"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"Request: {name} must be True or False, not {getattr(self, name)!r}")
         set_field(self, "channel", _channel(self.channel))
         for name in ("customer_id", "visitor_id", "placement"):
             value = getattr(self, name)

@@ -20,8 +20,11 @@ from consentier.models.bundle import Bundle, check_csr
 from consentier.models.item_index import ItemIndex
 from consentier.models.recency import microseconds_of_days, recency_weight
 from consentier.models.row_scorer import RowScorer
+from consentier.models.scoring import contributions
 from consentier.serving.catalogue import Catalogue
+from consentier.serving.explanations import Cause, Explanation, explained
 from consentier.serving.item_columns import Expression, ItemColumns
+from consentier.serving.main_parameters import main_parameters
 from consentier.serving.request import Event
 from consentier.serving.rules import Mixture, Rules, ShelfRules
 from consentier.serving.view import PermittedView
@@ -50,6 +53,7 @@ class Query:
     exclude: frozenset[str] = frozenset()
     allow: frozenset[str] | None = None
     where: Expression | None = None
+    explain: bool = False
     at: int = 0
     """The instant, in microseconds since the Unix epoch: what was bought may come again some time after."""
 
@@ -65,13 +69,16 @@ class Scored:
     unknown_items
         How many items of the history the model does not know.
     mixture
-        What the list holds of each capped value, for whoever fills it up.
+        What the list holds of each capped value, for whoever fills it up; None: nothing yet.
+    explanations
+        Of each item, where the query asks for them.
     """
 
     items: tuple[str, ...]
     scores: tuple[float, ...]
     unknown_items: int = 0
-    mixture: Mixture = dataclasses.field(default_factory=Mixture, compare=False)
+    mixture: Mixture | None = dataclasses.field(default=None, compare=False)
+    explanations: tuple[Explanation, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -236,6 +243,12 @@ class _Shelf:
             self._columns = ItemColumns(rows, self._items())
         return self._columns
 
+    def titles(self, items: Iterable[str]) -> dict[str, str]:
+        """What the catalogue calls some items: their name or title, where it has such an attribute."""
+        rows = {} if self._catalogue is None else self._catalogue.attributes
+        found = {item: rows.get(item, {}).get("name") or rows.get(item, {}).get("title") for item in items}
+        return {item: str(title) for item, title in found.items() if title}
+
     @property
     def mixes(self) -> bool:
         """Whether a list is more than the best scores in their order."""
@@ -327,6 +340,7 @@ class ItemScorer(ABC):
         self._half_life = None if days is None else microseconds_of_days(days)
         self._decays = [_decay(distance, self._settings.session_decay) for distance in range(_USUAL_SESSION)]
         self._shelf = _Shelf(index, catalogue, rules)
+        self.main_parameters = tuple(main_parameters(bundle.manifest))
         self._read(arrays, len(index) + self._attributes.input_count, len(index))
 
     def _own_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
@@ -374,8 +388,64 @@ class ItemScorer(ABC):
         if not inputs:
             return None
         hidden = [numbers[item] for item in self.not_again(view, query)]
-        best = self._best_for(view, numbers, *_ascending(inputs), self._candidates(query), hidden)
-        return self._scored(best, query, unknown)
+        given = _ascending(inputs)
+        best = self._best_for(view, numbers, *given, self._candidates(query), hidden)
+        scored = self._scored(best, query, unknown)
+        if not query.explain:
+            return scored
+        return dataclasses.replace(scored, explanations=self._explained(view, numbers, *given, scored.items))
+
+    @abstractmethod
+    def _contributions(
+        self, rows: NDArray[np.int64], weights: NDArray[np.float32], items: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """What each input adds to the scores of some items, shape (inputs, items)."""
+
+    def _explained(
+        self,
+        view: PermittedView,
+        numbers: Mapping[str, int],
+        rows: NDArray[np.int64],
+        weights: NDArray[np.float32],
+        items: Sequence[str],
+    ) -> tuple[Explanation, ...]:
+        """Why each of some items is in the list, by what the view holds and no other data.
+
+        What only speaks against an item is no cause. Items that may not be shown, whose names would say what
+        the shop hides, are not named either.
+        """
+        targets = np.array([numbers[item] for item in items], dtype=np.int64)
+        parts = np.maximum(self._contributions(rows, weights, targets), 0.0)
+        for item, added in self._repeats(view, numbers).items():
+            parts[rows == item, targets == item] += added
+        totals = parts.sum(axis=0)
+        names = self._cause_names(view, numbers)
+        found = []
+        for column, total in zip(parts.T, totals.tolist(), strict=True):
+            causes = [
+                Cause(*names[row], share=float(part) / total)
+                for row, part in zip(rows.tolist(), column.tolist(), strict=True)
+                if part > 0 and row in names
+            ]
+            found.append(explained(causes, self._shelf.titles([cause.name for cause in causes])))
+        return tuple(found)
+
+    def _cause_names(self, view: PermittedView, numbers: Mapping[str, int]) -> dict[int, tuple[str, str]]:
+        """Source and name of each input that may be named."""
+        names: dict[int, tuple[str, str]] = {}
+        for source, events in reversed(_by_source(view)):  # the session is the nearest cause
+            for event in events:
+                number = numbers[event.item_id]
+                if number >= 0 and not self._shelf.hidden[number]:
+                    names[number] = (str(source), event.item_id)
+        for column in self._attributes.columns:
+            for number in range(column.first_input, column.first_input + column.input_count):
+                names[number] = ("attribute", column.name)
+        return names
+
+    def _repeats(self, view: PermittedView, numbers: Mapping[str, int]) -> Mapping[int, float]:
+        """What is added to the scores of items of the session, because sessions return to what they saw."""
+        return {}
 
     def related(self, items: Iterable[str], query: Query) -> Scored | None:
         """Items that go with some items; no person is read."""
@@ -508,6 +578,7 @@ class LinearScorer(ItemScorer):
     def _read(self, arrays: Mapping[str, NDArray[Any]], inputs: int, items: int) -> None:
         matrix = arrays["indptr"], arrays["indices"], arrays["data"]
         check_csr(*matrix, (inputs, items))
+        self._matrix = matrix
         self._rows = RowScorer(
             *matrix,
             hidden=self._shelf.hidden,
@@ -531,6 +602,19 @@ class LinearScorer(ItemScorer):
             number: self._settings.repeat_weight * chance
             for number, chance in zip(seen, chances, strict=False)
         }
+
+    def _contributions(
+        self, rows: NDArray[np.int64], weights: NDArray[np.float32], items: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        return contributions(
+            *self._matrix,
+            self._shelf.silent,
+            self._settings.second_hop_weight,
+            self._settings.second_hop_items,
+            rows,
+            weights,
+            items,
+        )
 
     def _best(
         self,
@@ -600,6 +684,7 @@ class PopularScorer:
 
     def __init__(self, bundle: Bundle, catalogue: Catalogue | None, rules: Rules | None = None) -> None:
         self.digest = bundle.digest
+        self.main_parameters = tuple(main_parameters(bundle.manifest))
         index = ItemIndex(bundle.arrays["item_ids"], bundle.arrays["item_offsets"], verify=False)
         known = set(index.ids(np.arange(len(index))))
         self._uncounted = [] if catalogue is None else sorted(catalogue.available - known, key=_utf8)

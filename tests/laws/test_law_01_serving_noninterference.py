@@ -106,6 +106,7 @@ class Situation:
     exclude: frozenset[str] = frozenset()
     allow: frozenset[str] | None = None
     placement: str | None = None
+    explain: bool = False
 
     @property
     def side(self) -> str:
@@ -227,6 +228,7 @@ def answer(situation: Situation, person: Person, ids: tuple[str, str] = SECRET) 
             n=situation.n,
             exclude=situation.exclude,
             allow=situation.allow,
+            explain=situation.explain,
         )
     )
 
@@ -339,6 +341,7 @@ _situations = st.builds(
     exclude=st.frozensets(st.sampled_from(ITEMS), max_size=3),
     allow=st.none() | st.frozensets(st.sampled_from(ITEMS)),
     placement=st.sampled_from((None, "product", "cart")),
+    explain=st.booleans(),
 )
 cases = st.tuples(_situations, _persons, _persons)
 

@@ -95,6 +95,7 @@ def recommend(
     data: DataForLedger = None,
     policy: PolicyPath = None,
     at: At = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say why each item is in the list.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Ask for recommendations, and see which tier answers and why.
@@ -119,6 +120,7 @@ def recommend(
         exclude=_ids(exclude),
         allow=None if allow is None else _ids(allow),
         where=where,
+        explain=explain,
     )
     # Missing tiers are reported below, and in the answer.
     logging.getLogger("consentier.serving").addHandler(logging.NullHandler())
@@ -164,10 +166,16 @@ def print_answer(answer: Answer) -> None:
         say("no items")
         return
     scored = len(answer.items) - basis.filled
+    why = answer.explanations
     print_table(
-        ["rank", "item", "score"],
+        ["rank", "item", "score", *(["why"] if why else [])],
         [
-            [rank, item, f"{score:.4f}" if rank <= scored else "popular"]
+            [
+                rank,
+                item,
+                f"{score:.4f}" if rank <= scored else "popular",
+                *([why[rank - 1].text] if why else []),
+            ]
             for rank, (item, score) in enumerate(zip(answer.items, answer.scores, strict=True), start=1)
         ],
     )
