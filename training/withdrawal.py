@@ -1,4 +1,4 @@
-"""A withdrawal from end to end: the ledger, the links, the profiles, the bundles.
+"""A withdrawal from end to end: the ledger, the bundles, the profiles, the links.
 
 The order matters. The withdrawal is recorded first: from then on every answer, every delivery and every
 training run denies, whatever becomes of the rest. What follows removes what was kept under the permission,
@@ -17,7 +17,7 @@ from typing import Protocol
 
 from consentier.consent import ConsentRecord, Ledger, Source, Tier, microseconds
 from consentier.consent.records import SubjectKind
-from consentier.errors import BundleError
+from consentier.errors import BundleError, DataError
 from consentier.models.bundle import open_bundle
 from consentier.serving.revocation import revoke
 from consentier.training.lineage import HeldBundle, Lineage
@@ -117,6 +117,9 @@ def withdraw(
         If `source` is neither online nor crm.
     LedgerError
         If the ledger cannot record it; then nothing else was done.
+    DataError
+        If a store of profiles cannot be purged. All else was done but for the links; run it again, with the
+        same `at`, when the store can be reached.
     """
     if source not in (Source.ONLINE, Source.CRM):
         raise ValueError(f"a withdrawal is of online or crm, not of {source!r}")
@@ -124,14 +127,15 @@ def withdraw(
         raise ValueError("the deadline lies before the withdrawal")
     subjects = _subjects(ledger, kind, subject_id, source, at)
     recorded = ledger.append(_new_records(ledger, subjects, source, at, evidence))
-    dissolved = sum(_dissolve(ledger, subject) for subject in subjects)
-    stores = (profiles or {}).get(source, ())
-    purged = sum(store.purge(name) for kind_, name in subjects if kind_ == _OWNER[source] for store in stores)
     held: dict[str, HeldBundle] = {}
     for directory, lineage in bundles:
         found = _held(directory, lineage, subjects, source)
         revoke(directory, [bundle.digest for bundle in found], at + deadline, "withdrawal")
         held.update((bundle.digest, bundle) for bundle in found)
+    owners = [name for owner, name in subjects if owner == _OWNER[source]]
+    purged = _purge((profiles or {}).get(source, ()), owners, at)
+    # Last, because the devices that are to be purged are found by their links.
+    dissolved = sum(_dissolve(ledger, subject) for subject in subjects)
     ordered = tuple(sorted(held.values(), key=lambda bundle: (bundle.tier, bundle.digest)))
     return Withdrawal(recorded, subjects, dissolved, purged, ordered, at + deadline if held else None)
 
@@ -139,10 +143,29 @@ def withdraw(
 def _subjects(
     ledger: Ledger, kind: SubjectKind, subject_id: str, source: Source, at: dt.datetime
 ) -> tuple[tuple[SubjectKind, str], ...]:
-    devices = (
-        ledger.linked_visitors(subject_id, at=at) if (kind, source) == ("customer", Source.ONLINE) else []
-    )
-    return ((kind, subject_id), *(("visitor", device) for device in devices))
+    devices: set[str] = set()
+    if (kind, source) == ("customer", Source.ONLINE):
+        # Just before, too: when it is run again, the withdrawal is on record already.
+        for instant in (at - dt.timedelta(microseconds=1), at):
+            devices.update(ledger.linked_visitors(subject_id, at=instant))
+    return ((kind, subject_id), *(("visitor", device) for device in sorted(devices)))
+
+
+def _purge(stores: Sequence[ProfileStore], owners: Sequence[str], at: dt.datetime) -> int:
+    """Purge all stores, and only then say that one of them could not be."""
+    purged, failure = 0, None
+    for store in stores:
+        for owner in owners:
+            try:
+                purged += store.purge(owner)
+            except DataError as error:
+                failure = failure or error
+    if failure is not None:
+        raise DataError(
+            f"the withdrawal is recorded, but not all profiles are purged: {failure}; run it again, at "
+            f"{at.isoformat()}"
+        ) from failure
+    return purged
 
 
 def _new_records(

@@ -103,6 +103,12 @@ def test_a_withdrawal_reaches_profiles_links_and_bundles(ledger: str, tmp_path: 
     assert shown["resolution"]["crm"] is False
     missing = run(*withdrawal, "--crm-profiles", tmp_path / "none.db")
     assert (missing.exit_code, "no such profile store" in missing.output) == (2, True)
+    for place in ("unix:///nowhere/at/all", "http://localhost/"):
+        down = run("consent", "withdraw", "v1", "--kind", "visitor", "--source", "online", "--ledger", ledger,
+                   "--online-profiles", place, *AT)  # fmt: skip
+        assert (down.exit_code, "the withdrawal is recorded, but" in down.output) == (2, True)
+    shown = done("consent", "show", "v1", "--kind", "visitor", "--ledger", ledger, *AT)
+    assert shown["resolution"]["online"] is False
 
 
 def test_the_chain_is_verified_also_after_an_erasure(ledger: str) -> None:

@@ -10,13 +10,13 @@ from engines import bundles as written_bundles
 
 from consentier.consent import ConsentRecord, Ledger, Link, Source
 from consentier.consent.keyring import Keyring
-from consentier.errors import LedgerError
+from consentier.errors import DataError, LedgerError
 from consentier.models.bundle import open_bundle
 from consentier.serving import Event, Profiles, Recommender, Request
 from consentier.serving.profile_store import SqliteProfiles
 from consentier.serving.revocation import Revocations
 from consentier.training.lineage import Lineage
-from consentier.training.withdrawal import withdraw
+from consentier.training.withdrawal import ProfileStore, Withdrawal, withdraw
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 DAY = dt.timedelta(days=1)
@@ -179,6 +179,33 @@ def test_nothing_else_is_done_if_the_ledger_cannot_record_it(
     assert stores[Source.CRM].export("c1")
     assert ledger.links_of("c1", kind="customer")
     assert not (bundles / "revocations.json").exists()
+
+
+def test_a_store_that_is_down_keeps_nothing_else_and_is_purged_the_next_time(
+    ledger: Ledger, stores: dict[Source, SqliteProfiles], bundles: Path
+) -> None:
+    class Down:
+        def purge(self, _subject: str) -> int:
+            raise DataError("profile store redis://elsewhere: no answer in time")
+
+    def run(*online: ProfileStore) -> Withdrawal:
+        return withdraw(
+            ledger, "c1", kind="customer", source=Source.ONLINE, at=NOW,
+            profiles={Source.ONLINE: online}, bundles=[(bundles, None)],
+        )  # fmt: skip
+
+    for attempt in range(2):
+        with pytest.raises(DataError, match=r"elsewhere: no answer in time; run it again, at 2"):
+            run(Down(), stores[Source.ONLINE])
+        assert list(stores[Source.ONLINE]) == ["v3"]
+        assert not ledger.resolve(visitor_id="v1", at=NOW).online
+        assert not ledger.resolve(visitor_id="v1", customer_id="c1", at=NOW).linked
+        assert Revocations.open(bundles).deadline_of(digests(bundles)["online"]) == NOW + DEADLINE
+        if attempt == 0:
+            stores[Source.ONLINE].append("v2", [Event("item-01", ts=START + DAY)])
+    stores[Source.ONLINE].append("v2", [Event("item-01", ts=START + DAY)])
+    done = run(stores[Source.ONLINE])
+    assert (done.recorded, done.profile_rows_purged, done.links_dissolved) == (0, 1, 2)
 
 
 def test_what_is_no_withdrawal_is_refused(ledger: Ledger) -> None:

@@ -8,7 +8,7 @@ import enum
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,6 +29,9 @@ from consentier.cli.output import (
 )
 from consentier.consent import ConsentRecord, Ledger, Source, read_signal
 from consentier.errors import DataError, LedgerError
+
+if TYPE_CHECKING:
+    from consentier.training.withdrawal import ProfileStore
 
 Subject = Annotated[str, typer.Argument(metavar="SUBJECT", help="Id of the visitor or customer.")]
 Restricted = Annotated[
@@ -171,13 +174,12 @@ def withdraw(
 
     From the moment of the record on every answer, delivery and training run denies. Can be run again safely.
     """
-    from consentier.serving.profile_opening import open_profiles
     from consentier.training.withdrawal import withdraw as withdraw_permission
 
     directories = bundles or []
     stores = {
-        Source.ONLINE: [open_profiles(place, create=False) for place in online_profiles or []],
-        Source.CRM: [open_profiles(place, create=False) for place in crm_profiles or []],
+        Source.ONLINE: [_store(place) for place in online_profiles or []],
+        Source.CRM: [_store(place) for place in crm_profiles or []],
     }
     lineages = [_lineage(directory, restricted) for directory in directories]
     with Ledger.open(ledger, create=False) as opened:
@@ -338,6 +340,31 @@ def _lineage(directory: Path, restricted: Path | None) -> Any:
         raise DataError(f"{directory}: there is no such directory of bundles")
     place = RestrictedDirectory.beside(directory) if restricted is None else RestrictedDirectory(restricted)
     return place.lineage() if place.path.is_dir() else None
+
+
+def _store(place: str) -> ProfileStore:
+    """A store to purge. One behind a URL is opened then: if it is down, the withdrawal is recorded first."""
+    from consentier.serving.profile_opening import open_profiles
+
+    return _Remote(place) if "://" in place else open_profiles(place, create=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Remote:
+    place: str
+
+    def purge(self, subject: str) -> int:
+        """Delete all that is stored of a subject; say how many rows it was."""
+        from consentier.serving.profile_opening import open_profiles
+
+        try:
+            store = open_profiles(self.place, create=False)
+        except ValueError as error:
+            raise DataError(str(error)) from None
+        try:
+            return store.purge(subject)
+        finally:
+            store.close()
 
 
 def _instant(at: dt.datetime | None) -> dt.datetime:
