@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from consentier.errors import StoreTimeout
@@ -55,7 +56,7 @@ class Guard:
     def __init__(self, name: str, store: object) -> None:
         self._name = name
         # A dictionary answers at once.
-        own = 0.0 if isinstance(store, dict) else getattr(store, "answers_within", None)
+        own = 0.0 if isinstance(store, dict | MappingProxyType) else getattr(store, "answers_within", None)
         self._answers_within = own if isinstance(own, int | float) else None
         self._state = _State()
 

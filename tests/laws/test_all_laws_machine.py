@@ -39,6 +39,7 @@ from consentier.serving import Answer, Event, Profiles, Recommender, Request
 from consentier.serving.observing import Observed, observe
 from consentier.serving.profile_store import SqliteProfiles
 from consentier.training import forget as forget_module
+from consentier.training import withdrawal
 from consentier.training.config import Config
 from consentier.training.forget import ForgetResult, forget
 from consentier.training.restricted import Restricted
@@ -402,7 +403,7 @@ def test_all_laws_hold_whatever_happens() -> None:
 
 @breaks(
     Break("a login always links", Ledger.login, "found.permission.level < 3", "False"),
-    Break("a withdrawal leaves the profiles", withdraw, "store.purge(name)", "0"),
+    Break("a withdrawal leaves the profiles", withdrawal._purge, "store.purge(owner)", "0"),
     Break("a withdrawal is not recorded", withdraw, "ledger.append(", "len("),
     Break(
         "the forgotten stay in the index",

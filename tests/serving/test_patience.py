@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -216,7 +217,7 @@ def test_a_store_whose_own_deadline_is_longer_gets_a_thread(hung: threading.Even
 
 def test_dictionaries_and_histories_in_the_request_get_no_thread() -> None:
     before = threading.active_count()
-    asked = shop({"v": HISTORY}, attributes={"c": {"age": 30}})
+    asked = shop(MappingProxyType({"v": HISTORY}), attributes={"c": {"age": 30}})
     assert asked.recommend(ASKED).tier is Tier.FUSED
     assert asked.profiles is not None
     assert all(guard._state.threads._running == 0 for guard in asked.profiles._guards.values())
