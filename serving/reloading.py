@@ -403,8 +403,11 @@ def _changed_in_place(opened: _Look | None, now: _Look | None) -> bool:
 def _withdrawn(path: Path) -> bool:
     """Whether a bundle was removed, and is not just about to be replaced."""
     former = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{16}" + re.escape(REPLACED))
+    # In this order: whoever replaces it has the former one aside in the moment in which it is gone, and the new
+    # one in place before the former one is deleted.
+    if os.path.lexists(path):
+        return False
     try:
-        # In this order: whoever replaces it has the new one in place before the former one is deleted.
         if any(former.fullmatch(entry.name) for entry in path.parent.iterdir()):
             return False
     except OSError:

@@ -277,6 +277,22 @@ def test_the_options_stay_across_reloads(shop: Path) -> None:
     assert after.basis.input_digests == before.basis.input_digests
 
 
+def test_a_replacement_that_begins_during_a_look_does_not_stop_the_tier(
+    shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ReloadingRecommender(shop)
+    replace_by_altered(shop, Tier.FUSED)
+    listed = list(shop.iterdir())
+
+    def listing(_: Path) -> list[Path]:
+        leave_half_replaced(shop, Tier.FUSED)
+        return listed
+
+    monkeypatch.setattr(Path, "iterdir", listing)
+    assert asked.check()[Tier.FUSED].outcome is Outcome.KEPT
+    assert asked.recommend(FUSED).tier is Tier.FUSED
+
+
 # ---- While requests run ------------------------------------------------------------------------------------
 
 
