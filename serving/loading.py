@@ -34,15 +34,23 @@ class OpenedTier:
     ----------
     model
         What answers.
-    digest
-        The bundle's digest.
-    cutoff
-        The training cut-off as the manifest writes it: texts compare as their instants do.
+    bundle
+        What it was made of. As long as it is held, all of its arrays are mapped, also those that the model
+        copied: no other file can have the identity of one of theirs.
     """
 
     model: ItemScorer | PopularScorer
-    digest: str
-    cutoff: str
+    bundle: Bundle
+
+    @property
+    def digest(self) -> str:
+        """The bundle's digest."""
+        return self.bundle.digest
+
+    @property
+    def cutoff(self) -> str:
+        """The training cut-off as the manifest writes it: texts compare as their instants do."""
+        return self.bundle.manifest.cutoff
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -101,9 +109,7 @@ def open_tier(
         raise BundleError(f"the bundle in the {tier} slot declares tier {bundle.manifest.tier}")
     if problem := deadlines.problem_of(bundle.digest, at):
         raise BundleError(problem)
-    return OpenedTier(
-        _model(bundle, tier, catalogue, rules, compiled=compiled), bundle.digest, bundle.manifest.cutoff
-    )
+    return OpenedTier(_model(bundle, tier, catalogue, rules, compiled=compiled), bundle)
 
 
 def open_bundles(

@@ -44,7 +44,7 @@ __all__ = ["BundleSource", "LoadOptions", "Outcome", "ReloadingRecommender", "Ti
 
 _log = logging.getLogger("consentier.serving")
 
-_SIDE_CAR = "run.json"
+_SIDE_CAR, _ARRAY = "run.json", ".npy"
 
 _SETTLED = 2 * 10**9
 """Nanoseconds after which a change of a file must show in its times."""
@@ -120,7 +120,8 @@ class _Look:
 
     directory: tuple[int, int]
     files: _Files
-    settled: bool
+    settled: bool = dataclasses.field(compare=False)
+    """Whether the files were left alone for so long that their times would tell of a change."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -315,7 +316,7 @@ class ReloadingRecommender:
         before = None
         try:
             before = _look(path)
-            if old is not None and before is not None and before.settled and before == slot.look:
+            if old is not None and slot.look is not None and slot.look.settled and before == slot.look:
                 return dataclasses.replace(slot, problem=""), Outcome.UNCHANGED
             new = open_tier(
                 path,
@@ -332,7 +333,7 @@ class ReloadingRecommender:
         except Exception as error:  # noqa: BLE001 - a bundle's fault, whatever it is, never takes over
             if old is not None and _withdrawn(path):
                 return slot.stopped("the bundle was removed")
-            if old is not None and _changed_in_place(slot.look, before):
+            if old is not None and _changed_in_place(slot.look, before) and _still(path, before):
                 return slot.stopped(f"the bundle in use was changed in place: {problem_of(error)}")
             return slot.refusing(problem_of(error))
         # Also of an equal bundle, so that what is mapped and what is looked at are the same files.
@@ -387,24 +388,33 @@ def _look(path: Path) -> _Look | None:
 
 
 def _changed_in_place(opened: _Look | None, now: _Look | None) -> bool:
-    """Whether a file that is mapped may not be any more what it was: its memory is not either.
+    """Whether an array that is mapped may not be any more what it was.
 
-    Asked where verification failed. Of files that were fresh when they were opened, times tell nothing.
+    Asked where verification failed. Of files that were fresh when they were opened, times tell nothing. Other
+    files than arrays are not mapped: a new file may have the identity of one that was deleted.
     """
     if opened is None or now is None:
         return False
     return any(
         now.files[name][:2] == facts[:2] and (now.files[name] != facts or not opened.settled)
         for name, facts in opened.files.items()
-        if name in now.files
+        if name in now.files and name.endswith(_ARRAY)
     )
+
+
+def _still(path: Path, before: _Look | None) -> bool:
+    """Whether the files are those of a look before: else what failed may have been others, just put there."""
+    try:
+        return _look(path) == before
+    except OSError:
+        return False
 
 
 def _withdrawn(path: Path) -> bool:
     """Whether a bundle was removed, and is not just about to be replaced."""
     former = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{16}" + re.escape(REPLACED))
-    # In this order: whoever replaces it has the former one aside in the moment in which it is gone, and the new
-    # one in place before the former one is deleted.
+    # In this order: whoever replaces it has the former one aside in the moment in which it is gone, and the
+    # new one in place before the former one is deleted.
     if os.path.lexists(path):
         return False
     try:

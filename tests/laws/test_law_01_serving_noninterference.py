@@ -509,7 +509,11 @@ def check_no_trace_of_the_person(case: tuple[Situation, Person, Person]) -> None
     if any(READS[tier] & {"online", "crm"} for tier in situation.route()):
         return  # something was permitted
     found = answer(situation, person)
-    text = json.dumps({**found.to_dict(), "scores": ()})
+    plain = {**found.to_dict(), "scores": ()}
+    for explanation in plain["explanations"] or ():
+        for cause in explanation["causes"]:
+            cause["share"] = 0  # its digits are no digest
+    text = json.dumps(plain)
     for identifier in (*SECRET, *(f"second {visitor}" for visitor in SECRET[:1])):
         assert identifier not in text
     assert found.basis.input_digests == {}

@@ -190,7 +190,7 @@ def test_good_bundles_do_take_over() -> None:
     Break(
         "a mapping that was changed goes on",
         ReloadingRecommender._after_look,
-        "if old is not None and _changed_in_place(slot.look, before):",
+        "if old is not None and _changed_in_place(slot.look, before) and _still(path, before):",
         "if False:",
         [Step("publish", 1), Step("in place")],
     ),

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from engines import ITEMS, LINEAR, bundles, write_linear, write_popular
@@ -16,6 +17,7 @@ from consentier.consent import Permission, Tier
 from consentier.errors import BundleMissing
 from consentier.models.bundle import open_bundle
 from consentier.serving import Answer, Recommender, Request
+from consentier.serving.loading import OpenedTier, open_tier
 from consentier.serving.reloading import Outcome, ReloadingRecommender
 from consentier.serving.revocation import PAST_DEADLINE, revoke
 from consentier.writing import put_directory, remove_directory
@@ -289,6 +291,24 @@ def test_a_replacement_that_begins_during_a_look_does_not_stop_the_tier(
         return listed
 
     monkeypatch.setattr(Path, "iterdir", listing)
+    assert asked.check()[Tier.FUSED].outcome is Outcome.KEPT
+    assert asked.recommend(FUSED).tier is Tier.FUSED
+
+
+def test_a_bad_bundle_that_comes_during_a_look_is_not_taken_for_a_change_in_place(
+    shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ReloadingRecommender(shop)
+    publish(shop, Tier.FUSED, 50)
+    asked.check()  # its files are so fresh that their times tell nothing
+    genuine = open_tier
+
+    def late(path: Path, tier: Tier, *rest: Any) -> OpenedTier:
+        if tier is Tier.FUSED:
+            replace_by_altered(shop, Tier.FUSED)
+        return genuine(path, tier, *rest)
+
+    monkeypatch.setattr("consentier.serving.reloading.open_tier", late)
     assert asked.check()[Tier.FUSED].outcome is Outcome.KEPT
     assert asked.recommend(FUSED).tier is Tier.FUSED
 
