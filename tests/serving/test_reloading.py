@@ -251,7 +251,7 @@ def test_bundles_that_stay_are_not_read_again(shop: Path, monkeypatch: pytest.Mo
     time.sleep(2.1)  # until their times of change are settled
     asked.check()
     opened: list[Path] = []
-    monkeypatch.setattr("consentier.serving.reloading.open_tier", lambda path, *_: opened.append(path))
+    monkeypatch.setattr("consentier.serving.reloading.open_tier", lambda path, *_, **__: opened.append(path))
     assert {each.outcome for each in asked.check().values()} == {Outcome.UNCHANGED}
     assert opened == []
 
@@ -303,10 +303,10 @@ def test_a_bad_bundle_that_comes_during_a_look_is_not_taken_for_a_change_in_plac
     asked.check()  # its files are so fresh that their times tell nothing
     genuine = open_tier
 
-    def late(path: Path, tier: Tier, *rest: Any) -> OpenedTier:
+    def late(path: Path, tier: Tier, *rest: Any, **options: Any) -> OpenedTier:
         if tier is Tier.FUSED:
             replace_by_altered(shop, Tier.FUSED)
-        return genuine(path, tier, *rest)
+        return genuine(path, tier, *rest, **options)
 
     monkeypatch.setattr("consentier.serving.reloading.open_tier", late)
     assert asked.check()[Tier.FUSED].outcome is Outcome.KEPT
