@@ -24,6 +24,7 @@ __all__ = [
     "fold_in",
     "largest_norm",
     "positive_items",
+    "repeats",
     "split_history",
     "system_matrix",
 ]
@@ -275,6 +276,36 @@ def exact_scores(
     return scores
 
 
+def repeats(
+    factors: NDArray[np.float32],
+    inputs: NDArray[np.int64],
+    weights: NDArray[np.float32],
+    repeat_weight: float,
+    items: int,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """What the items of a history gain for being there: `repeat_weight` times their weight.
+
+    Parameters
+    ----------
+    factors
+        float32, shape (n_inputs, factors). What has none, because it is not published, gains nothing.
+    inputs, weights
+        A weighted history, the inputs ascending.
+    repeat_weight
+        At least 0.
+    items
+        Number of items: inputs from here on are attributes, which gain nothing.
+
+    Returns
+    -------
+    ids, added : ndarray of int64, ndarray of float64
+        The items that gain, ascending, and what is added to their scores.
+    """
+    end = int(np.searchsorted(inputs, items)) if repeat_weight else 0
+    gaining = np.flatnonzero(factors[inputs[:end]].any(axis=1))
+    return inputs[gaining], weights[gaining].astype(np.float64) * repeat_weight
+
+
 def largest_norm(factors: NDArray[np.float32]) -> float:
     """Length of the longest row, for `positive_items`. O(size)."""
     if not factors.size:
@@ -295,6 +326,7 @@ def positive_items(
     n: int,
     *,
     approximate: NDArray[np.float32] | None = None,
+    added: tuple[NDArray[np.int64], NDArray[np.float64]] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Find the best `n` visible items of positive score, exactly.
 
@@ -313,17 +345,22 @@ def positive_items(
     approximate
         float32, shape (n_items,): products of the items' factors with the vector in float32, in whatever
         order they were added. By default computed here.
+    added
+        Distinct items, and what is added to their scores; see `repeats`.
 
     Returns
     -------
     ids, scores : ndarray of int64, ndarray of float64
-        By descending score, equal scores by ascending id; scores as `exact_scores` gives them.
+        By descending score, equal scores by ascending id; scores as `exact_scores` gives them, plus what is
+        added.
 
     Notes
     -----
     O(n_items · factors), bound by the memory that the factors take, and the exact scores of little more than
     n items.
     """
+    if added is not None and added[0].size:
+        return _with_added(factors, norm, vector, visible, n, approximate, *added)
     items = visible.size
     if approximate is None:
         with np.errstate(over="ignore", invalid="ignore"):
@@ -341,6 +378,26 @@ def positive_items(
     scores = exact_scores(factors, candidates, vector)
     positive = scores > 0
     return top_items(candidates[positive], scores[positive], n)
+
+
+def _with_added(
+    factors: NDArray[np.float32],
+    norm: float,
+    vector: NDArray[np.float64],
+    visible: NDArray[np.bool_],
+    n: int,
+    approximate: NDArray[np.float32] | None,
+    items: NDArray[np.int64],
+    added: NDArray[np.float64],
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The best of the other items and of those that something is added to, which are all scored exactly."""
+    others = visible.copy()
+    others[items] = False
+    ids, scores = positive_items(factors, norm, vector, others, n, approximate=approximate)
+    shown = visible[items]
+    own, own_scores = items[shown], exact_scores(factors, items[shown], vector) + added[shown]
+    positive = own_scores > 0
+    return top_items(np.concatenate([ids, own[positive]]), np.concatenate([scores, own_scores[positive]]), n)
 
 
 def _weighted_sum(rows: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -20,6 +20,7 @@ from consentier.models.factor_scoring import (
     fold_in,
     largest_norm,
     positive_items,
+    repeats,
 )
 from consentier.models.factor_solver import fold_in_rows, gram_diagonal
 from consentier.progress import Advance
@@ -72,6 +73,9 @@ class FactorModel(ItemModel):
     """Number of factors."""
     unobserved_weight: float = 0.1
     """Weight in least squares of each input, above 0; those of a history have their own weight besides."""
+    repeat_weight: float = 0.0
+    """Added to the score of each item of the history, times its weight there: above 0, seen items come again
+    the sooner where they are not filtered."""
 
     item_factors: NDArray[np.float32] = field(init=False, repr=False)
     """float32, shape (n_inputs, factors), or (n_items, factors) beside `prior_factors`: zero for inputs that
@@ -88,6 +92,7 @@ class FactorModel(ItemModel):
         super().__post_init__()
         self._require(self.factors >= 1, "factors", "at least 1")
         self._require_above_0("unobserved_weight")
+        self._require_no_less_than_0("repeat_weight")
 
     @property
     @abstractmethod
@@ -207,15 +212,23 @@ class FactorModel(ItemModel):
             self.prior_factors,
         )
 
+    def _repeats(self, history: History) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        return repeats(self.item_factors, history.inputs, history.weights, self.repeat_weight, self._items)
+
     def _score(self, history: History) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         ids = np.arange(self._items, dtype=np.int64)
-        return ids, exact_scores(self.item_factors, ids, self._vector(history))
+        scores = exact_scores(self.item_factors, ids, self._vector(history))
+        again, added = self._repeats(history)
+        scores[again] += added
+        return ids, scores
 
     def _score_of(self, history: History, item: int) -> float:
-        return float(exact_scores(self.item_factors, np.array([item]), self._vector(history))[0])
+        score = exact_scores(self.item_factors, np.array([item]), self._vector(history))[0]
+        again, added = self._repeats(history)
+        return float(score + added[again == item].sum())
 
     def _contributions(self, history: History, item: int) -> NDArray[np.float64]:
-        return contributions(
+        found = contributions(
             self.item_factors,
             self.factor_gram,
             history.inputs,
@@ -224,6 +237,9 @@ class FactorModel(ItemModel):
             self.prior_factors,
             np.array([item]),
         )[:, 0]
+        again, added = self._repeats(history)
+        found[history.inputs == item] += added[again == item].sum()
+        return found
 
     def _similar(self, item: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         return self._score(History(np.array([item]), np.ones(1, np.float32)))
@@ -265,7 +281,13 @@ class FactorModel(ItemModel):
         if hide_seen:
             visible[history.inputs[history.inputs < visible.size]] = False
         ids, scores = positive_items(
-            self.item_factors, self._norm, vector, visible, count, approximate=products
+            self.item_factors,
+            self._norm,
+            vector,
+            visible,
+            count,
+            approximate=products,
+            added=self._repeats(history),
         )
         if ids.size == count:
             return ids, scores

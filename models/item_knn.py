@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,12 +34,19 @@ class ItemKNN(LinearItemModel):
     neighbours: int = 100
     """Neighbours kept per input (one more where BM25 does not put an input among its own nearest)."""
 
+    k1: float = 1.2
+    """BM25: how slowly an entry's weight saturates; near 0, all entries of an item count alike."""
+    b: float = 0.75
+    """BM25: how much entries of popular items count less, from 0 (not at all) to 1."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(
             self.similarity in ("cosine", "tfidf", "bm25"), "similarity", "one of cosine, tfidf, bm25"
         )
         self._require(self.neighbours >= 1, "neighbours", "at least 1")
+        self._require(math.isfinite(self.k1) and self.k1 >= 0, "k1", "a finite number of at least 0")
+        self._require(0 <= self.b <= 1, "b", "between 0 and 1")
 
     def count(
         self, user_items: sparse.csr_matrix, *, persons: NDArray[np.integer] | None = None
@@ -107,7 +115,7 @@ class ItemKNN(LinearItemModel):
         items = inputs if self.item_count is None else self.item_count
         # One neighbour more than asked for: each input is its own nearest.
         peer = ItemItemRecommender(K=self.neighbours + 1, num_threads=self.threads or 0)
-        peer.fit(_weighted(user_items.astype(np.float64), self.similarity), show_progress=False)
+        peer.fit(self._weighted(user_items.astype(np.float64)), show_progress=False)
         weights = sparse.csr_matrix(peer.similarity, dtype=np.float32)
         weights.setdiag(0)
         if self.min_persons > 1:
@@ -118,6 +126,16 @@ class ItemKNN(LinearItemModel):
         advance(items)
         return weights
 
+    def _weighted(self, user_items: sparse.csr_matrix) -> sparse.csr_matrix:
+        """The matrix whose columns are compared, as ``TFIDFRecommender`` and ``BM25Recommender`` weigh it."""
+        if self.similarity == "bm25":
+            return sparse.csr_matrix(bm25_weight(user_items.T, K1=self.k1, B=self.b).T)
+        with np.errstate(invalid="ignore"):
+            weighted = sparse.csr_matrix(normalize(tfidf_weight(user_items.T)).T)
+        # Rows of all items but one weigh nothing; an item that stands in no others has a norm of 0.
+        weighted.data[~np.isfinite(weighted.data)] = 0.0
+        return weighted
+
     def _publishable(
         self, user_items: sparse.csr_matrix, persons: NDArray[np.integer] | None
     ) -> sparse.csr_matrix:
@@ -126,17 +144,6 @@ class ItemKNN(LinearItemModel):
         gram = statistics.gram
         enough = statistics.supported().astype(np.float32)
         return sparse.csr_matrix((enough, gram.indices, gram.indptr), shape=gram.shape)
-
-
-def _weighted(user_items: sparse.csr_matrix, similarity: str) -> sparse.csr_matrix:
-    """The matrix whose columns are compared: weighted as ``TFIDFRecommender`` and ``BM25Recommender`` do."""
-    if similarity == "bm25":
-        return sparse.csr_matrix(bm25_weight(user_items.T, K1=1.2, B=0.75).T)
-    with np.errstate(invalid="ignore"):
-        weighted = sparse.csr_matrix(normalize(tfidf_weight(user_items.T)).T)
-    # Rows of all items but one weigh nothing; an item that stands in no others has a norm of 0.
-    weighted.data[~np.isfinite(weighted.data)] = 0.0
-    return weighted
 
 
 @compiled

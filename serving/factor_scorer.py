@@ -17,6 +17,7 @@ from consentier.models.factor_scoring import (
     fold_in,
     largest_norm,
     positive_items,
+    repeats,
 )
 from consentier.serving.scorer import ItemScorer, Query
 
@@ -68,7 +69,8 @@ class FactorScorer(ItemScorer):
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         vector = fold_in(self._factors, self._gram, rows, weights, self._folding, self._priors)
         visible = self._shelf.visible(self._items, query, hidden)
-        return positive_items(self._factors, self._norm, vector, visible, query.n)
+        again = repeats(self._factors, rows, weights, self._settings.repeat_weight, self._items.size)
+        return positive_items(self._factors, self._norm, vector, visible, query.n, added=again)
 
 
 def take_folding(settings: dict[str, Any]) -> FoldIn:

@@ -124,7 +124,9 @@ def _second_hop(scoring: _Scoring, read: frozenset[Source]) -> _Sentences:  # no
 
 
 def _returning(scoring: _Scoring, read: frozenset[Source]) -> _Sentences:
-    if Source.SESSION in read and scoring["repeat_weight"]:
+    if "fold_in" in scoring and scoring["repeat_weight"]:
+        yield (f"Items of the history gain {_value(scoring['repeat_weight'])} times what they count there.")
+    elif Source.SESSION in read and scoring["repeat_weight"]:
         yield (
             "Items of the session gain by how often sessions return to an item seen that long ago: the "
             f"probability times {_value(scoring['repeat_weight'])}."

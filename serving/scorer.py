@@ -104,7 +104,8 @@ class ScoringSettings:
     second_hop_weight, second_hop_items
         The so many best items of a first score pass on so much of it; see `models.scoring.with_second_hop`.
     repeat_weight
-        What the learnt probability that a session returns to an item adds to its score.
+        What the learnt probability that a session returns to an item adds to its score; in factor models,
+        what an item of the history gains, times its weight there.
     attribute_weight, attribute_fade
         Attributes together count ``attribute_weight / (1 + known items of the history / attribute_fade)``.
     """

@@ -173,6 +173,19 @@ class TierConfig(_Section):
     neighbours: int = Field(
         default=200, ge=1, le=10_000, description="Strongest co-occurring items that predict each item."
     )
+    bm25_k1: float = Field(
+        default=1.2,
+        ge=0,
+        le=1000,
+        description="How slowly the weight of an event saturates: near 0, all events of an item count alike "
+        "(bm25 only).",
+    )
+    bm25_b: float = Field(
+        default=0.75,
+        ge=0,
+        le=1,
+        description="How much events of popular items count less (bm25 only).",
+    )
     regularisation: float = Field(
         default=10.0, ge=0, description="Ridge penalty, in interactions of weight 1 (local_ridge only)."
     )
@@ -195,7 +208,8 @@ class TierConfig(_Section):
         default=0.0,
         ge=0,
         description="Weight of an item of the history for itself: above 0, items can come again. In the "
-        "session tier, weight of the learnt probability that a session returns to it.",
+        "session tier, weight of the learnt probability that a session returns to it. Scores of als, bpr and "
+        "spectral mostly lie between 0 and 1, those of the others do not: choose it anew with the algorithm.",
     )
     second_hop_weight: float = Field(
         default=0.0,

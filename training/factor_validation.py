@@ -11,7 +11,7 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from consentier.models.factor_scoring import FoldIn, largest_norm, positive_items
+from consentier.models.factor_scoring import FoldIn, largest_norm, positive_items, repeats
 from consentier.models.factor_solver import fold_in_rows
 from consentier.serving.factor_scorer import take_folding
 from consentier.training.validation import BatchScorer, Requests
@@ -84,24 +84,33 @@ class FactorBatchScorer(BatchScorer):
         bounds = [(k, min(k + size, last)) for k in range(first, last, size)]
         with threadpool_limits(limits=1, user_api="blas"):  # the threads are those of the blocks
             parts = Parallel(n_jobs=-1 if threads is None else threads, prefer="threads")(
-                delayed(self._best)(vectors[a - first : b - first], hidden[a:b], n) for a, b in bounds
+                delayed(self._best)(vectors[a - first : b - first], inputs[a:b], hidden[a:b], n)
+                for a, b in bounds
             )
         if not parts:
             return np.empty((0, n), np.int64), np.empty((0, n))
         return np.concatenate([items for items, _ in parts]), np.concatenate([each for _, each in parts])
 
     def _best(
-        self, vectors: NDArray[np.float64], hidden: sp.csr_matrix, n: int
+        self, vectors: NDArray[np.float64], inputs: sp.csr_matrix, hidden: sp.csr_matrix, n: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The best items of some requests, given their factors and what is not to be shown to them."""
+        """The best items of some requests, given their factors, history and what is not to be shown."""
         items, scores = np.full((len(vectors), n), -1, np.int64), np.zeros((len(vectors), n))
         with np.errstate(over="ignore", invalid="ignore"):  # such products are not relied on
             products = vectors.astype(np.float32) @ self._factors[: len(self.index)].T
-        for k in np.flatnonzero(vectors.any(axis=1)):
+        for k in np.flatnonzero(np.diff(inputs.indptr)):
             visible = np.ones(len(self.index), np.bool_)
             visible[hidden.indices[hidden.indptr[k] : hidden.indptr[k + 1]]] = False
+            own = slice(inputs.indptr[k], inputs.indptr[k + 1])
+            again = repeats(
+                self._factors,
+                inputs.indices[own].astype(np.int64),
+                inputs.data[own].astype(np.float32),
+                self._settings.repeat_weight,
+                len(self.index),
+            )
             ids, best = positive_items(
-                self._factors, self._norm, vectors[k], visible, n, approximate=products[k]
+                self._factors, self._norm, vectors[k], visible, n, approximate=products[k], added=again
             )
             items[k, : ids.size], scores[k, : ids.size] = ids, best
         return items, scores

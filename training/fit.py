@@ -32,6 +32,7 @@ from consentier.models.repeats import RepeatCounts
 from consentier.models.spectral import Spectral
 from consentier.models.statistics import Statistics, ValueCounts, write_statistics
 from consentier.progress import progress
+from consentier.serving.factor_scorer import FACTOR_ALGORITHMS
 from consentier.serving.scorer import ScoringSettings
 from consentier.training.cold_items import Borrowing, borrowing
 from consentier.training.config import TierConfig
@@ -448,6 +449,7 @@ def estimator(
             unobserved_weight=config.unobserved_weight,
             history_exponent=config.history_exponent,
             history_offset=config.history_offset,
+            repeat_weight=config.repeat_weight,
             item_count=item_count,
             min_persons=min_persons,
             threads=threads,
@@ -457,6 +459,8 @@ def estimator(
     return ItemKNN(
         similarity=config.algorithm,
         neighbours=config.neighbours,
+        k1=config.bm25_k1,
+        b=config.bm25_b,
         item_count=item_count,
         min_persons=min_persons,
         threads=threads,
@@ -472,6 +476,7 @@ def _factor_model(
         "regularisation": config.factor_regularisation,
         "unobserved_weight": config.unobserved_weight,
         "frequency_exponent": config.frequency_exponent,
+        "repeat_weight": config.repeat_weight,
         "seed": seed,
         "item_count": item_count,
         "min_persons": min_persons,
@@ -637,7 +642,10 @@ def _scoring(tier: Tier, config: TierConfig, encoder: AttributeEncoder) -> dict[
         attribute_fade=config.attribute_fade,
         second_hop_weight=config.second_hop_weight,
         second_hop_items=config.second_hop_items,
-        repeat_weight=config.repeat_weight if tier is Tier.SESSION else 0.0,
+        # The item weights of the other linear models hold it already.
+        repeat_weight=config.repeat_weight
+        if tier is Tier.SESSION or config.algorithm in FACTOR_ALGORITHMS
+        else 0.0,
     )
     return {**settings.to_json(), "attributes": encoder.to_json()}
 

@@ -103,7 +103,8 @@ _SESSION = frozenset({Tier.SESSION})
 _PERSONS = _ALL - {Tier.SESSION}
 _RUNNING = _ALL - {Tier.CRM}
 _RIDGE = frozenset({"local_ridge"})
-_LINEAR = _RIDGE | {"cosine", "tfidf", "bm25"}
+_BM25 = frozenset({"bm25"})
+_LINEAR = _RIDGE | _BM25 | {"cosine", "tfidf"}
 _ALS, _BPR, _SPECTRAL = frozenset({"als"}), frozenset({"bpr"}), frozenset({"spectral"})
 _WEIGHT = FloatDistribution(0.1, 10, log=True)
 
@@ -119,12 +120,14 @@ _ONLY_WITH = {"attribute_fade": "attribute_weight", "metadata_neighbours": "meta
 SPACE: tuple[Parameter, ...] = (
     Parameter("algorithm", CategoricalDistribution(get_args(Algorithm)), _ALL),
     Parameter("neighbours", IntDistribution(20, 400, log=True), _ALL, _LINEAR),
+    Parameter("bm25_k1", FloatDistribution(0.01, 10, log=True), _ALL, _BM25),
+    Parameter("bm25_b", FloatDistribution(0, 1), _ALL, _BM25),
     Parameter("regularisation", FloatDistribution(0.3, 1000, log=True), _ALL, _RIDGE),
     Parameter("popularity_regularisation", FloatDistribution(0, 2), _ALL, _RIDGE),
     Parameter("row_exponent", FloatDistribution(0, 0.75), _ALL, _RIDGE | _SPECTRAL),
     Parameter("item_exponent", FloatDistribution(0, 0.75), _ALL, _RIDGE | _SPECTRAL),
     Parameter("second_hop_weight", FloatDistribution(0.1, 30, log=True), _ALL, _LINEAR, off=(0.0,)),
-    Parameter("second_hop_items", IntDistribution(10, 200, log=True), _ALL, _LINEAR),
+    Parameter("second_hop_items", IntDistribution(10, 400, log=True), _ALL, _LINEAR),
     Parameter("distance_decay", FloatDistribution(1, 50, log=True), _SESSION, _RIDGE, off=(0.0,)),
     Parameter("reverse_weight", FloatDistribution(0, 1), _SESSION, _RIDGE),
     Parameter(
@@ -136,7 +139,8 @@ SPACE: tuple[Parameter, ...] = (
         matters=lambda facts: facts.aged,
     ),
     Parameter("repeat_weight", FloatDistribution(0, 2), _ALL, _LINEAR),
-    Parameter("factors", CategoricalDistribution((32, 64, 128, 256)), _PERSONS, FACTOR_ALGORITHMS),
+    Parameter("repeat_weight", FloatDistribution(0, 1), _PERSONS, FACTOR_ALGORITHMS),
+    Parameter("factors", CategoricalDistribution((32, 64, 128, 256, 512)), _PERSONS, FACTOR_ALGORITHMS),
     Parameter("factor_regularisation", FloatDistribution(1e-4, 0.3, log=True), _PERSONS, _ALS),
     Parameter("factor_regularisation", FloatDistribution(0.1, 1000, log=True), _PERSONS, _BPR),
     Parameter("unobserved_weight", FloatDistribution(0.003, 1, log=True), _PERSONS, FACTOR_ALGORITHMS),

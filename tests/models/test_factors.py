@@ -18,7 +18,14 @@ from threadpoolctl import threadpool_limits
 
 from consentier.models import factor_scoring
 from consentier.models.als import ALS
-from consentier.models.factor_scoring import FoldIn, exact_scores, fold_in, largest_norm, positive_items
+from consentier.models.factor_scoring import (
+    FoldIn,
+    exact_scores,
+    fold_in,
+    largest_norm,
+    positive_items,
+    repeats,
+)
 from consentier.models.factor_solver import fold_in_rows, gram_diagonal, principal_axes
 
 
@@ -156,6 +163,36 @@ def test_the_best_items_are_exact_whatever_the_products_are(
         factors, largest_norm(factors), vector, visible, n, approximate=np.ascontiguousarray(backwards)
     )
     assert again.tolist() == expected
+
+
+@given(
+    st.integers(1, 40),
+    st.integers(0, 40),
+    st.integers(0, 12),
+    st.integers(0, 999),
+    st.sampled_from([0.0, 0.5, 3.0]),
+)
+def test_the_best_items_are_exact_where_those_of_the_history_gain(
+    items: int, seen: int, n: int, seed: int, repeat_weight: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    factors = np.sign(rng.standard_normal((items, 3))).astype(np.float32)  # many equal scores
+    factors[rng.random(items) < 0.2] = 0
+    vector, visible = rng.standard_normal(3).round(1), rng.random(items) < 0.8
+    inputs = np.sort(rng.permutation(items + 2)[:seen]).astype(np.int64)  # two attributes
+    weights = rng.integers(1, 4, inputs.size).astype(np.float32)
+    everything = exact_scores(factors, np.arange(items), vector)
+    for number, weight in zip(inputs.tolist(), weights.tolist(), strict=True):
+        if number < items and factors[number].any():
+            everything[number] += repeat_weight * weight
+    order = np.lexsort((np.arange(items), -everything))
+    expected = [item for item in order if visible[item] and everything[item] > 0][:n]
+
+    again = repeats(factors, inputs, weights, repeat_weight, items)
+    found, scores = positive_items(factors, largest_norm(factors), vector, visible, n, added=again)
+
+    assert found.tolist() == expected
+    assert scores.tobytes() == everything[found].tobytes()
 
 
 def test_products_that_overflow_do_not_hide_items() -> None:

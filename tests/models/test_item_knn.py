@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import math
 import warnings
 
 import numpy as np
 import pytest
-from implicit.nearest_neighbours import CosineRecommender
+from implicit.nearest_neighbours import BM25Recommender, CosineRecommender
 from implicit.utils import ParameterWarning
 from scipy import sparse
 
@@ -58,6 +59,27 @@ def test_tfidf_weighs_nothing_where_it_cannot() -> None:
     user_items = sparse.csr_matrix([[1.0, 1, 0], [1, 1, 0], [1, 0, 0]])
     weights = ItemKNN(similarity="tfidf").fit(user_items, show_progress=False).weights
     assert np.isfinite(weights.data).all()
+
+
+@pytest.mark.parametrize(("k1", "b"), [(1.2, 0.75), (0.1, 0.75), (0.0, 0.0), (3.0, 1.0)])
+def test_bm25_is_that_of_implicit(k1: float, b: float) -> None:
+    user_items = history()
+    peer = BM25Recommender(K=40, K1=k1, B=b, num_threads=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ParameterWarning)
+        peer.fit(user_items, show_progress=False)
+    expected = peer.similarity.toarray()
+    np.fill_diagonal(expected, 0)
+
+    model = ItemKNN(similarity="bm25", neighbours=39, k1=k1, b=b)
+
+    np.testing.assert_allclose(model.fit(user_items, show_progress=False).weights.toarray(), expected)
+
+
+@pytest.mark.parametrize(("name", "value"), [("k1", -0.1), ("k1", math.inf), ("b", 1.1), ("b", math.nan)])
+def test_bm25_has_parameters_in_bounds(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be"):
+        ItemKNN(similarity="bm25", **{name: value})  # type: ignore[arg-type]
 
 
 def test_only_the_cosine_is_a_function_of_counts() -> None:

@@ -41,12 +41,15 @@ VARIANTS: list[tuple[type[ItemModel], dict[str, Any]]] = [
     *((model, {}) for model in MODELS),
     (ItemKNN, {"similarity": "tfidf"}),
     (ItemKNN, {"similarity": "bm25", "neighbours": 30}),
+    (ItemKNN, {"similarity": "bm25", "k1": 0.1, "b": 0.5}),
     (LocalRidge, {"neighbours": 30, "repeat_weight": 0.5}),
     (LocalRidge, {"second_hop_weight": 0.7, "second_hop_items": 5}),
     (LocalRidge, {"row_exponent": 0.0, "item_exponent": 0.0, "popularity_regularisation": 0.1}),
     (ALS, {"factors": 6, "regularisation": 1.0, "frequency_exponent": 0.0, "unobserved_weight": 1.0}),
     (BPR, {"factors": 70, "iterations": 40, "learning_rate": 0.1, "seed": 3}),
     (Spectral, {"factors": 6, "unobserved_weight": 0.3, "spectral_exponent": 2.5, "unit_rank": 2}),
+    (ALS, {"factors": 6, "repeat_weight": 0.4}),
+    (Spectral, {"factors": 5, "unobserved_weight": 0.3, "unit_rank": 2, "repeat_weight": 0.2}),
 ]
 
 
@@ -506,7 +509,8 @@ def test_scores_are_the_least_squares_solution(model: type[FactorModel], setting
 
         ids, scores = recommender.recommend(user, histories[user], N=60, filter_already_liked_items=False)
 
-        np.testing.assert_allclose(scores, (factors @ vector)[ids], rtol=1e-5, atol=1e-6)
+        expected = factors @ vector + recommender.repeat_weight * histories[user].toarray().ravel()
+        np.testing.assert_allclose(scores, expected[ids], rtol=1e-5, atol=1e-6)
 
 
 @factor_models

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engines import bundles, write_linear
+from engines import bundles, write_factors, write_linear
 from hypothesis import given
 from policy_cases import PolicyCase, policy_cases
 
@@ -166,6 +166,12 @@ def test_the_main_parameters_tell_every_setting_of_the_manifest(tmp_path: Path) 
     for words in ("2.8 items before it", "half_life_days: 45.5", "on: True", "region, age", "cart 7.5"):
         assert words in sentences
     assert f"stand in {SOURCE_WORDS[Source.CRM]} and {SOURCE_WORDS[Source.ONLINE]} are not" in sentences
+
+
+def test_the_main_parameters_tell_what_items_of_a_history_gain_in_a_factor_model(tmp_path: Path) -> None:
+    write_factors(tmp_path / "crm", Tier.CRM, scoring={"repeat_weight": 1.375})
+    sentences = main_parameters(open_bundle(tmp_path / "crm").manifest)
+    assert "Items of the history gain 1.375 times what they count there." in sentences
 
 
 def test_a_tier_says_nothing_of_what_it_does_not_read() -> None:

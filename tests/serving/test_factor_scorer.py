@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def model(factors: NDArray[np.float32]) -> ALS:
 def scorer(
     path: Path, factors: NDArray[np.float32], catalogue: Catalogue | None = None, **scoring: Any
 ) -> FactorScorer:
+    scoring = {"repeat_weight": 0.0, **scoring}
     write_factors(path / "fused", Tier.FUSED, factors=factors, scoring=scoring)
     return FactorScorer(open_bundle(path / "fused"), catalogue)
 
@@ -55,10 +57,14 @@ def expected(model: ALS, weights: dict[int, float], n: int = 20) -> tuple[tuple[
     return tuple(ITEMS[number] for number in ids[kept]), tuple(scores[kept].tolist())
 
 
+@pytest.mark.parametrize("repeat_weight", [0.0, 0.3])
 def test_answers_are_those_of_the_model_bit_for_bit(
-    tmp_path: Path, factors: NDArray[np.float32], model: ALS
+    tmp_path: Path, factors: NDArray[np.float32], model: ALS, repeat_weight: float
 ) -> None:
-    own = scorer(tmp_path, factors)
+    own = scorer(tmp_path, factors, repeat_weight=repeat_weight)
+    model = dataclasses.replace(model, repeat_weight=repeat_weight).set_fitted(
+        factors, np.ones(len(ITEMS), np.int64)
+    )
     # Session 3, online 1, CRM 2; and of the attributes, region north is the first input behind the items.
     seen = (Event(ITEMS[4]), Event("?"))
     cases: list[tuple[PermittedView, dict[int, float]]] = [
@@ -89,6 +95,19 @@ def test_what_may_not_be_shown_is_replaced_by_the_next_best(
     found = own.answer(view, query(3, allow=frozenset(kept[1:3])))
     assert found is not None
     assert list(found.items) == kept[1:3]
+
+
+def test_items_that_come_again_are_those_of_sources_that_are_not_hidden(
+    tmp_path: Path, factors: NDArray[np.float32]
+) -> None:
+    view = PermittedView(
+        ALL, online_history=(Event(ITEMS[0]), Event(ITEMS[3])), crm_history=(Event(ITEMS[3]),)
+    )
+    found = scorer(tmp_path, factors, repeat_weight=1e3, hide=["crm"]).answer(view, query(3))
+    assert found is not None
+    assert found.items[0] == ITEMS[0]
+    assert ITEMS[3] not in found.items
+    assert found.scores[0] > 1e3 > found.scores[1]
 
 
 def test_related_items_go_with_the_items_of_a_history_of_these(

@@ -28,15 +28,16 @@ FITTED = {
         "neighbours", "regularisation", "popularity_regularisation", "row_exponent", "item_exponent",
         "repeat_weight",
     },
-    **{name: {"neighbours", "repeat_weight"} for name in ("cosine", "tfidf", "bm25")},
-    "als": {"factors", "factor_regularisation", "unobserved_weight", "frequency_exponent"},
+    **{name: {"neighbours", "repeat_weight"} for name in ("cosine", "tfidf")},
+    "bm25": {"neighbours", "repeat_weight", "bm25_k1", "bm25_b"},
+    "als": {"factors", "factor_regularisation", "unobserved_weight", "frequency_exponent", "repeat_weight"},
     "bpr": {
         "factors", "factor_regularisation", "unobserved_weight", "frequency_exponent", "learning_rate",
-        "step_regularisation",
+        "step_regularisation", "repeat_weight",
     },
     "spectral": {
         "factors", "row_exponent", "item_exponent", "spectral_exponent", "unit_rank", "unobserved_weight",
-        "history_exponent", "history_offset",
+        "history_exponent", "history_offset", "repeat_weight",
     },
 }  # fmt: skip
 """What a fit reads, by algorithm."""
