@@ -58,7 +58,11 @@ class FactorScorer(ItemScorer):
     def _contributions(
         self, rows: NDArray[np.int64], weights: NDArray[np.float32], items: NDArray[np.int64]
     ) -> NDArray[np.float64]:
-        return contributions(self._factors, self._gram, rows, weights, self._folding, self._priors, items)
+        found = contributions(self._factors, self._gram, rows, weights, self._folding, self._priors, items)
+        again, added = repeats(self._factors, rows, weights, self._settings.repeat_weight, self._items.size)
+        for item, gain in zip(again.tolist(), added.tolist(), strict=True):
+            found[np.ix_(rows == item, items == item)] += gain
+        return found
 
     def _best(
         self,

@@ -11,10 +11,11 @@ from engines import CATALOGUE, ITEMS, bundles, engine
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consentier.consent import Channel, Permission, Tier
+from consentier.consent import Channel, Permission, Side, Source, Tier
 from consentier.models.bundle import open_bundle
 from consentier.models.scoring import best_items, contributions
-from consentier.serving import Catalogue, Recommender, Request
+from consentier.serving import Catalogue, Event, PermittedView, Recommender, Request
+from consentier.serving.scorer import Query
 
 BOTH = Permission.ONLINE | Permission.CRM
 SHOWN = CATALOGUE.available
@@ -79,6 +80,24 @@ def test_contributions_of_a_linear_model_sum_to_its_scores(seed: int, hop: float
     parts = contributions(*matrix, silent, hop, hop_items, rows, weights, ids)
     assert parts.shape == (rows.size, ids.size)
     np.testing.assert_allclose(parts.sum(axis=0), scores, rtol=1e-6)
+
+
+def test_contributions_of_a_factor_model_sum_to_its_scores() -> None:
+    """Repeats included, and attributes, of which the engine's factor models know two."""
+    scorer = engine(factors=True).scorers[Tier.FUSED]
+    view = PermittedView(
+        frozenset(Source),
+        session=(Event("item-01"),),
+        crm_history=(Event("item-05"), Event("item-01")),
+        attributes={"region": "north"},
+    )
+    found = scorer.answer(view, Query(20, Side.ONLINE))
+    assert found is not None
+    numbers = {item: number for number, item in enumerate(ITEMS)}
+    inputs = np.array([1, 5, len(ITEMS)], dtype=np.int64)
+    weights = np.array([5.0, 2.0, 1 / (1 + 2 / 5)], np.float32)  # session 3, CRM 2; attributes fade
+    parts = scorer._contributions(inputs, weights, np.array([numbers[item] for item in found.items]))
+    np.testing.assert_allclose(parts.sum(axis=0), found.scores, rtol=1e-6)
 
 
 def test_sentences_name_items_as_the_catalogue_does() -> None:
