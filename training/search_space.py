@@ -138,7 +138,9 @@ SPACE: tuple[Parameter, ...] = (
         off=(0.0,),
         matters=lambda facts: facts.aged,
     ),
-    Parameter("repeat_weight", FloatDistribution(0, 2), _ALL, _LINEAR),
+    Parameter("repeat_weight", FloatDistribution(0, 2), _ALL, _LINEAR - _BM25),
+    # Its scores are sums of products of two inverse frequencies; in sessions it weighs a probability.
+    Parameter("repeat_weight", FloatDistribution(1, 10_000, log=True), _ALL, _BM25, off=(0.0,)),
     Parameter("repeat_weight", FloatDistribution(0, 1), _PERSONS, FACTOR_ALGORITHMS),
     Parameter("factors", CategoricalDistribution((32, 64, 128, 256, 512)), _PERSONS, FACTOR_ALGORITHMS),
     Parameter("factor_regularisation", FloatDistribution(1e-4, 0.3, log=True), _PERSONS, _ALS),

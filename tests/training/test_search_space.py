@@ -122,6 +122,17 @@ def test_one_field_is_sought_where_it_suits_each_algorithm() -> None:
     assert max(penalties["bpr"]) > 0.3
 
 
+def test_repeats_are_sought_on_the_scale_of_the_scores() -> None:
+    largest = {"bm25": 0.0, "als": 0.0, "cosine": 0.0}
+    for seed in range(60):
+        config = drawn(seed, EVERYTHING, Config().fused, tuple(largest))
+        if config.algorithm in largest:
+            largest[config.algorithm] = max(largest[config.algorithm], config.repeat_weight)
+    assert 100 < largest["bm25"] <= 10_000
+    assert 0 < largest["als"] <= 1
+    assert 1 < largest["cosine"] <= 2
+
+
 def test_the_most_frequent_event_type_is_the_measure_of_the_others() -> None:
     weighed = {name for name in names(EVERYTHING) if name.startswith("event_weights.")}
     assert weighed == {"event_weights.order", "event_weights.cart"}
