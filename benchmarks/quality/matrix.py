@@ -45,6 +45,7 @@ CONTENDERS: Mapping[str, Contender] = {
     "irspack_slim": Contender(peers.IrspackSLIM, package="irspack"),
     "irspack_rp3beta": Contender(peers.IrspackRP3beta, package="irspack"),
     "local_ridge": Contender(ours.LocalRidgeUsers, ours=True),
+    "neighbours": Contender(ours.NeighbourUsers, ours=True),
     "als": Contender(ours.FactorUsers, ours=True),
     "spectral": Contender(ours.SpectralUsers, ours=True),
 }

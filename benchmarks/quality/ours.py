@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,16 +11,19 @@ from scipy import sparse
 
 from benchmarks.quality.peers import joined
 from benchmarks.quality.splits import Interactions, Sessions
+from consentier.consent import Tier
 from consentier.models.als import ALS
 from consentier.models.base import ItemModel
 from consentier.models.gram import SessionOrder, last_positions
+from consentier.models.item_knn import ItemKNN
 from consentier.models.local_ridge import LocalRidge
 from consentier.models.recency import microseconds_of_days, recency_weights
 from consentier.models.repeats import repeat_counts
 from consentier.models.scoring import score_rows, top_items, with_second_hop
 from consentier.models.spectral import Spectral
+from consentier.training.fit import with_repeats
 
-__all__ = ["FactorUsers", "LocalRidgeSessions", "LocalRidgeUsers", "SpectralUsers"]
+__all__ = ["FactorUsers", "LocalRidgeSessions", "LocalRidgeUsers", "NeighbourUsers", "SpectralUsers"]
 
 
 @dataclass(kw_only=True)
@@ -158,6 +162,31 @@ class _Users:
 
 
 @dataclass(kw_only=True)
+class NeighbourUsers(_Users):
+    """`ItemKNN`, with the weight that the product gives items of the history for themselves."""
+
+    neighbours: int
+    similarity: Literal["cosine", "tfidf", "bm25"] = "bm25"
+    k1: float = 1.2
+    b: float = 0.75
+    repeat_weight: float = 0.0
+
+    def fit(self, train: Interactions) -> None:
+        """Fit to the joined histories."""
+        model = ItemKNN(
+            item_count=self.item_count,
+            similarity=self.similarity,
+            neighbours=self.neighbours,
+            k1=self.k1,
+            b=self.b,
+            threads=1,
+        )
+        model.fit(self._inputs(train, self.cart_weight), show_progress=False)
+        weights = with_repeats(Tier.FUSED, model, model.weights, self.repeat_weight)
+        self._model = model.set_fitted(weights, model.popularity)
+
+
+@dataclass(kw_only=True)
 class LocalRidgeUsers(_Users):
     """`LocalRidge`."""
 
@@ -197,6 +226,7 @@ class FactorUsers(_Users):
     regularisation: float
     unobserved_weight: float
     frequency_exponent: float = 1.0
+    repeat_weight: float = 0.0
 
     def _unfitted(self) -> ItemModel:
         return ALS(
@@ -206,6 +236,7 @@ class FactorUsers(_Users):
             regularisation=self.regularisation,
             unobserved_weight=self.unobserved_weight,
             frequency_exponent=self.frequency_exponent,
+            repeat_weight=self.repeat_weight,
             threads=1,
         )
 

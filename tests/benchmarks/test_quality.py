@@ -131,7 +131,10 @@ MATRIX_MODELS: dict[str, dict[str, Any]] = {
         "neighbours": 5, "regularisation": 1.0, "row_exponent": 0.5, "item_exponent": 0.3, "cart_weight": 0.5,
         "second_hop_weight": 0.5,
     },
-    "als": {"factors": 4, "iterations": 3, "regularisation": 0.1, "unobserved_weight": 0.1},
+    "neighbours": {"neighbours": 5, "k1": 0.1, "b": 0.5, "cart_weight": 0.5, "repeat_weight": 10.0},
+    "als": {
+        "factors": 4, "iterations": 3, "regularisation": 0.1, "unobserved_weight": 0.1, "repeat_weight": 1.0,
+    },
 }  # fmt: skip
 
 
