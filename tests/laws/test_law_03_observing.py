@@ -54,7 +54,7 @@ def seen(
         customer_id=subject if source is Source.CRM else None,
         permission=declared,
         ledger=ledger,
-        profiles=Profiles(online=stores[Source.ONLINE], crm=stores[Source.CRM]),
+        profiles=Profiles(online=stores[Source.ONLINE], crm=stores[Source.CRM], deadline=30),
         clock=lambda: now,
     )
     own = stores.pop(source)

@@ -110,7 +110,7 @@ def check_next_request(case: Withdrawn) -> None:
     online = Watched({"v": (Event(ITEMS[0], at_tick(0)),), "w": (Event(ITEMS[1], at_tick(0)),)})
     crm, attributes = Watched({"c": (Event(ITEMS[4], at_tick(0)),)}), Watched({"c": {"region": "north"}})
     asked = dataclasses.replace(
-        engine(), ledger=ledger, profiles=Profiles(online=online, crm=crm, attributes=attributes)
+        engine(), ledger=ledger, profiles=Profiles(online=online, crm=crm, attributes=attributes, deadline=30)
     )
     histories: dict[str, Any] = (
         {"online_history": ITEMS[1:2], "crm_history": ITEMS[4:5], "attributes": {}} if case.brought else {}

@@ -138,7 +138,7 @@ def test_a_locked_or_broken_store_lowers_the_tier(
 ) -> None:
     online, crm = stores
     asked = dataclasses.replace(
-        engine(), profiles=Profiles(online=online, crm=crm, attributes=crm.attributes)
+        engine(), profiles=Profiles(online=online, crm=crm, attributes=crm.attributes, deadline=30)
     )
     online.close()
     locker = sqlite3.connect(tmp_path / "online.db", isolation_level=None)

@@ -264,7 +264,7 @@ def test_inputs_come_from_the_stores_until_they_are_purged(
     tmp_path: Path, keyring: Keyring, ledger: Ledger, stores: tuple[SqliteProfiles, SqliteProfiles]
 ) -> None:
     online, crm = stores
-    profiles = Profiles(online, crm, crm.attributes)
+    profiles = Profiles(online, crm, crm.attributes, deadline=30)
     audited = Audited(tmp_path / "audit", keyring, ledger=ledger, profiles=profiles)
     request = Request(
         session=(ITEMS[1],), visitor_id="v-1", customer_id="c-1", linked=True, at=AT

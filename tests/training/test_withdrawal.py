@@ -74,7 +74,7 @@ def lineage_of(bundles: Path, members: dict[str, list[tuple[str, str]]]) -> Line
 def test_the_next_request_drops_tier_and_profile_and_link_are_gone(
     ledger: Ledger, stores: dict[Source, SqliteProfiles], bundles: Path
 ) -> None:
-    profiles = Profiles(online=stores[Source.ONLINE], crm=stores[Source.CRM])
+    profiles = Profiles(online=stores[Source.ONLINE], crm=stores[Source.CRM], deadline=30)
     recommender = Recommender.load(bundles, ledger=ledger, profiles=profiles)
     request = Request(visitor_id="v1", customer_id="c1", linked=True, session=["item-03"], at=NOW)
     assert recommender.recommend(request).tier == "fused"

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from consentier.serving import Profiles
     from consentier.serving.audit import AuditLine
 
+_PATIENCE = 30.0
+"""Seconds that a store is waited for: nobody's page waits meanwhile."""
+
 
 def replay(
     line: Annotated[
@@ -122,4 +125,5 @@ def _profiles(online: str | None, crm: str | None) -> Profiles | None:
         online={} if online is None else open_profiles(online, create=False),
         crm={} if of_customers is None else of_customers,
         attributes={} if of_customers is None else of_customers.attributes,
+        deadline=_PATIENCE,
     )
