@@ -29,6 +29,7 @@ from consentier.consent.keyring import Keyring
 from consentier.consent.records import SubjectKind
 from consentier.errors import AuditError
 from consentier.serving.answer import Answer
+from consentier.serving.line_files import expire_segments, line_of, retention_of, segments_of
 from consentier.serving.request import Request
 
 __all__ = [
@@ -145,20 +146,13 @@ class AuditLine:
         AuditError
             If it is none, or of a format that this release does not read.
         """
-        try:
-            fields = json.loads(text)
-            if not isinstance(fields, dict):
-                raise TypeError("it is no JSON object")
-            if fields.pop("format", None) != _FORMAT:
-                raise ValueError(f"its format is not {_FORMAT}, the one that this release reads")
-            if set(fields) != set(_LINE_FIELDS):
-                raise ValueError(f"its fields are not {', '.join(_LINE_FIELDS)}")
-            return cls(**_checked_line(fields), where=where)
-        except (ValueError, TypeError, RecursionError) as error:
-            reason = (
-                "it is no JSON" if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else error
-            )
-            raise AuditError(f"{where}: cannot be read as an audit line: {reason}") from error
+        return line_of(text, _FORMAT, lambda fields: cls._made(fields, where), where, "an audit line")
+
+    @classmethod
+    def _made(cls, fields: dict[str, Any], where: str) -> AuditLine:
+        if set(fields) != set(_LINE_FIELDS):
+            raise ValueError(f"its fields are not {', '.join(_LINE_FIELDS)}")
+        return cls(**_checked_line(fields), where=where)
 
 
 _LINE_FIELDS = tuple(field.name for field in dataclasses.fields(AuditLine) if field.name != "where")
@@ -195,13 +189,9 @@ class JsonLinesAudit:
     def __init__(
         self, path: str | Path, keyring: Keyring, *, retention_days: int = 180, durable: bool = False
     ) -> None:
-        if isinstance(retention_days, bool) or not isinstance(retention_days, int):
-            raise TypeError(f"retention_days must be a whole number, not {type(retention_days).__name__}")
-        if retention_days < 1:
-            raise ValueError(f"retention_days must be at least 1, not {retention_days}")
+        self._retention = retention_of(retention_days)
         self._path = Path(path)
         self._keyring = keyring
-        self._retention = dt.timedelta(days=retention_days + 1)
         self._durable = durable
         self._path.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -321,7 +311,7 @@ def audit_lines(path: str | Path, *, unreadable: list[str] | None = None) -> Ite
     path = Path(path)
     if not path.exists():
         raise AuditError(f"audit log {path}: there is none")
-    for segment in sorted(_segments(path)) if path.is_dir() else [path]:
+    for segment in sorted(segments_of(path, _SEGMENT)) if path.is_dir() else [path]:
         with segment.open("rb") as file:
             for number, text in enumerate(file, start=1):
                 if not text.strip():
@@ -344,15 +334,7 @@ def expire(path: str | Path, before: dt.datetime) -> int:
     AuditError
         If there is no such directory.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise AuditError(f"audit log {path}: there is no such directory")
-    over = 0
-    for segment, until in _segments(path).items():
-        if until <= before:
-            over += segment.read_bytes().count(b"\n")
-            segment.unlink()
-    return over
+    return expire_segments(path, _SEGMENT, before, "audit log")
 
 
 def _now() -> dt.datetime:
@@ -363,15 +345,6 @@ def _page(request: Request) -> str | None:
     """The item that a product page showed."""
     *_, last = (None, *request.session)
     return getattr(last, "item_id", None) if request.placement == "product" else None
-
-
-def _segments(path: Path) -> dict[Path, dt.datetime]:
-    """The files of a directory, with the instant from which on each may be deleted."""
-    return {
-        file: dt.datetime.combine(dt.date.fromisoformat(match[1]), dt.time(), dt.UTC)
-        for file in path.iterdir()
-        if (match := _SEGMENT.fullmatch(file.name)) and file.is_file()
-    }
 
 
 def _append(path: Path, line: bytes, *, durable: bool) -> None:

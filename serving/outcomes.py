@@ -28,6 +28,7 @@ from typing import Any
 from consentier.consent import Tier
 from consentier.errors import AuditError
 from consentier.serving.experiment import BUCKETS, Attribution, Experiment
+from consentier.serving.line_files import expire_segments, line_of, retention_of, segments_of
 from consentier.serving.recommender import utc_now
 from consentier.writing import whole_file, write_new
 
@@ -99,18 +100,7 @@ class OutcomeLine:
         AuditError
             If it is none, or of a format that this release does not read.
         """
-        try:
-            fields = json.loads(text)
-            if not isinstance(fields, dict):
-                raise TypeError("it is no JSON object")
-            if fields.pop("format", None) != _FORMAT:
-                raise ValueError(f"its format is not {_FORMAT}, the one that this release reads")
-            return cls(**_checked(fields))
-        except (ValueError, TypeError, RecursionError) as error:
-            reason = (
-                "it is no JSON" if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else error
-            )
-            raise AuditError(f"{where}: cannot be read as an outcome: {reason}") from error
+        return line_of(text, _FORMAT, lambda fields: cls(**_checked(fields)), where, "an outcome")
 
 
 class OutcomeLog:
@@ -147,14 +137,10 @@ class OutcomeLog:
     ) -> None:
         if not 0 <= every < float("inf"):
             raise ValueError(f"every must be a number of seconds, not {every}")
-        if isinstance(retention_days, bool) or not isinstance(retention_days, int):
-            raise TypeError(f"retention_days must be a whole number, not {type(retention_days).__name__}")
-        if retention_days < 1:
-            raise ValueError(f"retention_days must be at least 1, not {retention_days}")
+        self._retention = retention_of(retention_days)
         self._path = Path(path)
         self._experiment = experiment
         self._every = every
-        self._retention = dt.timedelta(days=retention_days + 1)
         self._clock = clock
         self._lock = threading.Lock()
         self._waiting: collections.Counter[OutcomeLine] = collections.Counter()
@@ -266,7 +252,7 @@ def outcome_lines(path: str | Path) -> Iterator[OutcomeLine]:
     path = Path(path)
     if not path.exists():
         raise AuditError(f"outcomes {path}: there are none")
-    for segment in sorted(_segments(path)) if path.is_dir() else [path]:
+    for segment in sorted(segments_of(path, _SEGMENT)) if path.is_dir() else [path]:
         with segment.open("rb") as file:
             for number, text in enumerate(file, start=1):
                 yield OutcomeLine.from_json(text, f"{segment}:{number}")
@@ -280,15 +266,7 @@ def expire_outcomes(path: str | Path, before: dt.datetime) -> int:
     AuditError
         If there is no such directory.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise AuditError(f"outcomes {path}: there is no such directory")
-    over = 0
-    for segment, until in _segments(path).items():
-        if until <= before:
-            over += segment.read_bytes().count(b"\n")
-            segment.unlink()
-    return over
+    return expire_segments(path, _SEGMENT, before, "outcomes")
 
 
 def _line(day: dt.date, kind: OutcomeKind, told: Attribution, *, anonymous: bool) -> OutcomeLine:
@@ -296,15 +274,6 @@ def _line(day: dt.date, kind: OutcomeKind, told: Attribution, *, anonymous: bool
     if told.key is None or anonymous:
         return line
     return dataclasses.replace(line, key=told.key, bucket=-1 if told.bucket is None else told.bucket)
-
-
-def _segments(path: Path) -> dict[Path, dt.datetime]:
-    """The files of a directory, with the instant from which on each may be deleted."""
-    return {
-        file: dt.datetime.combine(dt.date.fromisoformat(match[1]), dt.time(), dt.UTC)
-        for file in path.iterdir()
-        if (match := _SEGMENT.fullmatch(file.name)) and file.is_file()
-    }
 
 
 def _checked(fields: Mapping[str, Any]) -> dict[str, Any]:

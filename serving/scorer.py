@@ -220,7 +220,7 @@ class _Shelf:
         self._further = further
         self._catalogue = catalogue
         self._columns: ItemColumns | None = None
-        self._filtered: dict[str, NDArray[np.int64]] = {}
+        self._filtered: dict[str, tuple[NDArray[np.bool_], NDArray[np.int64]]] = {}
         self.sensitive = frozenset[str]() if catalogue is None else catalogue.sensitive
         self.hidden = np.zeros(len(index) + len(further), dtype=np.bool_)
         self.silent = np.zeros(len(index), dtype=np.bool_)
@@ -255,8 +255,8 @@ class _Shelf:
         """Whether a list is more than the best scores in their order."""
         return self.rules is not None and self.rules.rules.mixes
 
-    def fitting(self, where: Expression) -> NDArray[np.int64]:
-        """The items for which a filter is true, ascending.
+    def fitting(self, where: Expression) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """The items for which a filter is true: as a bitmap, and their numbers, ascending.
 
         Raises
         ------
@@ -265,7 +265,8 @@ class _Shelf:
         """
         found = self._filtered.get(where.text)
         if found is None:
-            found = np.flatnonzero(where.true_for(self._attributes())).astype(np.int64)
+            fits = where.true_for(self._attributes())
+            found = fits, np.flatnonzero(fits).astype(np.int64)
             if len(self._filtered) >= _FILTERS_KEPT:
                 self._filtered = {}  # another thread may still read the old one
             self._filtered[where.text] = found
@@ -289,7 +290,7 @@ class _Shelf:
         allowed = None if query.allow is None else _ascending_numbers(map(self.index.index, query.allow))
         if query.where is None:
             return barred, allowed
-        fitting = self.fitting(query.where)
+        _, fitting = self.fitting(query.where)
         return barred, fitting if allowed is None else np.intersect1d(allowed, fitting, assume_unique=True)
 
 
@@ -719,12 +720,12 @@ class PopularScorer:
         """
         barred = query.exclude | without
         mixture = Mixture() if mixture is None else mixture
-        fitting = None if query.where is None else set(self._shelf.fitting(query.where).tolist())
+        fits = None if query.where is None else self._shelf.fitting(query.where)[0]
         found: list[str] = []
         for number in _in_parts(self._order[query.side]):
             if len(found) == query.n:
                 break
-            if self._shelf.hidden[number] or not (fitting is None or number in fitting):
+            if self._shelf.hidden[number] or not (fits is None or fits[number]):
                 continue
             item = self._item(number)
             if item in barred or not (query.allow is None or item in query.allow):
