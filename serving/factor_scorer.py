@@ -13,12 +13,14 @@ from consentier.errors import BundleMalformed
 from consentier.models.bundle import check_factors, check_prior_factors
 from consentier.models.factor_scoring import (
     FoldIn,
+    approximate_scores,
     contributions,
     fold_in,
     largest_norm,
     positive_items,
     repeats,
 )
+from consentier.serving.rules import Ranking
 from consentier.serving.scorer import ItemScorer, Query
 
 __all__ = ["FACTOR_ALGORITHMS", "FactorScorer", "take_folding"]
@@ -64,17 +66,20 @@ class FactorScorer(ItemScorer):
             found[np.ix_(rows == item, items == item)] += gain
         return found
 
-    def _best(
+    def _ranking(
         self,
         rows: NDArray[np.int64],
         weights: NDArray[np.float32],
         query: Query,
         hidden: Iterable[int],
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    ) -> Ranking:
         vector = fold_in(self._factors, self._gram, rows, weights, self._folding, self._priors)
         visible = self._shelf.visible(self._items, query, hidden)
         again = repeats(self._factors, rows, weights, self._settings.repeat_weight, self._items.size)
-        return positive_items(self._factors, self._norm, vector, visible, query.n, added=again)
+        near = approximate_scores(self._factors, vector, visible.size)
+        return lambda n: positive_items(
+            self._factors, self._norm, vector, visible, n, approximate=near, added=again
+        )
 
 
 def take_folding(settings: dict[str, Any]) -> FoldIn:

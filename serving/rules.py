@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,15 @@ from consentier.consent.toml_files import read_toml, require_known_keys
 from consentier.errors import ConfigError
 from consentier.serving.item_columns import Expression, FilterError, ItemColumns, Value
 
-__all__ = ["Boost", "Diversity", "Mixture", "Rebuy", "Rules", "ShelfRules"]
+__all__ = ["Boost", "Diversity", "Mixture", "Ranking", "Rebuy", "Rules", "ShelfRules", "candidates_for"]
 
 _MICROSECONDS_PER_DAY = 86_400_000_000
+
+Ranking = Callable[[int], tuple[NDArray[np.int64], NDArray[np.float64]]]
+"""Gives so many of the best items of one question, or all there are: numbers and scores, in their order."""
+
+_WIDER = 8
+"""How many times as many candidates are asked for where those before did not decide."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -149,6 +155,11 @@ class Rules:
         return bool(self.boosts or self.caps or self.diversity)
 
 
+def candidates_for(n: int) -> int:
+    """From how many of the best items diversity chooses a list of n; the rest only fills what caps leave."""
+    return 10 * n + 100
+
+
 class Mixture:
     """How many items of each capped value one list holds so far; filled up by one tier after the other."""
 
@@ -189,6 +200,7 @@ class ShelfRules:
         self._factors = np.ones(len(items))
         for boost in rules.boosts:
             self._factors[boost.where.true_for(columns)] *= boost.factor
+        self._largest_factor = float(self._factors.max(initial=0.0, where=~self.hidden))
         self._caps = [(name, limit, columns.values(name)) for name, limit in sorted(rules.caps.items())]
         self._similar = [] if rules.diversity is None else [columns.codes(n) for n in rules.diversity.columns]
         self._rebuy = None if rules.rebuy is None else columns.values(rules.rebuy.column)
@@ -204,6 +216,45 @@ class ShelfRules:
         value = self._rebuy[number] if number >= 0 else None
         days = rule.otherwise if value is None else rule.days.get(str(value), rule.otherwise)
         return None if days is None else round(days * _MICROSECONDS_PER_DAY)
+
+    def list_of(
+        self, ranking: Ranking, n: int, item_count: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], Mixture]:
+        """Choose a list out of as many of the best items as it takes to know it: see `chosen`.
+
+        The first items of a ranking settle the list if nothing behind them can change it: with caps, if the
+        list is full; with boosts, as far as boosted scores are above what the largest factor could make of
+        the first score that was not asked for; with diversity, if all of its candidates are among them.
+        Else more are asked for, at last all.
+
+        Parameters
+        ----------
+        ranking
+            The items that may be shown, best first: asked for more and more of them.
+        n
+            How many items at most.
+        item_count
+            No ranking has more items than this.
+
+        Returns
+        -------
+        ids, scores
+            As `chosen` gives them for the whole ranking, bit for bit.
+        mixture
+            What the list holds.
+        """
+        needed = candidates_for(n) if self.rules.diversity is not None else n
+        asked = candidates_for(n)
+        while True:
+            ids, scores = ranking(min(asked, item_count))
+            whole = ids.size < asked or asked >= item_count
+            mixture = Mixture()
+            ids, scores = self._boosted(ids, scores, whole=whole)
+            if whole or ids.size >= needed:
+                ids, scores = self._picked(ids, scores, n, mixture)
+                if whole or ids.size == n:
+                    return ids, scores, mixture
+            asked *= _WIDER
 
     def chosen(
         self, ids: NDArray[np.int64], scores: NDArray[np.float64], n: int, mixture: Mixture
@@ -229,10 +280,25 @@ class ShelfRules:
         -----
         O(m log m) with boosts; O(n · candidates looked at) with diversity, at most 10 n + 100 candidates.
         """
-        if self.rules.boosts:
-            scores = scores * self._factors[ids]
-            order = np.lexsort((ids, -scores))
-            ids, scores = ids[order], scores[order]
+        return self._picked(*self._boosted(ids, scores, whole=True), n, mixture)
+
+    def _boosted(
+        self, ids: NDArray[np.int64], scores: NDArray[np.float64], *, whole: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Boosted scores in their order; of a ranking that goes on, those that nothing behind can reach."""
+        if not self.rules.boosts:
+            return ids, scores
+        boosted = scores * self._factors[ids]
+        order = np.lexsort((ids, -boosted))
+        if not whole:
+            # The most that one behind can have: rounding keeps the order of products of positive numbers.
+            order = order[boosted[order] > scores[-1] * self._largest_factor]
+        return ids[order], boosted[order]
+
+    def _picked(
+        self, ids: NDArray[np.int64], scores: NDArray[np.float64], n: int, mixture: Mixture
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """What caps and diversity choose."""
         if self.rules.diversity is None:
             kept = self._within_caps(ids.tolist(), n, mixture)
         else:
@@ -270,7 +336,7 @@ class ShelfRules:
         The next item is the one with the largest ``(1 - weight) · score / largest score - weight · (largest
         similarity to an item chosen before)``, equal ones in their order.
         """
-        pool = min(ids.size, 10 * n + 100)
+        pool = min(ids.size, candidates_for(n))
         if not pool:
             return []
         relevance = (1 - weight) * scores[:pool] / scores[0]

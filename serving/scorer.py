@@ -26,7 +26,7 @@ from consentier.serving.explanations import Cause, Explanation, explained
 from consentier.serving.item_columns import Expression, ItemColumns
 from consentier.serving.main_parameters import main_parameters
 from consentier.serving.request import Event
-from consentier.serving.rules import Mixture, Rules, ShelfRules
+from consentier.serving.rules import Mixture, Ranking, Rules, ShelfRules
 from consentier.serving.view import PermittedView
 
 __all__ = [
@@ -354,16 +354,16 @@ class ItemScorer(ABC):
         """Take the model's arrays out of the bundle, and check them."""
 
     @abstractmethod
-    def _best(
+    def _ranking(
         self,
         rows: NDArray[np.int64],
         weights: NDArray[np.float32],
         query: Query,
         hidden: Iterable[int],
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The best items of positive score for some weighted inputs (ascending), among those on show."""
+    ) -> Ranking:
+        """The items of positive score for some weighted inputs (ascending), among those on show."""
 
-    def _best_for(
+    def _ranking_for(
         self,
         view: PermittedView,
         numbers: Mapping[str, int],
@@ -371,9 +371,9 @@ class ItemScorer(ABC):
         weights: NDArray[np.float32],
         query: Query,
         hidden: Iterable[int],
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    ) -> Ranking:
         """The same where a view is behind the inputs, of which a model may read more than its history."""
-        return self._best(rows, weights, query, hidden)
+        return self._ranking(rows, weights, query, hidden)
 
     def answer(self, view: PermittedView, query: Query) -> Scored | None:
         """Score the items for one view; None where the view holds nothing that the model knows.
@@ -391,8 +391,7 @@ class ItemScorer(ABC):
             return None
         hidden = [numbers[item] for item in self.not_again(view, query)]
         given = _ascending(inputs)
-        best = self._best_for(view, numbers, *given, self._candidates(query), hidden)
-        scored = self._scored(best, query, unknown)
+        scored = self._scored(self._ranking_for(view, numbers, *given, query, hidden), query, unknown)
         if not query.explain:
             return scored
         return dataclasses.replace(scored, explanations=self._explained(view, numbers, *given, scored.items))
@@ -454,14 +453,8 @@ class ItemScorer(ABC):
         numbers = {number for item in items if (number := self._number(item)) >= 0}
         if not numbers:
             return None
-        best = self._best(*_ascending(dict.fromkeys(numbers, 1.0)), self._candidates(query), numbers)
-        return self._scored(best, query, 0)
-
-    def _candidates(self, query: Query) -> Query:
-        """The query for all items that have a score, where rules choose among them."""
-        if not self._shelf.mixes:
-            return query
-        return dataclasses.replace(query, n=max(query.n, len(self._shelf.index)))
+        given = _ascending(dict.fromkeys(numbers, 1.0))
+        return self._scored(self._ranking(*given, query, numbers), query, 0)
 
     def _history(self, view: PermittedView, numbers: Mapping[str, int]) -> tuple[dict[int, float], int]:
         """Weight of each known item: the largest within a source, summed over the sources."""
@@ -528,13 +521,11 @@ class ItemScorer(ABC):
             hidden |= _bought_too_recently(view.crm_history, rules, self._shelf.index, query.at)
         return frozenset(hidden)
 
-    def _scored(
-        self, best: tuple[NDArray[np.int64], NDArray[np.float64]], query: Query, unknown: int
-    ) -> Scored:
-        mixture = Mixture()
+    def _scored(self, ranking: Ranking, query: Query, unknown: int) -> Scored:
         if self._shelf.rules is not None and self._shelf.mixes:
-            best = self._shelf.rules.chosen(*best, query.n, mixture)
-        ids, scores = best
+            ids, scores, mixture = self._shelf.rules.list_of(ranking, query.n, len(self._shelf.index))
+        else:
+            (ids, scores), mixture = ranking(query.n), Mixture()
         return Scored(tuple(self._shelf.index.ids(ids)), tuple(scores.tolist()), unknown, mixture)
 
 
@@ -618,17 +609,17 @@ class LinearScorer(ItemScorer):
             items,
         )
 
-    def _best(
+    def _ranking(
         self,
         rows: NDArray[np.int64],
         weights: NDArray[np.float32],
         query: Query,
         hidden: Iterable[int],
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    ) -> Ranking:
         barred, allowed = self._shelf.limits(query, hidden)
-        return self._rows.best(rows, weights, query.n, barred=barred, allowed=allowed)
+        return lambda n: self._rows.best(rows, weights, n, barred=barred, allowed=allowed)
 
-    def _best_for(
+    def _ranking_for(
         self,
         view: PermittedView,
         numbers: Mapping[str, int],
@@ -636,19 +627,15 @@ class LinearScorer(ItemScorer):
         weights: NDArray[np.float32],
         query: Query,
         hidden: Iterable[int],
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    ) -> Ranking:
         repeats = self._repeats(view, numbers)
         if not repeats:
-            return self._best(rows, weights, query, hidden)
+            return self._ranking(rows, weights, query, hidden)
         barred, allowed = self._shelf.limits(query, hidden)
-        return self._rows.best(
-            rows,
-            weights,
-            query.n,
-            added_items=np.array(list(repeats), dtype=np.int64),
-            added=np.array(list(repeats.values()), dtype=np.float64),
-            barred=barred,
-            allowed=allowed,
+        added_items = np.array(list(repeats), dtype=np.int64)
+        added = np.array(list(repeats.values()), dtype=np.float64)
+        return lambda n: self._rows.best(
+            rows, weights, n, added_items=added_items, added=added, barred=barred, allowed=allowed
         )
 
 
