@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from consentier.consent import Source
 
-__all__ = ["FILLED", "Cause", "Explanation", "explained"]
+__all__ = ["FILLED", "TITLES", "Cause", "Explanation", "explained"]
+
+TITLES = ("name", "title")
+"""The attributes that say what to call an item; the first that it has."""
 
 _NAMED = 2
 """Causes that a sentence names."""

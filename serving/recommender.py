@@ -31,11 +31,10 @@ from consentier.consent import (
     sources_of,
 )
 from consentier.serving.answer import Answer, Basis
-from consentier.serving.catalogue import Catalogue
 from consentier.serving.clock import utc_now
 from consentier.serving.explanations import FILLED
 from consentier.serving.item_columns import Expression, FilterError
-from consentier.serving.loading import OpenedBundles, open_bundles
+from consentier.serving.loading import CatalogueSource, OpenedBundles, open_bundles, read_shop_rules
 from consentier.serving.observing import Observed, observe
 from consentier.serving.patience import StoreUnread
 from consentier.serving.protocols import AuditSink, ConsentLedger, InputKeys
@@ -151,8 +150,9 @@ class Recommender:
         policy: Policy | str | Path | None = None,
         profiles: Profiles | None = None,
         profile_deadline: float | None = None,
-        catalogue: Catalogue | Mapping[str, Mapping[str, Any]] | Iterable[str] | str | Path | None = None,
+        catalogue: CatalogueSource | None = None,
         rules: Rules | str | Path | None = None,
+        filter_by: Iterable[str] = (),
         audit_key: bytes | None = None,
         keyring: InputKeys | None = None,
         audit: AuditSink | None = None,
@@ -181,6 +181,10 @@ class Recommender:
             What may be shown now: see `Catalogue.of`. Without one, all items of the bundles.
         rules
             The shop's business rules, or the path of a TOML file of them: see `serving.rules`.
+        filter_by
+            Attributes of items that requests may filter by (`where`). Of a catalogue that is read here, no
+            others are kept but those that rules name, and what items are called. A `Catalogue` brings its
+            attributes: requests may filter by all of them.
         audit_key, keyring
             Key of the input digests, or a keyring of them, to compare digests across processes.
         audit
@@ -197,7 +201,8 @@ class Recommender:
         BundleMissing
             If the directory holds no bundle that can be used.
         DataError, PolicyError, ConfigError
-            If catalogue, policy or rules cannot be read, or rules ask for attributes that items do not have.
+            If catalogue, policy or rules cannot be read, or rules or `filter_by` name attributes that
+            items do not have.
         TypeError, ValueError
             If there are two kinds of keys, or `audit_key` or `profile_deadline` is not what it should be.
 
@@ -208,10 +213,7 @@ class Recommender:
         """
         root = Path(bundles)
         revocations = Revocations.open(root)
-        known = None if catalogue is None else Catalogue.of(catalogue)
-        chosen = Rules.load(rules) if isinstance(rules, str | Path) else rules
-        if chosen is not None:
-            chosen.check({} if known is None else known.attributes)
+        known, chosen = read_shop_rules(catalogue, rules, filter_by)
         return cls.over(
             open_bundles(root, known, chosen, revocations.current(), clock(), compiled=compiled),
             revocations,

@@ -135,8 +135,15 @@ class Rules:
             else None,
         )
 
-    def check(self, attributes: Mapping[str, Mapping[str, Value]]) -> None:
+    def check(
+        self, attributes: Mapping[str, Mapping[str, Value]], unread: frozenset[str] = frozenset()
+    ) -> None:
         """Work the rules out for a catalogue's items, to see whether they fit its attributes.
+
+        Parameters
+        ----------
+        attributes, unread
+            As in `Catalogue`.
 
         Raises
         ------
@@ -145,9 +152,20 @@ class Rules:
         """
         items = list(attributes)
         try:
-            ShelfRules(self, ItemColumns(attributes, items), items)
+            ShelfRules(self, ItemColumns(attributes, items, unread), items)
         except FilterError as error:
             raise ConfigError(f"business rules: {error}") from None
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The attributes of items that the rules read."""
+        expressions = [*([] if self.show is None else [self.show]), *(boost.where for boost in self.boosts)]
+        return frozenset().union(
+            *(expression.names for expression in expressions),
+            self.caps,
+            () if self.rebuy is None else (self.rebuy.column,),
+            () if self.diversity is None else self.diversity.columns,
+        )
 
     @property
     def mixes(self) -> bool:

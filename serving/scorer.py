@@ -22,7 +22,7 @@ from consentier.models.recency import microseconds_of_days, recency_weight
 from consentier.models.row_scorer import RowScorer
 from consentier.models.scoring import contributions
 from consentier.serving.catalogue import Catalogue
-from consentier.serving.explanations import Cause, Explanation, explained
+from consentier.serving.explanations import TITLES, Cause, Explanation, explained
 from consentier.serving.item_columns import Expression, ItemColumns
 from consentier.serving.main_parameters import main_parameters
 from consentier.serving.request import Event
@@ -240,15 +240,20 @@ class _Shelf:
     def _attributes(self) -> ItemColumns:
         """The attributes of the items, which most shelves never need."""
         if self._columns is None:
-            rows = {} if self._catalogue is None else self._catalogue.attributes
-            self._columns = ItemColumns(rows, self._items())
+            known = Catalogue(frozenset()) if self._catalogue is None else self._catalogue
+            self._columns = ItemColumns(known.attributes, self._items(), known.unread)
         return self._columns
 
     def titles(self, items: Iterable[str]) -> dict[str, str]:
         """What the catalogue calls some items: their name or title, where it has such an attribute."""
         rows = {} if self._catalogue is None else self._catalogue.attributes
-        found = {item: rows.get(item, {}).get("name") or rows.get(item, {}).get("title") for item in items}
-        return {item: str(title) for item, title in found.items() if title}
+        found = {}
+        for item in items:
+            row = rows.get(item, {})
+            title = next((row[name] for name in TITLES if row.get(name)), None)
+            if title is not None:
+                found[item] = str(title)
+        return found
 
     @property
     def mixes(self) -> bool:
