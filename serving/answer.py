@@ -28,7 +28,7 @@ class Basis:
     bundle_digest
         The bundle that scored; None where no model did.
     fill_digest
-        The popular bundle, where its items fill up the list.
+        The popular bundle, where its items fill up the list, or it says what is new.
     sources
         What was read about the person.
     input_digests
@@ -48,6 +48,8 @@ class Basis:
         Which rules said how old a grant may grow; None without a ledger.
     experiment, arm
         The experiment that the answer took part in, and the arm that gave it; None without one.
+    trending_digest
+        The snapshot of what is trending, where it bore on what fills up the list; None elsewhere.
     """
 
     reason: str
@@ -67,6 +69,7 @@ class Basis:
     lifetimes_version: str | None = None
     experiment: str | None = None
     arm: str | None = None
+    trending_digest: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

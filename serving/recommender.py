@@ -14,7 +14,7 @@ import hmac
 import json
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,7 +32,7 @@ from consentier.consent import (
 )
 from consentier.serving.answer import Answer, Basis
 from consentier.serving.clock import utc_now
-from consentier.serving.explanations import FILLED
+from consentier.serving.explanations import FILLED, TRENDING, Explanation
 from consentier.serving.item_columns import Expression, FilterError
 from consentier.serving.loading import CatalogueSource, OpenedBundles, open_bundles, read_shop_rules
 from consentier.serving.observing import Observed, observe
@@ -42,6 +42,7 @@ from consentier.serving.request import Event, Request
 from consentier.serving.revocation import Deadlines, Revocations
 from consentier.serving.rules import Rules
 from consentier.serving.scorer import ItemScorer, PopularScorer, Query, Scored
+from consentier.serving.trending import Counting, Trending, TrendingSnapshot, Trends
 from consentier.serving.view import PermittedView, Profiles, view_of
 
 __all__ = ["AuditSink", "ConsentLedger", "InputKeys", "Recommender", "utc_now"]
@@ -116,6 +117,8 @@ class Recommender:
         Gets each request with its answer.
     clock
         Says what time it is.
+    trending
+        What takes a share of what the popular list gives on the online side; None: nothing does.
 
     Raises
     ------
@@ -134,6 +137,7 @@ class Recommender:
     revocations: Revocations | None = None
     audit: AuditSink | None = None
     clock: Callable[[], dt.datetime] = utc_now
+    trending: Trends | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.audit_key, bytes):
@@ -157,6 +161,7 @@ class Recommender:
         keyring: InputKeys | None = None,
         audit: AuditSink | None = None,
         clock: Callable[[], dt.datetime] = utc_now,
+        trending: Trends | None = None,
         compiled: bool = True,
     ) -> Recommender:
         """Open the bundles of a directory: ``session``, ``online``, ``crm``, ``fused`` and ``popular``.
@@ -191,6 +196,8 @@ class Recommender:
             Where each answer is accounted for.
         clock
             Says what time it is, for withdrawal deadlines and for requests that name no instant.
+        trending
+            Counts of what is asked for right now, which `observe` fills: see `serving.trending`.
         compiled
             Score in compiled loops where Numba is installed (extra ``fast``); answers are the same, bit for
             bit. They are ready when this returns, so that no request waits for a compiler. False: NumPy, and
@@ -225,6 +232,7 @@ class Recommender:
             keyring=keyring,
             audit=audit,
             clock=clock,
+            trending=trending,
         )
 
     @classmethod
@@ -241,6 +249,7 @@ class Recommender:
         keyring: InputKeys | None = None,
         audit: AuditSink | None = None,
         clock: Callable[[], dt.datetime] = utc_now,
+        trending: Trends | None = None,
     ) -> Recommender:
         """A recommender over bundles that are open already; all else is as in `load`."""
         if audit_key is not None and keyring is not None:
@@ -261,6 +270,7 @@ class Recommender:
             revocations=revocations,
             audit=audit,
             clock=clock,
+            trending=trending,
         )
 
     def recommend(self, request: Request) -> Answer:
@@ -333,7 +343,7 @@ class Recommender:
         permission: Permission | None = None,
         at: dt.datetime | None = None,
     ) -> Observed:
-        """Store what has just happened, if that is permitted, so that the next request knows of it.
+        """Store and count what has just happened, if that is permitted, so that the next request knows of it.
 
         See `consentier.serving.observing.observe`, which gets this recommender's ledger, stores and clock.
         """
@@ -346,7 +356,14 @@ class Recommender:
             ledger=self.ledger,
             profiles=self.profiles,
             clock=self.clock,
+            counting=self._counting(),
         )
+
+    def _counting(self) -> Counting | None:
+        """Where events count; nowhere if there is no popular list that could show what is trending."""
+        if self.popular is None or not isinstance(self.trending, Trending):
+            return None
+        return Counting(self.trending, self.popular.shows, self.policy.switches.model_purpose)
 
     def _decided(self, request: Request) -> _Asked:
         """What is permitted, and who may answer: all that is decided before a model is asked."""
@@ -481,26 +498,40 @@ class Recommender:
         """A tier's items, filled up from the popular list where the policy names it; None without any."""
         items, scores = found.scored.items, found.scored.scores
         filling: Sequence[str] = ()
+        trending = self._trending(asked.query.side)
         if len(items) < asked.query.n and Tier.POPULAR in asked.route.tiers:
-            filling, problem = self._fill(found, asked)
+            filling, problem = self._fill(found, asked, trending)
             if problem:
                 asked.passed_over.append(f"{Tier.POPULAR}: {problem}")
         if not items and not filling:
             return None
-        basis = self._basis(found, asked, filled=len(filling))
+        basis = self._basis(found, asked, filled=len(filling), trending=trending)
         answer = Answer((*items, *filling), (*scores, *(0.0,) * len(filling)), found.tier, basis)
         if not asked.query.explain:
             return answer
         scorer = self.scorers.get(found.tier)
         return dataclasses.replace(
             answer,
-            explanations=(*(found.scored.explanations or ()), *(FILLED,) * len(filling)),
+            explanations=(*(found.scored.explanations or ()), *_why_filled(filling, trending)),
             main_parameters=(() if self.popular is None else self.popular.main_parameters)
             if scorer is None
             else scorer.main_parameters,
         )
 
-    def _fill(self, found: _Found, asked: _Asked) -> tuple[Sequence[str], str]:
+    def _trending(self, side: Side) -> TrendingSnapshot | None:
+        """What is trending among visitors; they say nothing about what goes into letters or calls."""
+        if self.trending is None or side is not Side.ONLINE:
+            return None
+        try:
+            snapshot = self.trending.current()
+        except Exception as error:  # noqa: BLE001 - without it, what is popular fills up as ever
+            _log.warning("what is trending cannot be read: %s", type(error).__name__)
+            return None
+        return snapshot if snapshot.items else None
+
+    def _fill(
+        self, found: _Found, asked: _Asked, trending: TrendingSnapshot | None
+    ) -> tuple[Sequence[str], str]:
         """The rest of a list from the popular one; and what is wrong with that one, if so."""
         if self.popular is None:
             return (), self.problems.get(Tier.POPULAR, "there is no list")
@@ -510,7 +541,10 @@ class Recommender:
             if problem := asked.stopped(self.popular.digest):
                 return (), problem
             filling = self.popular.top(
-                missing, without=frozenset(items) | found.not_again, mixture=found.scored.mixture
+                missing,
+                without=frozenset(items) | found.not_again,
+                mixture=found.scored.mixture,
+                trending=trending,
             )
         except FilterError:  # the caller's fault
             raise
@@ -521,7 +555,9 @@ class Recommender:
     def _nothing(self, asked: _Asked) -> Answer:
         return Answer((), (), Tier.NONE, self._basis(_Found(Tier.NONE), asked))
 
-    def _basis(self, found: _Found, asked: _Asked, *, filled: int = 0) -> Basis:
+    def _basis(
+        self, found: _Found, asked: _Asked, *, filled: int = 0, trending: TrendingSnapshot | None = None
+    ) -> Basis:
         request, resolution, route = asked.request, asked.resolution, asked.route
         scorer = self.scorers.get(found.tier)
         # Of a tier that has a model, the problem is that a newer bundle is not used.
@@ -544,6 +580,7 @@ class Recommender:
             unknown_items=found.scored.unknown_items,
             filled=filled,
             at=None if request.at is None else request.at.isoformat(),
+            trending_digest=trending.digest if filled and trending is not None else None,
         )
 
     def input_digests(self, view: PermittedView, state: State) -> dict[str, str]:
@@ -573,6 +610,11 @@ _WHAT = {
     Tier.POPULAR: "answered with what is popular",
     Tier.NONE: "not answered",
 }
+
+
+def _why_filled(filling: Sequence[str], trending: TrendingSnapshot | None) -> Iterator[Explanation]:
+    hot = frozenset() if trending is None else frozenset(trending.items)
+    return (TRENDING if item in hot else FILLED for item in filling)
 
 
 def _query(request: Request, side: Side, instant: dt.datetime) -> Query:

@@ -44,6 +44,7 @@ from consentier.serving.recommender import Recommender, utc_now
 from consentier.serving.request import Request
 from consentier.serving.revocation import Deadlines, Revocations
 from consentier.serving.rules import Rules
+from consentier.serving.trending import Trends
 from consentier.serving.view import Profiles
 from consentier.writing import REPLACED
 
@@ -81,6 +82,7 @@ class LoadOptions(TypedDict, total=False):
     keyring: InputKeys | None
     audit: AuditSink | None
     clock: Callable[[], dt.datetime]
+    trending: Trends | None
 
 
 class Outcome(enum.StrEnum):

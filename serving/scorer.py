@@ -27,6 +27,7 @@ from consentier.serving.item_columns import Expression, ItemColumns
 from consentier.serving.main_parameters import main_parameters
 from consentier.serving.request import Event
 from consentier.serving.rules import Mixture, Ranking, Rules, ShelfRules
+from consentier.serving.trending import TrendingSnapshot
 from consentier.serving.view import PermittedView
 
 __all__ = [
@@ -683,6 +684,7 @@ class PopularScorer:
         known = set(index.ids(np.arange(len(index))))
         self._uncounted = [] if catalogue is None else sorted(catalogue.available - known, key=_utf8)
         self._shelf = _Shelf(index, catalogue, rules, self._uncounted)
+        self._further = {item: number for number, item in enumerate(self._uncounted, start=len(index))}
         everything = np.arange(len(index), len(index) + len(self._uncounted))
         self._order = {side: np.concatenate([self._ranking(bundle, side), everything]) for side in Side}
 
@@ -692,8 +694,18 @@ class PopularScorer:
             raise BundleMalformed(f"{side}_counts.npy has shape {counts.shape}, not one count per item")
         return np.argsort(-counts.astype(np.int64), kind="stable").astype(np.int64)
 
+    def shows(self, item_id: str) -> bool:
+        """Whether an item may be shown at all, as far as catalogue and rules say."""
+        number = self._number(item_id)
+        return number >= 0 and not self._shelf.hidden[number]
+
     def top(
-        self, query: Query, *, without: frozenset[str] = frozenset(), mixture: Mixture | None = None
+        self,
+        query: Query,
+        *,
+        without: frozenset[str] = frozenset(),
+        mixture: Mixture | None = None,
+        trending: TrendingSnapshot | None = None,
     ) -> list[str]:
         """The first items of the list that may be shown and are not in `without`.
 
@@ -705,6 +717,8 @@ class PopularScorer:
             Items that are in the list already, or must not be.
         mixture
             What the list holds already.
+        trending
+            Its items come first, as many as its share allows; the others stay in their order.
 
         Notes
         -----
@@ -712,10 +726,21 @@ class PopularScorer:
         """
         barred = query.exclude | without
         mixture = Mixture() if mixture is None else mixture
+        ordered = _in_parts(self._order[query.side])
+        if trending is None:
+            return self._first(ordered, query.n, query, barred, mixture)
+        known = [number for item in trending.items if (number := self._number(item)) >= 0]
+        found = self._first(known, trending.slots(query.n), query, barred, mixture)
+        return found + self._first(ordered, query.n - len(found), query, barred | set(found), mixture)
+
+    def _first(
+        self, numbers: Iterable[int], n: int, query: Query, barred: frozenset[str], mixture: Mixture
+    ) -> list[str]:
+        """The first n of some items that may stand in a list."""
         fits = None if query.where is None else self._shelf.fitting(query.where)[0]
         found: list[str] = []
-        for number in _in_parts(self._order[query.side]):
-            if len(found) == query.n:
+        for number in numbers:
+            if len(found) == n:
                 break
             if self._shelf.hidden[number] or not (fits is None or fits[number]):
                 continue
@@ -725,6 +750,10 @@ class PopularScorer:
             if self._shelf.rules is None or self._shelf.rules.offer(number, mixture):
                 found.append(item)
         return found
+
+    def _number(self, item_id: str) -> int:
+        number = self._shelf.index.index(item_id)
+        return number if number >= 0 else self._further.get(item_id, -1)
 
     def _item(self, number: int) -> str:
         known = len(self._shelf.index)
