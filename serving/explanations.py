@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from consentier.consent import Source
 
-__all__ = ["FILLED", "TITLES", "TRENDING", "Cause", "Explanation", "explained"]
+__all__ = ["FILLED", "NEW", "TITLES", "TRENDING", "Cause", "Explanation", "explained"]
 
 TITLES = ("name", "title")
 """The attributes that say what to call an item; the first that it has."""
@@ -61,6 +61,7 @@ class Explanation:
 
 
 FILLED = Explanation((), "Popular in this shop")
+NEW = Explanation((), "New in this shop")
 TRENDING = Explanation((), "Popular in this shop right now")
 
 

@@ -33,6 +33,7 @@ from consentier.consent import (
 from consentier.serving.answer import Answer, Basis
 from consentier.serving.clock import utc_now
 from consentier.serving.explanations import FILLED, TRENDING, Explanation
+from consentier.serving.exploration import new_seed, renewed
 from consentier.serving.item_columns import Expression, FilterError
 from consentier.serving.loading import CatalogueSource, OpenedBundles, open_bundles, read_shop_rules
 from consentier.serving.observing import Observed, observe
@@ -119,6 +120,8 @@ class Recommender:
         Says what time it is.
     trending
         What takes a share of what the popular list gives on the online side; None: nothing does.
+    exploration_seed
+        Draws the seed of each request where rules explore; None: nothing is explored.
 
     Raises
     ------
@@ -138,6 +141,7 @@ class Recommender:
     audit: AuditSink | None = None
     clock: Callable[[], dt.datetime] = utc_now
     trending: Trends | None = None
+    exploration_seed: Callable[[], str] | None = new_seed
 
     def __post_init__(self) -> None:
         if not isinstance(self.audit_key, bytes):
@@ -405,10 +409,27 @@ class Recommender:
             if not problem:
                 answer = self._answer(found, asked)
                 if answer is not None:
-                    return answer
+                    return self._explored(answer, found, asked)
             else:
                 asked.passed_over.append(f"{tier}: {problem}")
         return self._nothing(asked)
+
+    def _explored(self, answer: Answer, found: _Found, asked: _Asked) -> Answer:
+        """The answer with what is new in some of its slots, where the shop's rules say so."""
+        popular, seed = self.popular, self.exploration_seed
+        if popular is None or seed is None or not popular.explores or asked.query.side is not Side.ONLINE:
+            return answer
+        try:
+            if asked.stopped(popular.digest):
+                return answer
+            listed, drawn = popular.explored(answer.items, asked.query, seed(), without=found.not_again)
+            return answer if drawn is None else renewed(answer, listed, drawn, popular.digest)
+        except FilterError:  # the caller's fault
+            raise
+        except Exception as error:  # noqa: BLE001 - without anything new, the answer stands
+            problem = f"exploration: {_fault(Tier.POPULAR, error)}"
+            basis = dataclasses.replace(answer.basis, reasons=(*answer.basis.reasons, problem))
+            return dataclasses.replace(answer, basis=basis)
 
     def _accounted(self, request: Request, answer: Answer) -> Answer:
         """The answer, after the audit has been told of it."""

@@ -7,6 +7,7 @@ view, so it acts only where CRM data may be read.
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,13 +16,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from consentier.consent import microseconds
 from consentier.consent.toml_files import read_toml, require_known_keys
 from consentier.errors import ConfigError
 from consentier.serving.item_columns import Expression, FilterError, ItemColumns, Value
 
-__all__ = ["Boost", "Diversity", "Mixture", "Ranking", "Rebuy", "Rules", "ShelfRules", "candidates_for"]
+__all__ = [
+    "Boost",
+    "Diversity",
+    "Explore",
+    "Mixture",
+    "Ranking",
+    "Rebuy",
+    "Rules",
+    "ShelfRules",
+    "candidates_for",
+]
 
 _MICROSECONDS_PER_DAY = 86_400_000_000
+_NEVER = -(2**62)
 
 Ranking = Callable[[int], tuple[NDArray[np.int64], NDArray[np.float64]]]
 """Gives so many of the best items of one question, or all there are: numbers and scores, in their order."""
@@ -73,6 +86,27 @@ class Diversity:
     columns: tuple[str, ...]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Explore:
+    """A share of slots for items that are new, drawn by chance.
+
+    Attributes
+    ----------
+    share
+        Of the slots of each list on the online side, on average; above 0 and at most 1.
+    persons
+        New is what fewer persons had, by the counts of the popular list; 1: what nobody had.
+    column, days
+        And, where they are given, what was added at most so many days before, by an attribute of items that
+        holds dates.
+    """
+
+    share: float
+    persons: int = 1
+    column: str | None = None
+    days: float | None = None
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """A shop's business rules.
@@ -92,6 +126,8 @@ class Rules:
         When what was bought may come again; None: as the models say (`hide`).
     diversity
         None: by score alone.
+    explore
+        None: nothing is drawn by chance.
     """
 
     show: Expression | None = None
@@ -100,6 +136,7 @@ class Rules:
     caps: Mapping[str, int] = dataclasses.field(default_factory=dict)
     rebuy: Rebuy | None = None
     diversity: Diversity | None = None
+    explore: Explore | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> Rules:
@@ -121,9 +158,8 @@ class Rules:
         ConfigError
             A key or value is wrong; the message names it.
         """
-        require_known_keys(
-            document, ("show", "deny", "boost", "caps", "rebuy", "diversity"), origin, ConfigError
-        )
+        known = [field.name for field in dataclasses.fields(cls) if field.name != "boosts"]
+        require_known_keys(document, [*known, "boost"], origin, ConfigError)
         return cls(
             show=_expression(document["show"], f"{origin}: show") if "show" in document else None,
             deny=frozenset(_texts(document.get("deny", []), f"{origin}: deny")),
@@ -133,6 +169,7 @@ class Rules:
             diversity=_diversity(document["diversity"], f"{origin}: diversity")
             if "diversity" in document
             else None,
+            explore=_explore(document["explore"], f"{origin}: explore") if "explore" in document else None,
         )
 
     def check(
@@ -165,6 +202,7 @@ class Rules:
             self.caps,
             () if self.rebuy is None else (self.rebuy.column,),
             () if self.diversity is None else self.diversity.columns,
+            () if self.explore is None or self.explore.column is None else (self.explore.column,),
         )
 
     @property
@@ -222,6 +260,16 @@ class ShelfRules:
         self._caps = [(name, limit, columns.values(name)) for name, limit in sorted(rules.caps.items())]
         self._similar = [] if rules.diversity is None else [columns.codes(n) for n in rules.diversity.columns]
         self._rebuy = None if rules.rebuy is None else columns.values(rules.rebuy.column)
+        column = None if rules.explore is None else rules.explore.column
+        self._added = None if column is None else _instants(column, columns.values(column))
+
+    def recent(self, numbers: NDArray[np.int64], at: int) -> NDArray[np.int64]:
+        """Those of some items that were added lately enough to be explored at an instant, in microseconds."""
+        explore = self.rules.explore
+        if self._added is None or explore is None or explore.days is None:
+            return numbers
+        added = self._added[numbers]
+        return numbers[(added <= at) & (added >= at - round(explore.days * _MICROSECONDS_PER_DAY))]
 
     def rebuy_interval(self, number: int) -> int | None:
         """Microseconds after a purchase before an item may come again; None: never.
@@ -439,6 +487,37 @@ def _rebuy(value: object, where: str) -> Rebuy:
     return Rebuy(
         column, days, None if otherwise is None else _number(otherwise, f"{where}.otherwise", above=0)
     )
+
+
+def _explore(value: object, where: str) -> Explore:
+    table = _table(value, where)
+    require_known_keys(table, ("share", "persons", "column", "days"), where, ConfigError)
+    persons, column, days = table.get("persons", 1), table.get("column"), table.get("days")
+    if isinstance(persons, bool) or not isinstance(persons, int) or persons < 1:
+        raise ConfigError(f"{where}.persons must be a whole number of at least 1, not {persons!r}")
+    if (column is None) != (days is None):
+        raise ConfigError(f"{where} must have both column and days, or neither")
+    if column is not None and not isinstance(column, str):
+        raise ConfigError(f"{where}.column must name an attribute of items, not {column!r}")
+    return Explore(
+        _number(table.get("share"), f"{where}.share", above=0, most=1),
+        persons,
+        column,
+        None if days is None else _number(days, f"{where}.days", above=0),
+    )
+
+
+def _instants(name: str, dates: Sequence[Value]) -> NDArray[np.int64]:
+    """Dates as microseconds since the Unix epoch; those that are missing lie before all others."""
+    return np.array([_NEVER if date is None else _instant(name, date) for date in dates], dtype=np.int64)
+
+
+def _instant(name: str, date: Value) -> int:
+    try:
+        moment = dt.datetime.fromisoformat(str(date))
+    except ValueError:
+        raise FilterError(f"{name} must hold dates, as in 2026-03-31, not {date!r}") from None
+    return microseconds(moment if moment.tzinfo is not None else moment.replace(tzinfo=dt.UTC))
 
 
 def _diversity(value: object, where: str) -> Diversity:

@@ -21,8 +21,10 @@ from consentier.models.item_index import ItemIndex
 from consentier.models.recency import microseconds_of_days, recency_weight
 from consentier.models.row_scorer import RowScorer
 from consentier.models.scoring import contributions
+from consentier.serving.answer import Exploration
 from consentier.serving.catalogue import Catalogue
 from consentier.serving.explanations import TITLES, Cause, Explanation, explained
+from consentier.serving.exploration import draws, slots_of, with_explored
 from consentier.serving.item_columns import Expression, ItemColumns
 from consentier.serving.main_parameters import main_parameters
 from consentier.serving.request import Event
@@ -687,6 +689,15 @@ class PopularScorer:
         self._further = {item: number for number, item in enumerate(self._uncounted, start=len(index))}
         everything = np.arange(len(index), len(index) + len(self._uncounted))
         self._order = {side: np.concatenate([self._ranking(bundle, side), everything]) for side in Side}
+        self._explore = None if rules is None else rules.explore
+        self._new = self._few(bundle.arrays[f"{Side.ONLINE}_counts"])
+
+    def _few(self, counts: NDArray[Any]) -> NDArray[np.int64]:
+        """What may be shown and too few persons had, ascending."""
+        if self._explore is None:
+            return np.empty(0, dtype=np.int64)
+        few = np.concatenate([counts < self._explore.persons, np.ones(len(self._uncounted), np.bool_)])
+        return np.flatnonzero(few & ~self._shelf.hidden).astype(np.int64)
 
     def _ranking(self, bundle: Bundle, side: Side) -> NDArray[np.int64]:
         counts = bundle.arrays[f"{side}_counts"]
@@ -732,6 +743,58 @@ class PopularScorer:
         known = [number for item in trending.items if (number := self._number(item)) >= 0]
         found = self._first(known, trending.slots(query.n), query, barred, mixture)
         return found + self._first(ordered, query.n - len(found), query, barred | set(found), mixture)
+
+    @property
+    def explores(self) -> bool:
+        """Whether the shop gives slots to what is new."""
+        return self._explore is not None
+
+    def explored(
+        self, listed: Sequence[str], query: Query, seed: str, *, without: frozenset[str]
+    ) -> tuple[tuple[str, ...], Exploration | None]:
+        """Give slots of a list to new items, which a seed draws; see `serving.exploration`.
+
+        Parameters
+        ----------
+        listed
+            The list without them.
+        query
+            What is asked.
+        seed
+            What to draw with.
+        without
+            Items that must not be drawn.
+
+        Returns
+        -------
+        listed, exploration
+            What stays of the list, and what was drawn; all of it and None where nothing was.
+
+        Notes
+        -----
+        A pass over the new items for each limit of the query.
+        """
+        share = 0.0 if self._explore is None else self._explore.share
+        slots = slots_of(share, query.n, seed)
+        pool = self._pool(query, without.union(listed[: query.n - slots])) if slots else self._new[:0]
+        drawn = (self._item(int(pool[place])) for place in draws(seed, pool.size))
+        rules, mixture = self._shelf.rules, Mixture()
+
+        def fits(item: str) -> bool:
+            number = self._number(item)
+            return rules is None or number < 0 or rules.offer(number, mixture)
+
+        kept, new = with_explored(listed, query.n, slots, drawn, fits)
+        return kept, Exploration(seed, int(pool.size), slots, new) if new else None
+
+    def _pool(self, query: Query, barred: frozenset[str]) -> NDArray[np.int64]:
+        """The new items that may be drawn for a query."""
+        pool = self._new if self._shelf.rules is None else self._shelf.rules.recent(self._new, query.at)
+        if query.where is not None:
+            pool = pool[self._shelf.fitting(query.where)[0][pool]]
+        if query.allow is not None:
+            pool = pool[np.isin(pool, _ascending_numbers(map(self._number, query.allow)))]
+        return pool[~np.isin(pool, _ascending_numbers(map(self._number, barred | query.exclude)))]
 
     def _first(
         self, numbers: Iterable[int], n: int, query: Query, barred: frozenset[str], mixture: Mixture

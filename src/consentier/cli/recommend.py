@@ -173,18 +173,19 @@ def print_answer(answer: Answer) -> None:
     if not answer.items:
         say("no items")
         return
-    scored = len(answer.items) - basis.filled
     why = answer.explanations
+    kinds = ["popular"] * basis.filled + ["new"] * (len(answer.items) - answer.scored - basis.filled)
+    values = [*(f"{score:.4f}" for score in answer.scores[: answer.scored]), *kinds]
     print_table(
         ["rank", "item", "score", *(["why"] if why else [])],
         [
             [
                 rank,
                 item,
-                f"{score:.4f}" if rank <= scored else "popular",
+                value,
                 *([why[rank - 1].text] if why else []),
             ]
-            for rank, (item, score) in enumerate(zip(answer.items, answer.scores, strict=True), start=1)
+            for rank, (item, value) in enumerate(zip(answer.items, values, strict=True), start=1)
         ],
     )
 
