@@ -100,7 +100,7 @@ class _Bucket:
         self.counts[item_id] += 1
         self.entries += 1
 
-    def discard(self, visitor_id: str, items: set[str]) -> int:
+    def discard(self, visitor_id: str, items: set[str]) -> set[str]:
         """Take back some of a visitor's items; nothing stays of what is not counted any more."""
         name = self.name(visitor_id)
         known = self.visitors.get(name, set())
@@ -114,7 +114,7 @@ class _Bucket:
             self.visitors.pop(name, None)
         else:
             known -= gone
-        return len(gone)
+        return gone
 
 
 class Trending:
@@ -158,9 +158,10 @@ class Trending:
 
     Notes
     -----
-    Counting costs a keyed digest for each living bucket; renewing the snapshot, a pass over the items of all
-    of them, in the thread of the event that finds it due. Readers take what is there; only if no event has
-    come for as long as a bucket lasts, a reader renews it, unless another thread is at it. Memory is bounded
+    Counting costs two keyed digests for each living bucket; renewing the snapshot, a pass over the items, in
+    the thread of the event that finds it due; once a bucket, a pass over the items of all buckets. Readers
+    take what is there; only if no event has come for as long as a bucket lasts, a reader renews it, unless
+    another thread is at it. Memory is bounded
     by `entries_per_bucket` times the buckets. When a bucket is full, further visitors and items are left out
     of it and counted in `left_out`. Then, and only then, what others left out stays out after a withdrawal.
     """
@@ -210,6 +211,10 @@ class Trending:
         self._clock = clock
         self._lock = threading.Lock()
         self._buckets: dict[int, _Bucket] = {}
+        self._newest = 0
+        self._visitors: Counter[str] = Counter()
+        self._scores: Counter[str] = Counter()
+        """Over all buckets, by item: how many visitors, and what they count while `_newest` runs."""
         self._left_out = 0
         self._empty = TrendingSnapshot((), share)
         now = clock()
@@ -257,9 +262,11 @@ class Trending:
         """
         now = self._clock()
         with self._lock:
+            due = now - self._published[1] >= self._every
+            readable = not due or self._looked(now)  # first: an event after a new grant is not of before it
             counted = self._counted(visitor_id, item_id, microseconds(at) // self._length, now)
-            if now - self._published[1] >= self._every:
-                self._renewed(now)
+            if due:
+                self._publish(self._snapshot(now) if readable else self._empty, now)
         return counted
 
     def purge(self, visitor_id: str) -> int:
@@ -276,8 +283,8 @@ class Trending:
 
     def _counted(self, visitor_id: str, item_id: str, own: int, now: dt.datetime) -> bool:
         """Count in one bucket, unless a later one knows of the pair, and in no earlier one any more."""
-        self._drop_ended(now)
-        if own < self._oldest(now):
+        self._turn_to(now)
+        if own < self._oldest():
             return False
         if any(number >= own and item_id in bucket.items_of(visitor_id) for number, bucket in self._living()):
             return True
@@ -285,34 +292,57 @@ class Trending:
         if bucket.entries >= self._entries or len(bucket.items_of(visitor_id)) >= self._items_per_visitor:
             self._left_out += 1
             return False
-        for _, other in self._living():
-            other.discard(visitor_id, {item_id})
+        for number, other in self._living():
+            self._discard(number, other, visitor_id, {item_id})
         bucket.add(visitor_id, item_id)
         self._buckets[own] = bucket
+        self._visitors[item_id] += 1
+        self._scores[item_id] += self._weight(own)
         return True
 
     def _without(self, visitor_id: str) -> int:
-        return sum(bucket.discard(visitor_id, bucket.items_of(visitor_id)) for _, bucket in self._living())
+        return sum(
+            self._discard(number, bucket, visitor_id, bucket.items_of(visitor_id))
+            for number, bucket in self._living()
+        )
+
+    def _discard(self, number: int, bucket: _Bucket, visitor_id: str, items: set[str]) -> int:
+        gone = bucket.discard(visitor_id, items)
+        for item in gone:
+            self._visitors[item] -= 1
+            self._scores[item] -= self._weight(number)
+            if not self._visitors[item]:
+                del self._visitors[item], self._scores[item]
+        return len(gone)
+
+    def _weight(self, number: int) -> int:
+        """What a visitor of a bucket counts; one of a clock that is ahead is of the newest."""
+        return self._weights[max(self._newest - number, 0)]
 
     def _living(self) -> Iterator[tuple[int, _Bucket]]:
         return iter(self._buckets.items())
 
-    def _oldest(self, now: dt.datetime) -> int:
-        return microseconds(now) // self._length - len(self._weights) + 1
+    def _oldest(self) -> int:
+        return self._newest - len(self._weights) + 1
 
-    def _drop_ended(self, now: dt.datetime) -> None:
-        oldest = self._oldest(now)
-        for number in [number for number in self._buckets if number < oldest]:
-            del self._buckets[number]
+    def _turn_to(self, now: dt.datetime) -> None:
+        """Where another bucket runs than before, forget those that have ended and weigh the others anew."""
+        newest = microseconds(now) // self._length
+        if newest == self._newest:
+            return
+        self._newest = newest
+        self._buckets = {number: each for number, each in self._living() if number >= self._oldest()}
+        self._visitors, self._scores = Counter(), Counter()
+        for number, bucket in self._living():
+            weight = self._weight(number)
+            self._visitors.update(bucket.counts)
+            self._scores.update({item: weight * count for item, count in bucket.counts.items()})
 
     def _renewed(self, now: dt.datetime) -> TrendingSnapshot:
         """Make a snapshot and publish it; the lock is held."""
-        try:
-            self._take_withdrawals(now)
-            snapshot = self._snapshot(now)
-        except Exception as error:  # noqa: BLE001 - a ledger's fault, whatever it is, denies and is reported
-            _log.warning("trending: the consent ledger failed: %s", type(error).__name__)
-            snapshot = self._empty
+        return self._publish(self._snapshot(now) if self._looked(now) else self._empty, now)
+
+    def _publish(self, snapshot: TrendingSnapshot, now: dt.datetime) -> TrendingSnapshot:
         before = self._published[0]
         self._published = snapshot, now, now + dt.timedelta(microseconds=self._length)
         if self._tell is not None and snapshot.digest != before.digest:
@@ -323,18 +353,19 @@ class Trending:
         return snapshot
 
     def _snapshot(self, now: dt.datetime) -> TrendingSnapshot:
-        self._drop_ended(now)
-        newest = microseconds(now) // self._length
-        weights: Counter[str] = Counter()
-        visitors: Counter[str] = Counter()
-        for number, bucket in self._living():
-            weight = self._weights[max(newest - number, 0)]
-            visitors.update(bucket.counts)
-            for item, count in bucket.counts.items():
-                weights[item] += weight * count
-        enough = [item for item, count in visitors.items() if count >= self._min_visitors]
-        best = heapq.nsmallest(self._most_items, enough, key=lambda item: (-weights[item], item))
+        self._turn_to(now)
+        enough = (item for item, count in self._visitors.items() if count >= self._min_visitors)
+        best = heapq.nsmallest(self._most_items, enough, key=lambda item: (-self._scores[item], item))
         return dataclasses.replace(self._empty, items=tuple(best))
+
+    def _looked(self, now: dt.datetime) -> bool:
+        """Whether the ledger could be asked who has withdrawn, where there is one to ask."""
+        try:
+            self._take_withdrawals(now)
+        except Exception as error:  # noqa: BLE001 - a ledger's fault, whatever it is, denies and is reported
+            _log.warning("trending: the consent ledger failed: %s", type(error).__name__)
+            return False
+        return True
 
     def _take_withdrawals(self, now: dt.datetime) -> None:
         """Take out whom the ledger, by what is new in it, does not let count any more."""

@@ -14,7 +14,7 @@ import pytest
 from breaking import Break, assert_breaks, breaks
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trending_world import START, Step, World, expected_counts, steps
+from trending_world import START, Step, World, expected_counts, expected_items, steps
 
 from consentier.consent import Channel, ConsentRecord, Permission, Policy, Tier
 from consentier.serving import Answer, Event, Request, observing
@@ -36,6 +36,7 @@ def check_counts_are_of_those_who_permit_it(case: Case) -> None:
     expected_told, expected = expected_counts(happened)
     assert told == expected_told
     assert world.counts() == expected
+    assert world.trending.current().items == expected_items(expected, world.now)
 
 
 def check_the_unpermitted_change_no_answer(case: Case) -> None:
@@ -104,7 +105,7 @@ PILLS = ([AGREED, Step("ann", "click", "pills")], False)
     Break(
         "a visitor counts in each bucket",
         Trending._counted,
-        "other.discard(visitor_id, {item_id})",
+        "self._discard(number, other, visitor_id, {item_id})",
         "pass",
         ([AGREED, *[Step("ann", "click", minutes=6)] * 2], False),
     ),

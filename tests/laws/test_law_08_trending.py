@@ -73,8 +73,8 @@ AGREED, CLICKED = Step("ann", "agree"), Step("ann", "click")
     Break(
         "only the running bucket is looked through",
         Trending._without,
-        "for _, bucket in self._living()",
-        "for _, bucket in [*self._living()][-1:]",
+        "in self._living()",
+        "in [*self._living()][-1:]",
         ([AGREED, CLICKED, Step("ann", "click", "item-01", 6)], "ann", "told"),
     ),
     Break(

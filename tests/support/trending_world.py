@@ -14,7 +14,17 @@ from consentier.serving import Catalogue, Event, Recommender
 from consentier.serving.observing import Observed
 from consentier.serving.trending import Trending
 
-__all__ = ["BUCKET", "BUCKETS", "START", "VISITORS", "Step", "World", "expected_counts", "steps"]
+__all__ = [
+    "BUCKET",
+    "BUCKETS",
+    "START",
+    "VISITORS",
+    "Step",
+    "World",
+    "expected_counts",
+    "expected_items",
+    "steps",
+]
 
 START = dt.datetime(2026, 3, 1, 9, 58, tzinfo=dt.UTC)
 VISITORS = ("ann", "ben", "cem")
@@ -148,6 +158,15 @@ def expected_counts(steps: list[Step]) -> tuple[list[bool], dict[int, dict[str, 
         if _bucket(at) >= oldest:
             counts.setdefault(_bucket(at), Counter())[item] += 1
     return told, {number: dict(items) for number, items in counts.items()}
+
+
+def expected_items(counts: dict[int, dict[str, int]], now: dt.datetime) -> tuple[str, ...]:
+    """What is published of some counts: a visitor counts half as much after four buckets of five minutes."""
+    scores: Counter[str] = Counter()
+    for number, items in counts.items():
+        for item, visitors in items.items():
+            scores[item] += visitors * round(65536 * 0.5 ** ((_bucket(now) - number) / 4))
+    return tuple(sorted(scores, key=lambda item: (-scores[item], item)))
 
 
 def _bucket(at: dt.datetime) -> int:
