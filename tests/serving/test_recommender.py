@@ -289,13 +289,9 @@ def test_a_request_without_an_instant_is_asked_now_by_the_clock() -> None:
     )
 )
 def test_events_are_digested_as_what_a_json_encoder_gives(events: list[Event]) -> None:
+    moments = [None if event.ts is None else microseconds(event.ts) for event in events]
     plain = [
-        [
-            event.item_id,
-            None if event.ts is None else microseconds(event.ts),
-            event.event_type,
-            event.quantity,
-        ]
-        for event in events
+        [event.item_id, moment, event.event_type, event.quantity]
+        for event, moment in zip(events, moments, strict=True)
     ]
     assert recommender_module._json_of(events) == json.dumps(plain, separators=(",", ":"))
