@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from consentier.consent import Side, Source, microseconds
 from consentier.errors import BundleMalformed
 from consentier.models.attribute_encoding import AttributeEncoder
-from consentier.models.bundle import Bundle, check_csr
+from consentier.models.bundle import Bundle
 from consentier.models.item_index import ItemIndex
 from consentier.models.item_lookup import ItemLookup
 from consentier.models.recency import microseconds_of_days, recency_weight
@@ -335,7 +335,7 @@ class ItemScorer(ABC):
     Parameters
     ----------
     bundle
-        An opened bundle of a session, online, crm or fused model.
+        A bundle of a session, online, crm or fused model.
     catalogue
         What may be shown now; None: all items of the bundle.
     rules
@@ -602,7 +602,8 @@ class LinearScorer(ItemScorer):
 
     def _read(self, arrays: Mapping[str, NDArray[Any]], inputs: int, items: int) -> None:
         matrix = arrays["indptr"], arrays["indices"], arrays["data"]
-        check_csr(*matrix, (inputs, items))
+        if matrix[0].size != inputs + 1:  # all else about them has been checked when the bundle was opened
+            raise BundleMalformed(f"indptr has {matrix[0].size} entries; {inputs} inputs need {inputs + 1}")
         self._matrix = matrix
         self._rows = RowScorer(
             *matrix,
