@@ -123,6 +123,8 @@ class Answer:
     @property
     def scored(self) -> int:
         """How many items, the first ones, the tier scored; what fills up follows, then what is new."""
+        if self.tier is Tier.POPULAR:
+            return 0
         drawn = self.basis.exploration
         return len(self.items) - self.basis.filled - (0 if drawn is None else len(drawn.items))
 

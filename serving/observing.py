@@ -123,7 +123,11 @@ class _Arrival:
         """Count the event for what is trending, if that is permitted for as long as it counts."""
         if counting is None or self.event.event_type in NO_INTEREST:
             return False
-        if not (counting.shows(self.event.item_id) and self.contributes(counting)):
+        try:
+            if not (counting.shows(self.event.item_id) and self.contributes(counting)):
+                return False
+        except Exception as error:  # noqa: BLE001 - a fault, whatever it is, lets nothing count and is reported
+            _log.warning("observe: whether the event counts could not be told: %s", type(error).__name__)
             return False
         return counting.trending.count(self.subject, self.event.item_id, self.at)
 
@@ -230,11 +234,11 @@ def _taken_in(
     arrival: _Arrival, store: _TakesEvents | None, counting: Counting | None, resolution: Resolution
 ) -> Observed:
     """Store and count an event, and take all of the subject away again if it has just withdrawn."""
-    stored, counted = store is not None, False
+    stored = store is not None
     if store is not None:
         store.append(arrival.subject, [arrival.event])
+    counted = arrival.count(counting)
     try:
-        counted = arrival.count(counting)
         now = arrival.clock()
         again = arrival.resolve(now)
         refusal = arrival.refusal(again, now)

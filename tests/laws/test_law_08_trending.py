@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trending_world import BUCKET, BUCKETS, VISITORS, Step, World, steps
 
-from consentier.consent import Source
-from consentier.serving import observing
+from consentier.consent import Resolution, Source
+from consentier.serving import Event, Profiles, observing
 from consentier.serving.trending import Trending, TrendingSnapshot, _Bucket
 from consentier.training.withdrawal import withdraw
 
@@ -149,6 +149,36 @@ def test_a_crossing_that_leaves_something_would_be_noticed() -> None:
         except AssertionError:
             return
     raise AssertionError("a count that outlives a withdrawal was not noticed")
+
+
+def test_a_ledger_that_cannot_tell_lets_nothing_count_and_is_asked_again_all_the_same() -> None:
+    """A fault in counting must not leave in the store what a withdrawal has crossed."""
+
+    class Tells:
+        """What the router asks of a ledger, and no more: nobody knows since when a permission holds."""
+
+        online = True
+
+        def resolve(self, **_: Any) -> Resolution:
+            return Resolution(online=self.online)
+
+    class Store(dict[str, Any]):
+        def append(self, subject: str, events: Any) -> None:
+            self[subject] = events
+            ledger.online = False
+
+        def purge(self, subject: str) -> int:
+            return len(self.pop(subject, ()))
+
+    ledger, store = Tells(), Store()
+    world = World()
+    asked: Any = dataclasses.replace(world.recommender, ledger=ledger)  # type: ignore[arg-type]
+    assert not asked.observe(Event("item-00"), visitor_id="ann").counted
+    told = dataclasses.replace(asked, profiles=Profiles(online=store)).observe(
+        Event("item-00"), visitor_id="ann"
+    )
+    assert (told.stored, told.counted, store) == (False, False, {})
+    assert world.counts() == {}
 
 
 def test_a_ledger_that_fails_lets_nothing_trend() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from consentier import __version__
-from consentier.cli import consent, experiment
+from consentier.cli import config, consent, experiment
 from consentier.cli.deliver import deliver
 from consentier.cli.demo import demo
 from consentier.cli.disclose import disclose
@@ -82,6 +82,13 @@ _CONSENT_EXAMPLES: dict[Callable[..., None], str] = {
     consent.lineage: "consentier consent lineage c-42 --bundles bundles",
 }
 
+_CONFIG_EXAMPLES: dict[Callable[..., None], str] = {
+    config.init: "consentier config init shop/consentier.toml",
+    config.check: "consentier config check shop/consentier.toml",
+    config.show: "CONSENTIER__CRM__NEIGHBOURS=300 consentier config show shop",
+    config.schema: "consentier config schema",
+}
+
 _AB_EXAMPLES: dict[Callable[..., None], str] = {
     experiment.report: "consentier ab report outcomes --control current",
 }
@@ -97,17 +104,21 @@ _consent_app = typer.Typer(
     name="consent", help="The consent ledger and what follows from it.", no_args_is_help=True
 )
 
+_config_app = typer.Typer(name="config", help="The configuration of training.", no_args_is_help=True)
+
 _ab_app = typer.Typer(name="ab", help="Experiments between versions of the bundles.", no_args_is_help=True)
 
 for _group, _commands in (
     (app, _EXAMPLES),
     (_consent_app, _CONSENT_EXAMPLES),
+    (_config_app, _CONFIG_EXAMPLES),
     (_ab_app, _AB_EXAMPLES),
 ):
     for _command, _example in _commands.items():
         _group.command(_NAMES.get(_command), epilog=f"Example: {_example}")(guarded(_command))
 
 app.add_typer(_consent_app)
+app.add_typer(_config_app)
 app.add_typer(_ab_app)
 
 
