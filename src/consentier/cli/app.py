@@ -29,6 +29,7 @@ from consentier.cli.simulate import simulate
 from consentier.cli.train import train
 from consentier.cli.tune import tune
 from consentier.cli.validate import validate
+from consentier.logs import configured
 
 __all__ = ["app"]
 
@@ -130,6 +131,14 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _common(
+    context: typer.Context,
+    verbose: Annotated[
+        int,
+        typer.Option("--verbose", "-v", count=True, help="Say what happens; twice: in detail."),
+    ] = 0,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Say nothing but results and errors: no progress, no notes.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     _version: Annotated[
         bool,
@@ -137,3 +146,4 @@ def _common(
     ] = False,
 ) -> None:
     set_debug(debug)
+    context.with_resource(configured(-1 if quiet else verbose))
