@@ -45,7 +45,7 @@ from consentier.serving.rules import Rules
 from consentier.serving.scorer import ItemScorer, PopularScorer, Query, Scored
 from consentier.serving.view import PermittedView, Profiles, view_of
 
-__all__ = ["AuditSink", "ConsentLedger", "InputKeys", "Recommender", "utc_now"]
+__all__ = ["AuditSink", "ConsentLedger", "InputKeys", "Recommender", "answer_reason", "utc_now"]
 
 _log = logging.getLogger("consentier.serving")
 
@@ -527,7 +527,7 @@ class Recommender:
             [f"{found.tier}: {self.problems[found.tier]}"] if found.tier in self.problems and scorer else []
         )
         return Basis(
-            reason=f"{'; '.join(route.reasons)}: {_WHAT[found.tier]}",
+            reason=answer_reason(route, found.tier),
             reasons=(*resolution.reasons, *route.reasons, *asked.passed_over, *kept),
             state=route.state,
             side=route.side,
@@ -571,6 +571,11 @@ _WHAT = {
     Tier.POPULAR: "answered with what is popular",
     Tier.NONE: "not answered",
 }
+
+
+def answer_reason(route: Route, tier: Tier) -> str:
+    """Why a tier answered, in one sentence."""
+    return f"{'; '.join(route.reasons)}: {_WHAT[tier]}"
 
 
 def _query(request: Request, side: Side, instant: dt.datetime) -> Query:

@@ -193,6 +193,14 @@ class ShelfRules:
         self._similar = [] if rules.diversity is None else [columns.codes(n) for n in rules.diversity.columns]
         self._rebuy = None if rules.rebuy is None else columns.values(rules.rebuy.column)
 
+    def digest_into(self, digest: Any) -> None:
+        """Feed all that the rules come to for these items to a hash."""
+        digest.update(self._factors)
+        told = (self._caps, self.rules.rebuy, self._rebuy, self.rules.diversity)
+        digest.update(repr(told).encode("utf-8", "surrogatepass"))
+        for codes in self._similar:
+            digest.update(codes)
+
     def rebuy_interval(self, number: int) -> int | None:
         """Microseconds after a purchase before an item may come again; None: never.
 
