@@ -20,6 +20,9 @@ from consentier.models.compiled import compiled
 
 __all__ = ["best_items", "best_lists", "dense_lists", "filled_lists", "weighted_histories"]
 
+_TOUCHED, _BARRED = np.uint8(1), np.uint8(2)
+"""What is noted of an item while one request is scored."""
+
 _Number = TypeVar("_Number", np.int64, np.float64)
 
 
@@ -144,38 +147,45 @@ def dense_lists(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """`best_lists` for all requests of a batch, with sums that stand in one array over all items.
 
-    That array is scratch memory which the requests share: 12 bytes an item, and no table of hashes for each
+    That array is scratch memory which the requests share: 13 bytes an item, and no table of hashes for each
     request. Nothing is added to scores but what rows say.
     """
     lists = np.full((row_starts.size - 1, n), -1, np.int64)
     best = np.zeros((row_starts.size - 1, n), np.float64)
     sums = np.zeros(hidden.size, np.float64)
-    place = np.full(hidden.size, -1, np.int32)
-    touched = np.empty(hidden.size, np.int64)
-    scores = np.empty(hidden.size, np.float64)
-    nothing = np.empty(0, np.int64)
+    marks = np.zeros(hidden.size, np.uint8)
+    touched = np.empty(hidden.size + 1, np.uint32)
     for k in range(row_starts.size - 1):
         own = rows[row_starts[k] : row_starts[k + 1]]
-        if own.size == 0:
-            continue
         _entries(starts, own)  # which checks that they are rows of the matrix
         count = _add_dense(
-            sums, place, touched, 0, starts, indices, data, own, weights[row_starts[k] : row_starts[k + 1]]
+            sums,
+            marks,
+            touched,
+            np.uint64(0),
+            starts,
+            indices,
+            data,
+            own,
+            weights[row_starts[k] : row_starts[k + 1]],
         )
         if hop_weight > 0.0:
-            for slot in range(count):
-                scores[slot] = sums[touched[slot]]
-            passing, passing_scores = _top(touched, scores, count, hop_items, silent, own, nothing, False)
-            passed = _weights_in_order(passing, passing_scores, hop_weight)
-            count = _add_dense(sums, place, touched, count, starts, indices, data, passing, passed)
-        for slot in range(count):
-            scores[slot] = sums[touched[slot]]
-            place[touched[slot]] = -1
-        items, found = _top(
-            touched, scores, count, n, hidden, barred[barred_starts[k] : barred_starts[k + 1]], nothing, False
-        )
-        lists[k, : items.size] = items
-        best[k, : items.size] = found
+            items = touched[:count].astype(np.int64)
+            passing, scores = _top(
+                items, sums[items], items.size, hop_items, silent, own, np.empty(0, np.int64), False
+            )
+            passed = _weights_in_order(passing, scores, hop_weight)
+            count = _add_dense(sums, marks, touched, count, starts, indices, data, passing, passed)
+        out = barred[barred_starts[k] : barred_starts[k + 1]]
+        for item in out:
+            marks[item] |= _BARRED
+        found = _take_best(lists[k], best[k], sums, marks, touched, count, hidden)
+        for item in out:
+            marks[item] = 0
+        for end in range(found - 1, 0, -1):
+            last, score = lists[k, end], best[k, end]
+            lists[k, end], best[k, end] = lists[k, 0], best[k, 0]
+            _sink(lists[k], best[k], end, last, score)
     return lists, best
 
 
@@ -417,27 +427,63 @@ def _recency(age: int, half_life: int, fractions: NDArray[np.float64]) -> float:
 @compiled
 def _add_dense(
     sums: NDArray[np.float64],
-    place: NDArray[np.int32],
-    touched: NDArray[np.int64],
-    count: int,
+    marks: NDArray[np.uint8],
+    touched: NDArray[np.uint32],
+    count: np.uint64,
     starts: NDArray[np.int64],
     indices: NDArray[np.int32],
     data: NDArray[np.float32],
     rows: NDArray[np.int64],
     weights: NDArray[np.float32],
-) -> int:
-    """Add weighted rows to the sums, one after the other. Returns how many items have one now."""
+) -> np.uint64:
+    """Add weighted rows to the sums, one after the other. Returns how many items have one now.
+
+    Whether an item is new is hard to foresee, so there is no branch that asks: its name is written in any
+    case, and counted if it is new. Unsigned numbers spare the look for negative indices.
+    """
     for k in range(rows.size):
         weight = np.float64(weights[k])
-        for entry in range(starts[rows[k]], starts[rows[k] + 1]):
-            item = indices[entry]
-            if place[item] < 0:
-                place[item] = 0
-                touched[count] = item
-                count += 1
-                sums[item] = 0.0
+        for entry in range(np.uint64(starts[rows[k]]), np.uint64(starts[rows[k] + 1])):
+            item = np.uint32(indices[entry])
             sums[item] += weight * np.float64(data[entry])
+            touched[count] = item
+            count += np.uint64((marks[item] & _TOUCHED) == 0)
+            marks[item] |= _TOUCHED
     return count
+
+
+@compiled
+def _take_best(
+    best: NDArray[np.int64],
+    scores: NDArray[np.float64],
+    sums: NDArray[np.float64],
+    marks: NDArray[np.uint8],
+    touched: NDArray[np.uint32],
+    count: np.uint64,
+    hidden: NDArray[np.bool_],
+) -> int:
+    """Put the best items into a heap with the worst on top, as `_top` does; clear sums and marks.
+
+    Returns how many there are.
+    """
+    n, found, bar = best.size, 0, 0.0
+    for place in range(count):
+        item = touched[place]
+        score, mark = sums[item], marks[item]
+        sums[item] = 0.0
+        marks[item] = 0
+        if not score > bar and not (found == n and score == bar and item < best[0]):
+            continue
+        if mark & _BARRED or hidden[item]:
+            continue
+        if found < n:
+            _rise(best, scores, found, np.int64(item), score)
+            found += 1
+        else:
+            _sink(best, scores, n, np.int64(item), score)
+        if found == n:
+            bar = scores[0]
+    return found
 
 
 @compiled

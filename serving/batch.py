@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consentier.consent import Channel, Ledger, Side, Source, Tier, microseconds, sources_of
+from consentier.consent.lifetimes import Lifetimes
 from consentier.errors import BundleError, DataError
 from consentier.models.attribute_encoding import AttributeValue
 from consentier.progress import progress
@@ -44,6 +45,7 @@ from consentier.serving.view import Profiles
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from consentier.features.consent_intervals import ConsentTables
     from consentier.features.tables import ShopTables
     from consentier.serving.batch_table import BatchTable
 
@@ -69,18 +71,21 @@ class BatchSummary:
         Of these, how many each tier answered.
     skipped
         How many have no rows, by reason.
+    at
+        The instant whose permissions and histories counted.
     """
 
     rows: int
     customers: int
     by_tier: dict[str, int]
     skipped: dict[str, int]
+    at: dt.datetime
 
 
 def score_customers(
     shop: ShopTables,
     recommender: Recommender,
-    ledger: Ledger,
+    ledger: Ledger | None,
     *,
     channel: Channel,
     at: dt.datetime | None,
@@ -103,7 +108,8 @@ def score_customers(
     recommender
         Bundles and policy. Its ledger and profiles are not asked, but `ledger` and the tables of `shop`.
     ledger
-        Who is asked about permissions, contact and links.
+        Who is asked about permissions, contact and links; None: the tables ``consents`` and ``identities`` of
+        `shop`, which saves making a ledger of them.
     channel
         Where the answers will go.
     at
@@ -161,8 +167,10 @@ def score_customers(
         return _run(batch, sink, workers, show_progress=show_progress)
 
 
-def _as_of(ledger: Ledger, position: int) -> Ledger:
+def _as_of(ledger: Ledger | None, position: int | None) -> Ledger | None:
     """The ledger as it was when a batch began."""
+    if ledger is None or position is None:
+        return ledger
     try:
         return ledger.as_of(position)
     except ValueError as error:
@@ -201,7 +209,7 @@ def _run(batch: _Batch, sink: BatchSink, workers: int | None, *, show_progress: 
             advance(found.persons, note=f"{rate:,.0f} persons/s")
     sink.finish()
     total = PartCounts.total(counts.values())
-    return BatchSummary(total.rows, sum(total.by_tier.values()), total.by_tier, total.skipped)
+    return BatchSummary(total.rows, sum(total.by_tier.values()), total.by_tier, total.skipped, job.at)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +232,7 @@ class _Batch:
         cls,
         shop: ShopTables,
         recommender: Recommender,
-        ledger: Ledger,
+        ledger: Ledger | None,
         *,
         channel: Channel,
         at: dt.datetime,
@@ -233,10 +241,13 @@ class _Batch:
         """Ask the ledger about everybody, number the histories, and take the models that may answer."""
         from consentier.features.consent_intervals import ConsentTables
 
-        position = ledger.position
+        if ledger is None:
+            position, consents = None, ConsentTables.of_shop(shop, Lifetimes.default())
+        else:
+            position, consents = ledger.position, ConsentTables.of(ledger)
         rows = shop_rows(shop, at)
-        persons = _persons(shop, ledger, channel.side)
-        reach = bulk_reach(ConsentTables.of(ledger), recommender.policy, persons, channel, at)
+        persons = _persons(shop, consents, channel.side)
+        reach = bulk_reach(consents, recommender.policy, persons, channel, at)
         histories = Histories.of(rows)
         stopped = _stopped(recommender, at)
         query = Query(n=n, side=channel.side, at=microseconds(at))
@@ -573,18 +584,18 @@ class _Attributes(Mapping[str, Mapping[str, AttributeValue]]):
         return len(self._position)
 
 
-def _persons(shop: ShopTables, ledger: Ledger, side: Side) -> pa.Array:
+def _persons(shop: ShopTables, consents: ConsentTables, side: Side) -> pa.Array:
     """Everyone whom the tables or the ledger know, ascending."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if side is Side.CRM:
-        source = Source.CRM
+        kind = "customer"
         tables = [shop.orders, shop.product_usage, shop.customers]
         columns = [table["customer_id"] for table in tables]
     else:
-        source, columns = Source.ONLINE, [shop.events["visitor_id"]]
-    known = pa.array(ledger.subjects(source), pa.string())
-    chunks = [chunk for column in columns for chunk in column.chunks]
-    found = pc.unique(pa.chunked_array([known, *chunks], pa.string()))
+        kind, columns = "visitor", [shop.events["visitor_id"]]
+    records = consents.records
+    columns.append(records.filter(pc.equal(records["subject_kind"], kind))["subject_id"])
+    found = pc.unique(pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string()))
     return found.take(pc.sort_indices(found))

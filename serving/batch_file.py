@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from consentier.serving.batch_job import PartCounts
+    from consentier.serving.batch_table import BatchTable
 
 __all__ = [
     "DELIVERED",
@@ -178,7 +179,7 @@ class BatchReader:
 
     facts: BatchFacts
     rows: int
-    _path: Path
+    _path: object
     _files: Sequence[Any]
 
     def tables(self) -> Iterator[tuple[pa.Table, list[PersonRows]]]:
@@ -225,8 +226,8 @@ class BatchReader:
 
 
 @contextlib.contextmanager
-def opened_batch(path: Path) -> Iterator[BatchReader]:
-    """Open a file of recommendations, or a directory of parts.
+def opened_batch(path: Path | BatchTable) -> Iterator[BatchReader]:
+    """Open a file of recommendations, a directory of parts, or the latest batch of a table.
 
     Raises
     ------
@@ -234,6 +235,11 @@ def opened_batch(path: Path) -> Iterator[BatchReader]:
         If there is none, or it is no Parquet file, or not one that `score` wrote, or if parts are missing.
     """
     with contextlib.ExitStack() as stack:
+        if not isinstance(path, Path):
+            from consentier.serving.batch_table import opened_table
+
+            yield stack.enter_context(opened_table(path))
+            return
         if path.is_dir():
             facts, paths = _parts(path)
         else:
@@ -329,7 +335,7 @@ def _facts(path: Path, metadata: bytes | None) -> BatchFacts:
 class _RowChecks:
     """Checks that rows are ordered and marked as `score` does it, piece by piece."""
 
-    def __init__(self, path: Path, facts: BatchFacts) -> None:
+    def __init__(self, path: object, facts: BatchFacts) -> None:
         self._path, self._facts = path, facts
         self._before = 0
         self._last: str | None = None

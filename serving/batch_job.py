@@ -34,7 +34,7 @@ class BatchJob:
     persons_per_part
         How many of them a part has; the last one may have fewer.
     ledger_position
-        Permissions are those that the ledger held there.
+        Permissions are those that the ledger held there; None: those of the shop's own tables.
     bundles
         Digests by tier, of those that may answer.
     inputs
@@ -45,7 +45,7 @@ class BatchJob:
     n: int
     persons: int
     persons_per_part: int
-    ledger_position: int
+    ledger_position: int | None
     bundles: Mapping[str, str]
     inputs: str
 
@@ -98,6 +98,7 @@ class BatchJob:
             channel, policy_version = Channel(values.pop("channel")), values.pop("policy_version")
             job = cls(facts=BatchFacts(channel, policy_version, at.astimezone(dt.UTC)), **values)
             whole = all(isinstance(getattr(job, name), int) for name in _WHOLE)
+            whole = whole and isinstance(job.ledger_position, int | None)
             if not whole or job.persons_per_part < 1 or not isinstance(policy_version, str):
                 raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -124,7 +125,7 @@ class BatchJob:
             )
 
 
-_WHOLE = ("n", "persons", "persons_per_part", "ledger_position")
+_WHOLE = ("n", "persons", "persons_per_part")
 
 
 def _told(name: str, before: Any, now: Any) -> str:

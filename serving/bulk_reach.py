@@ -124,7 +124,9 @@ class _Standing:
     ) -> None:
         import pyarrow.compute as pc
 
-        found = engine.to_pyarrow(_standing_now(consents, channel, at))
+        records, self._subjects = _with_numbers(consents.records)
+        numbered = dataclasses.replace(consents, records=records)
+        found = engine.to_pyarrow(_standing_now(numbered, channel, at))
         self._of = {}
         for kind in ("visitor", "customer"):
             self._of[kind] = found.filter(pc.equal(found["subject_kind"], kind)).combine_chunks()
@@ -135,13 +137,26 @@ class _Standing:
         import pyarrow.compute as pc
 
         table = self._of[kind]
-        known = table["subject_id"].combine_chunks()
+        known = self._subjects.take(table["subject_id"].combine_chunks())
         place = pc.index_in(subjects, value_set=known, skip_nulls=True)
         values = {}
         for name in ("held", "objected", "minor", "contact", "ads"):
             column = table[name].combine_chunks().cast(pa.int64())
             values[name] = pc.fill_null(column.take(place), 0).to_numpy(zero_copy_only=False)
         return values
+
+
+def _with_numbers(records: pa.Table) -> tuple[pa.Table, pa.Array]:
+    """Records with numbers in place of the ids of subjects and records, which are quicker to compare.
+
+    Also returns what the numbers of subjects stand for.
+    """
+    names = {}
+    for column in ("record_id", "subject_id"):
+        encoded = records[column].combine_chunks().dictionary_encode()
+        names[column] = encoded.dictionary
+        records = records.set_column(records.column_names.index(column), column, encoded.indices)
+    return records, names["subject_id"]
 
 
 def _standing_now(consents: ConsentTables, channel: Channel, at: dt.datetime) -> ibis.Table:
@@ -199,8 +214,10 @@ def _links(
     if not consents.links.num_rows:
         return pa.array([], pa.string()), pa.array([], pa.string())
     # Whether somebody lets models be learnt decides on training, and not on who may be joined in an answer.
-    # The ledger has noted already which record ids are contradicted, by whatever record.
-    records = consents.records.filter(pc.not_equal(consents.records["permission"], "model"))
+    # The records stay, under another name: a record id that stands for several contents is a denial.
+    records = consents.records
+    permissions = pc.replace_substring_regex(records["permission"], "^model$", "model, which is not asked")
+    records = records.set_column(records.column_names.index("permission"), "permission", permissions)
     subjects = standings(
         ibis.memtable(records),
         ibis.memtable(consents.lifetimes),

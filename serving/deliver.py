@@ -30,6 +30,8 @@ from consentier.serving.revocation import PAST_DEADLINE, Deadlines, Revocations
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from consentier.serving.batch_table import BatchTable
+
 __all__ = ["DeliverySummary", "deliver"]
 
 
@@ -54,7 +56,7 @@ class DeliverySummary:
 
 
 def deliver(
-    recommendations: Path,
+    recommendations: Path | BatchTable,
     ledger: HistoryLedger,
     *,
     out: Path,
@@ -69,7 +71,8 @@ def deliver(
     Parameters
     ----------
     recommendations
-        The file that `score_customers` wrote.
+        What `score_customers` wrote: a file, a directory of parts, or a table, of which the batch with the
+        latest instant counts.
     ledger
         Who is asked about permissions, contact and links, person by person.
     out
@@ -107,7 +110,8 @@ def deliver(
     """
     if at is not None:
         microseconds(at)
-    if out.exists() and recommendations.exists() and out.samefile(recommendations):
+    scored = recommendations if isinstance(recommendations, Path) else None
+    if scored is not None and out.exists() and scored.exists() and out.samefile(scored):
         raise DataError(f"{out}: is the scored file itself; name another one to hand over")
     dropped: Counter[str] = Counter()
     rows = persons = dropped_rows = 0
@@ -191,7 +195,7 @@ class _Check:
         )
 
 
-def _check_policy_and_time(path: Path, facts: BatchFacts, policy: Policy, now: dt.datetime) -> None:
+def _check_policy_and_time(path: object, facts: BatchFacts, policy: Policy, now: dt.datetime) -> None:
     if facts.policy_version != policy.version:
         raise DataError(
             f"{path}: was scored under policy {facts.policy_version!r}, and {policy.version!r} is in force: "

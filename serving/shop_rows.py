@@ -64,7 +64,10 @@ def shop_rows(shop: ShopTables, at: dt.datetime) -> ShopRows:
     crm = pa.concat_tables(
         [
             _history_table(
-                table["customer_id"], table, pa.array([kind] * len(table), pa.string()), with_quantity=True
+                table["customer_id"],
+                table,
+                pa.repeat(kind, len(table)),
+                with_quantity=True,
             )
             for table, kind in ((orders, "order"), (usage, "usage"))
         ]

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from shops import consent, day, link, shop
 from towns import Town, towns
 
-from consentier.consent import Channel, ConsentRecord, Ledger, Link, Policy, Side, Source, Switches
+from consentier.consent import Channel, ConsentRecord, Ledger, Link, Policy, Side, Source, Switches, Tier
+from consentier.consent.lifetimes import Lifetimes
 from consentier.features.consent_intervals import ConsentTables
 from consentier.features.gate import ledger_of
 from consentier.serving import bulk_reach as module
@@ -98,6 +99,28 @@ def plain(*extra: dict[str, Any]) -> Town:
     records = tuple(ConsentRecord(**row) for row in tables.consents.to_pylist())
     links = tuple(Link(**row) for row in tables.identities.to_pylist())
     return Town((Case(records=records, links=links, at=day(30)),))
+
+
+def test_a_record_id_that_says_two_things_is_a_denial_also_without_a_ledger() -> None:
+    """One of the two is about models, which decides nothing here; the shop's tables hold both."""
+    tables = shop(
+        consents=[
+            *(consent(who, "online") for who in ("v1", "v2")),
+            consent("c1", "crm", record_id="twice"),
+            consent("c1", "model", record_id="twice"),
+            consent("c1", "contact:email"),
+        ],
+        identities=[link("v1", "c1")],
+    )
+    told = bulk_reach(
+        ConsentTables.of_shop(tables, Lifetimes.default()), Policy.default(), pa.array(["c1"]),
+        Channel.EMAIL, day(30),
+    )  # fmt: skip
+    assert told.states[told.cells[0]].route.tiers == (Tier.POPULAR,)
+    assert len(told.devices) == 0
+    assert one_by_one(ledger_of(tables), Policy.default(), ["c1"], Channel.EMAIL, day(30))["c1"][1] == (
+        Tier.POPULAR,
+    )
 
 
 def test_whoever_keeps_models_from_learning_may_still_be_joined_in_an_answer() -> None:
