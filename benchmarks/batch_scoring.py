@@ -221,7 +221,7 @@ def steps_of(shop: ShopTables, recommender: Recommender, out: Path) -> dict[str,
     scorer = next(iter(whole.scorers.values()))
     tier = next(iter(whole.scorers))
     views = step("views", lambda: views_of(histories, reach, np.arange(len(reach)), {"crm"}, fused=False))  # type: ignore[arg-type]
-    weighed = step("weights", lambda: scorer._weighed(views, whole.query))
+    weighed = step("weights", lambda: scorer._weighed(scorer._model, views, whole.query))
     step(
         "kernel",
         lambda: scorer._rows.dense_lists(  # type: ignore[union-attr]

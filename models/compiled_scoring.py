@@ -477,10 +477,10 @@ def _take_best(
         if mark & _BARRED or hidden[item]:
             continue
         if found < n:
-            _rise(best, scores, found, np.int64(item), score)
+            _rise(best, scores, found, int(item), score)
             found += 1
         else:
-            _sink(best, scores, n, np.int64(item), score)
+            _sink(best, scores, n, int(item), score)
         if found == n:
             bar = scores[0]
     return found

@@ -466,8 +466,9 @@ def _stopped(recommender: Recommender, at: dt.datetime) -> dict[str, str]:
     """Why each bundle may not answer; empty where it may."""
     deadlines = Deadlines() if recommender.revocations is None else recommender.revocations.current()
     moment = max(recommender.clock(), at)
-    bundles = [*recommender.scorers.values(), *([recommender.popular] if recommender.popular else [])]
-    return {bundle.digest: deadlines.problem_of(bundle.digest, moment) for bundle in bundles}
+    digests = [scorer.digest for scorer in recommender.scorers.values()]
+    digests += [] if recommender.popular is None else [recommender.popular.digest]
+    return {digest: deadlines.problem_of(digest, moment) for digest in digests}
 
 
 def _fingerprint(recommender: Recommender, reach: BulkReach, histories: Histories) -> str:
@@ -475,9 +476,10 @@ def _fingerprint(recommender: Recommender, reach: BulkReach, histories: Historie
     digest = hashlib.blake2b(digest_size=32)
     histories.digest_into(digest)
     reach.digest_into(digest)
-    for model in (*recommender.scorers.values(), recommender.popular):
-        if model is not None:
-            model.digest_into(digest)
+    for scorer in recommender.scorers.values():
+        scorer.digest_into(digest)
+    if recommender.popular is not None:
+        recommender.popular.digest_into(digest)
     return digest.hexdigest()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,8 @@ from consentier.models.recency import FRACTIONS, microseconds_of_days
 from consentier.models.row_scorer import compiled_kernel
 from consentier.serving.batch_views import SOURCES, BatchViews, Histories
 from consentier.serving.rules import Mixture
-from consentier.serving.scorer import NO_INTEREST, ItemScorer, LinearScorer, PopularScorer, Query
+from consentier.serving.scorer import NO_INTEREST, ItemScorer, LinearScorer, PopularScorer, Query, Scored
+from consentier.serving.view import PermittedView
 
 __all__ = ["Filler", "Lists", "TierScorer"]
 
@@ -122,6 +124,25 @@ def _spans(
     return np.concatenate([[0], ends]).astype(np.int64), values[places]
 
 
+class Answers(Protocol):
+    """What a batch asks of a model that answers requests."""
+
+    digest: str
+
+    @property
+    def item_ids(self) -> Sequence[str]:
+        """All that it can recommend."""
+        ...
+
+    def answer(self, view: PermittedView, query: Query) -> Scored | None:
+        """Score the items for one view."""
+        ...
+
+    def not_again(self, view: PermittedView, query: Query) -> frozenset[str]:
+        """Items of the view that are not recommended again."""
+        ...
+
+
 class TierScorer:
     """The lists of one tier.
 
@@ -135,27 +156,28 @@ class TierScorer:
         What lists are filled up from; None: there is nothing.
     """
 
-    def __init__(self, scorer: ItemScorer, histories: Histories, filler: Filler | None) -> None:
+    def __init__(self, scorer: Answers, histories: Histories, filler: Filler | None) -> None:
         self._scorer, self._filler = scorer, filler
         self._ids = histories.item_ids.to_pylist()
-        self._kernel = compiled_kernel() if isinstance(scorer, ItemScorer) else None
-        self._rows = scorer.row_scorer if isinstance(scorer, LinearScorer) and self._kernel else None
+        self._kernel = compiled_kernel()
+        self._model = scorer if isinstance(scorer, ItemScorer) and self._kernel is not None else None
+        self._rows = self._model.row_scorer if isinstance(self._model, LinearScorer) else None
         self.item_ids = scorer.item_ids
         self._number_of = {item: number for number, item in enumerate(self.item_ids)}
         self._names = np.empty(0, np.int64) if filler is None else filler.numbers(self.item_ids)
-        if self._kernel is not None:
-            self._prepare(histories)
+        if self._model is not None:
+            self._prepare(self._model, histories)
 
     @property
     def digest(self) -> str:
         """The bundle's digest."""
         return self._scorer.digest
 
-    def _prepare(self, histories: Histories) -> None:
-        settings, rules = self._scorer.settings, self._scorer.rules
+    def _prepare(self, model: ItemScorer, histories: Histories) -> None:
+        settings, rules = model.settings, model.rules
         kinds = histories.kinds.to_pylist()
         rebuy = rules is not None and rules.rules.rebuy is not None
-        self._numbers = self._scorer.numbers(self._ids)
+        self._numbers = model.numbers(self._ids)
         self._scales = np.array([settings.source_weights.get(source, 0.0) for source in SOURCES])
         self._kind_weights = np.array([settings.event_weights.get(kind, 1.0) for kind in kinds], np.float64)
         self._interest = np.array([kind not in NO_INTEREST for kind in kinds], np.bool_)
@@ -164,7 +186,7 @@ class TierScorer:
         self._again = np.array([int(source in settings.hide) for source in SOURCES], np.int64)
         if rebuy:
             self._again[SOURCES.index(Source.CRM)] = 2
-        intervals = self._scorer.rebuy_intervals(self._ids) if rebuy else []
+        intervals = model.rebuy_intervals(self._ids) if rebuy else []
         self._intervals = np.array(
             [_NEVER if each is None else min(each, _LONGEST) for each in intervals], np.int64
         )
@@ -184,9 +206,9 @@ class TierScorer:
         """
         if self._filler is None:
             fill = np.zeros(len(views), np.bool_)
-        if self._kernel is None:
+        if self._model is None:
             return self._one_by_one(views, None, query, fill)
-        weighed = self._weighed(views, query)
+        weighed = self._weighed(self._model, views, query)
         if self._rows is None:
             return self._one_by_one(views, weighed, query, fill)
         items, scores = self._rows.dense_lists(
@@ -202,9 +224,9 @@ class TierScorer:
             self._filler.fill(items, self._names, weighed, short)
         return Lists(items, scores)
 
-    def _weighed(self, views: BatchViews, query: Query) -> _Weighed:
+    def _weighed(self, model: ItemScorer, views: BatchViews, query: Query) -> _Weighed:
         assert self._kernel is not None
-        settings = self._scorer.settings
+        settings = model.settings
         return _Weighed(
             *self._kernel.weighted_histories(
                 views.starts,
@@ -219,7 +241,7 @@ class TierScorer:
                 settings.max_history,
                 self._half_life,
                 np.array(FRACTIONS),
-                views.attribute_inputs(self._scorer.attribute_encoder),
+                views.attribute_inputs(model.attribute_encoder),
                 settings.attribute_weight,
                 settings.attribute_fade,
                 self._again,
@@ -236,7 +258,8 @@ class TierScorer:
         items = np.full((len(views), query.n), -1, np.int64)
         scores = np.zeros((len(views), query.n))
         for person in range(len(views)):
-            if weighed is None:
+            scored: Scored | None
+            if weighed is None or self._model is None:
                 view = views.view(person)
                 scored = self._scorer.answer(view, query)
                 not_again = self._scorer.not_again(view, query) if scored is not None else frozenset()
@@ -245,7 +268,7 @@ class TierScorer:
                 if own.start == own.stop:
                     continue
                 barred = weighed.barred[weighed.barred_starts[person] : weighed.barred_starts[person + 1]]
-                scored = self._scorer.answer_to(weighed.rows[own], weighed.weights[own], query, barred)
+                scored = self._model.answer_to(weighed.rows[own], weighed.weights[own], query, barred)
                 hidden = weighed.hidden[weighed.hidden_starts[person] : weighed.hidden_starts[person + 1]]
                 not_again = frozenset(self._ids[code] for code in hidden.tolist())
             if scored is None or not scored.items:

@@ -177,31 +177,26 @@ class BatchViews:
     attributes: pa.Table
 
     def __len__(self) -> int:
-        return self.starts.shape[1] - 1
+        return int(self.starts.shape[1]) - 1
 
     def view(self, person: int) -> PermittedView:
         """The view of one of them, as a scorer of single requests takes it."""
-        histories = []
-        for source in range(len(SOURCES)):
-            own = slice(self.starts[source, person], self.starts[source, person + 1])
-            histories.append(
-                tuple(
-                    Event(
-                        self.item_ids[item].as_py(),
-                        _EPOCH + dt.timedelta(microseconds=time),
-                        self.kinds[kind].as_py(),
-                    )
-                    for item, kind, time in zip(
-                        self.items[own].tolist(),
-                        self.kind_codes[own].tolist(),
-                        self.times[own].tolist(),
-                        strict=True,
-                    )
-                )
-            )
+        online, crm = (self._events(source, person) for source in range(len(SOURCES)))
         row = self.attributes.slice(person, 1).to_pydict() if self.attributes.num_columns else {}
         attributes = {name: plain_value(values[0]) for name, values in row.items()}
-        return PermittedView(self.sources, (), *histories, attributes)
+        return PermittedView(self.sources, (), online, crm, attributes)
+
+    def _events(self, source: int, person: int) -> tuple[Event, ...]:
+        own = slice(self.starts[source, person], self.starts[source, person + 1])
+        columns = (self.items[own].tolist(), self.kind_codes[own].tolist(), self.times[own].tolist())
+        return tuple(
+            Event(
+                self.item_ids[item].as_py(),
+                _EPOCH + dt.timedelta(microseconds=time),
+                self.kinds[kind].as_py(),
+            )
+            for item, kind, time in zip(*columns, strict=True)
+        )
 
     def attribute_inputs(self, encoder: AttributeEncoder) -> NDArray[np.int64]:
         """What `AttributeEncoder.inputs` gives for each person, -1 in place of what it leaves out.

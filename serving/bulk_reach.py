@@ -239,7 +239,7 @@ def _customers(
     import pyarrow as pa
 
     starts, devices = _devices_of(persons, links)
-    linked = np.diff(starts) > 0
+    linked = (np.diff(starts) > 0).astype(np.int64)
     own = standing.of("customer", persons)
     cells, states = _cells(
         policy, channel, {"online": linked, "crm": own["held"], "linked": linked, **_personal(own)}
@@ -265,7 +265,7 @@ def _visitors(
     if policy.switches.shared_device_login:
         visitors, customers = visitors.slice(0, 0), customers.slice(0, 0)
     owners = customers.take(pc.index_in(persons, value_set=visitors))
-    linked = pc.is_valid(owners).to_numpy(zero_copy_only=False)
+    linked = pc.is_valid(owners).to_numpy(zero_copy_only=False).astype(np.int64)
     theirs = standing.of("customer", owners)
     ads = np.maximum(own["ads"], theirs["ads"])  # a refusal by either, then a grant by either, then silence
     cells, states = _cells(

@@ -818,7 +818,8 @@ class PopularScorer:
         if self._shelf.rules is not None and self._shelf.rules.rules.caps:
             return None
         order = self._order[side]
-        return order[~self._shelf.hidden[order]]
+        shown: NDArray[np.int64] = order[~self._shelf.hidden[order]]
+        return shown
 
     def _item(self, number: int) -> str:
         known = len(self._shelf.index)

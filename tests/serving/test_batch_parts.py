@@ -330,7 +330,7 @@ def killed_and_resumed(where: str, written: Callable[[], int]) -> int:
     """Kill the batch again and again, each time a little after it made progress; then let it end."""
     chance = random.Random(3)
     kills = 0
-    for wait in (0.3, 0.8, *(chance.uniform(0.9, 1.6) for _ in range(4))):
+    for wait in (0.3, *(chance.uniform(0.8, 1.6) for _ in range(3))):
         if run_until(where, "new" if not written() else "old", wait):
             break
         kills += 1
