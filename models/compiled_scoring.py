@@ -143,12 +143,17 @@ def dense_lists(
     weights: NDArray[np.float32],
     barred_starts: NDArray[np.int64],
     barred: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    limited: NDArray[np.bool_],
+    open_starts: NDArray[np.int64],
+    opened: NDArray[np.int64],
     n: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """`best_lists` for all requests of a batch, with sums that stand in one array over all items.
 
     That array is scratch memory which the requests share: 13 bytes an item, and no table of hashes for each
-    request. Nothing is added to scores but what rows say.
+    request. Nothing is added to scores but what rows say. Request k, where it is `limited`, holds only items
+    of the groups that are opened to it, which ascend; `groups` has the group of each item.
     """
     lists = np.full((row_starts.size - 1, n), -1, np.int64)
     best = np.zeros((row_starts.size - 1, n), np.float64)
@@ -179,7 +184,10 @@ def dense_lists(
         out = barred[barred_starts[k] : barred_starts[k + 1]]
         for item in out:
             marks[item] |= _BARRED
-        found = _take_best(lists[k], best[k], sums, marks, touched, count, hidden)
+        own_groups = opened[open_starts[k] : open_starts[k + 1]]
+        found = _take_best(
+            lists[k], best[k], sums, marks, touched, count, hidden, groups, limited[k], own_groups
+        )
         for item in out:
             marks[item] = 0
         for end in range(found - 1, 0, -1):
@@ -379,6 +387,10 @@ def filled_lists(
     hidden: NDArray[np.int32],
     hidden_names: NDArray[np.int64],
     order: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    limited: NDArray[np.bool_],
+    open_starts: NDArray[np.int64],
+    opened: NDArray[np.int64],
     offset: int,
     last: int,
 ) -> None:
@@ -394,6 +406,8 @@ def filled_lists(
         What each person must not be shown, by code, and what the ranking calls each code.
     order
         int64: what may be shown to anybody, best first, as the ranking calls it.
+    groups, limited, open_starts, opened
+        As for `dense_lists`, the groups of what the ranking holds.
     offset
         What is added to the name of an item to number it as in `lists`.
     last
@@ -412,9 +426,13 @@ def filled_lists(
         for place in range(order.size):
             if count == lists.shape[1]:
                 break
-            if taken[order[place] + 1] != k:
-                lists[k, count] = order[place] + offset
-                count += 1
+            name = order[place]
+            if taken[name + 1] == k:
+                continue
+            if limited[k] and not _among(opened[open_starts[k] : open_starts[k + 1]], groups[name]):
+                continue
+            lists[k, count] = name + offset
+            count += 1
 
 
 @compiled
@@ -461,6 +479,9 @@ def _take_best(
     touched: NDArray[np.uint32],
     count: np.uint64,
     hidden: NDArray[np.bool_],
+    groups: NDArray[np.int64],
+    limited: bool,
+    opened: NDArray[np.int64],
 ) -> int:
     """Put the best items into a heap with the worst on top, as `_top` does; clear sums and marks.
 
@@ -474,7 +495,7 @@ def _take_best(
         marks[item] = 0
         if not score > bar and not (found == n and score == bar and item < best[0]):
             continue
-        if mark & _BARRED or hidden[item]:
+        if mark & _BARRED or hidden[item] or (limited and not _among(opened, groups[item])):
             continue
         if found < n:
             _rise(best, scores, found, int(item), score)

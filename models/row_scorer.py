@@ -116,6 +116,7 @@ class RowScorer:
         self,
         inputs: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]],
         barred: tuple[NDArray[np.int64], NDArray[np.int64]],
+        limits: tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]],
         n: int,
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """`best` for all requests of a batch; see `models.compiled_scoring.dense_lists`.
@@ -128,7 +129,7 @@ class RowScorer:
         if self._kernel is None:
             raise RuntimeError("many requests at once need compiled loops: install consentier[train]")
         found: tuple[NDArray[np.int64], NDArray[np.float64]] = self._kernel.dense_lists(
-            *self._model, *inputs, *barred, n
+            *self._model, *inputs, *barred, *limits, n
         )
         return found
 

@@ -39,7 +39,8 @@ from consentier.serving.recommender import Recommender, answer_reason
 from consentier.serving.request import Event, Request
 from consentier.serving.revocation import Deadlines
 from consentier.serving.scorer import Query
-from consentier.serving.shop_rows import sensitive_items, shop_rows
+from consentier.serving.shop_rows import hash_values, sensitive_items, shop_rows
+from consentier.serving.similar_goods import SimilarGoods
 from consentier.serving.view import Profiles
 
 if TYPE_CHECKING:
@@ -252,11 +253,12 @@ class _Batch:
         stopped = _stopped(recommender, at)
         query = Query(n=n, side=channel.side, at=microseconds(at))
         popular = recommender.popular
+        goods = SimilarGoods(shop.items)
         filler = None
         if popular is not None and not stopped[popular.digest]:
-            filler = Filler(popular, histories, channel.side)
+            filler = Filler(popular, histories, channel.side, goods)
         scorers = {
-            tier: TierScorer(scorer, histories, filler)
+            tier: TierScorer(scorer, histories, filler, goods)
             for tier, scorer in recommender.scorers.items()
             if not stopped[scorer.digest]
         }
@@ -271,7 +273,7 @@ class _Batch:
                 **{str(tier): scorer.digest for tier, scorer in scorers.items()},
                 **({} if filler is None else {str(Tier.POPULAR): filler.digest}),
             },
-            inputs=_fingerprint(recommender, reach, histories),
+            inputs=_fingerprint(recommender, reach, histories, shop.items),
         )
         top = [] if filler is None else filler.top(query, frozenset(), None)
         names = _Names.of(scorers, filler)
@@ -300,11 +302,15 @@ class _Batch:
                 if chosen.size:
                     self._answer(tier, chosen, start, answered)
             pending = ~barred & (answered.tiers < 0)
-        return self._table(answered, start), self._counts(answered, cells, barred)
+        return self._table(answered, start), self._counts(
+            answered, cells, barred, self.reach.similar_only[start:stop]
+        )
 
     def _answer(self, tier: Tier, chosen: NDArray[np.int64], start: int, answered: _Answered) -> None:
         """Have one tier answer some persons of a part; those for whom it has nothing stay open."""
         if tier is Tier.POPULAR:
+            # It reads no purchases, so that it cannot know what is like them.
+            chosen = chosen[~self.reach.similar_only[chosen + start]]
             if self.popular:
                 row = np.full(self.job.n, -1, np.int64)
                 row[: len(self.popular)] = np.array(self.popular) + self.names.base_of(tier)
@@ -319,7 +325,8 @@ class _Batch:
         persons = chosen + start
         sources = sources_of(tier, self.job.facts.channel.side) - {Source.SESSION}
         views = views_of(self.histories, self.reach, persons, sources, fused=tier is Tier.FUSED)
-        lists = scorer.lists(views, self.query, filled[self.reach.cells[persons]])
+        limited = self.reach.similar_only[persons]
+        lists = scorer.lists(views, self.query, filled[self.reach.cells[persons]], limited)
         found = np.flatnonzero(lists.items[:, 0] >= 0)
         items = self.names.numbered(tier, lists.items[found])
         answered.take(chosen[found], tier, items, lists.scores[found])
@@ -354,10 +361,18 @@ class _Batch:
         starts = self.reach.device_starts
         return starts[start + 1 : start + count + 1] - starts[start : start + count]
 
-    def _counts(self, answered: _Answered, cells: NDArray[np.int64], barred: NDArray[np.bool_]) -> PartCounts:
+    def _counts(
+        self,
+        answered: _Answered,
+        cells: NDArray[np.int64],
+        barred: NDArray[np.bool_],
+        similar_only: NDArray[np.bool_],
+    ) -> PartCounts:
         """How many persons of a part each tier answered, and why the others have no rows."""
         skipped: Counter[str] = Counter()
-        without = answered.tiers < 0
+        without = (answered.tiers < 0) & (barred | ~similar_only)
+        if unlike := int(((answered.tiers < 0) & ~barred & similar_only).sum()):
+            skipped["only goods like those bought may be advertised, and none are known"] = unlike
         for number, persons in enumerate(np.bincount(cells[without], minlength=len(self.reach.states))):
             state = self.reach.states[number]
             if persons:
@@ -365,7 +380,7 @@ class _Batch:
         by_tier = {
             str(tier): int(persons)
             for tier, persons in zip(
-                _TIERS, np.bincount(answered.tiers[~without], minlength=len(_TIERS)), strict=True
+                _TIERS, np.bincount(answered.tiers[answered.tiers >= 0], minlength=len(_TIERS)), strict=True
             )
             if persons
         }
@@ -471,11 +486,13 @@ def _stopped(recommender: Recommender, at: dt.datetime) -> dict[str, str]:
     return {digest: deadlines.problem_of(digest, moment) for digest in digests}
 
 
-def _fingerprint(recommender: Recommender, reach: BulkReach, histories: Histories) -> str:
+def _fingerprint(recommender: Recommender, reach: BulkReach, histories: Histories, items: pa.Table) -> str:
     """A digest of all that lists depend on, apart from the bundles."""
     digest = hashlib.blake2b(digest_size=32)
     histories.digest_into(digest)
     reach.digest_into(digest)
+    for name in items.column_names:
+        hash_values(digest, items[name])
     for scorer in recommender.scorers.values():
         scorer.digest_into(digest)
     if recommender.popular is not None:

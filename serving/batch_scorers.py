@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,12 @@ from consentier.models.row_scorer import compiled_kernel
 from consentier.serving.batch_views import SOURCES, BatchViews, Histories
 from consentier.serving.rules import Mixture
 from consentier.serving.scorer import NO_INTEREST, ItemScorer, LinearScorer, PopularScorer, Query, Scored
+from consentier.serving.similar_goods import SimilarGoods
 from consentier.serving.view import PermittedView
 
 __all__ = ["Filler", "Lists", "TierScorer"]
+
+_Whole = TypeVar("_Whole", np.int32, np.int64)
 
 _NEVER = -1
 _LONGEST = 2**62
@@ -59,6 +62,15 @@ class _Weighed:
     hidden: NDArray[np.int32]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Limits:
+    """Who may be shown only goods of some groups, and of which: see `SimilarGoods.bought`."""
+
+    limited: NDArray[np.bool_]
+    starts: NDArray[np.int64]
+    groups: NDArray[np.int64]
+
+
 class Filler:
     """Fills lists up from the popular list.
 
@@ -70,9 +82,11 @@ class Filler:
         Whose items a person may not be shown again.
     side
         The side of the channel.
+    goods
+        Which goods are alike.
     """
 
-    def __init__(self, popular: PopularScorer, histories: Histories, side: Side) -> None:
+    def __init__(self, popular: PopularScorer, histories: Histories, side: Side, goods: SimilarGoods) -> None:
         self._popular = popular
         self.item_ids = popular.item_ids
         self._numbers = {item: number for number, item in enumerate(self.item_ids)}
@@ -81,6 +95,7 @@ class Filler:
         order = popular.shown(side)
         self._kernel = None if order is None else kernel
         self._order = np.empty(0, np.int64) if order is None else order
+        self._groups = goods.groups(self.item_ids)
 
     @property
     def digest(self) -> str:
@@ -102,26 +117,40 @@ class Filler:
         return [self._numbers[item] for item in found]
 
     def fill(
-        self, lists: NDArray[np.int64], names: NDArray[np.int64], weighed: _Weighed, chosen: NDArray[np.int64]
+        self,
+        lists: NDArray[np.int64],
+        names: NDArray[np.int64],
+        weighed: _Weighed,
+        limits: _Limits,
+        chosen: NDArray[np.int64],
     ) -> None:
         """Fill up the lists of some persons (their positions in `lists` are `chosen`), in place."""
         assert self._kernel is not None
-        starts, hidden = _spans(weighed.hidden_starts, weighed.hidden, chosen)
         filled = np.ascontiguousarray(lists[chosen])
         self._kernel.filled_lists(
-            filled, names, starts, hidden, self._of_codes, self._order, names.size, len(self.item_ids)
+            filled,
+            names,
+            *_spans(weighed.hidden_starts, weighed.hidden, chosen),
+            self._of_codes,
+            self._order,
+            self._groups,
+            limits.limited[chosen],
+            *_spans(limits.starts, limits.groups, chosen),
+            names.size,
+            len(self.item_ids),
         )
         lists[chosen] = filled
 
 
 def _spans(
-    starts: NDArray[np.int64], values: NDArray[np.int32], chosen: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    starts: NDArray[np.int64], values: NDArray[_Whole], chosen: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[_Whole]]:
     """The values of some persons, one after the other."""
     count = np.diff(starts)[chosen]
     ends = np.cumsum(count)
     places = np.arange(ends[-1] if ends.size else 0) + np.repeat(starts[chosen] - ends + count, count)
-    return np.concatenate([[0], ends]).astype(np.int64), values[places]
+    found: NDArray[_Whole] = values[places]
+    return np.concatenate([[0], ends]).astype(np.int64), found
 
 
 class Answers(Protocol):
@@ -154,15 +183,20 @@ class TierScorer:
         What the batch reads: its items are numbered once for the model.
     filler
         What lists are filled up from; None: there is nothing.
+    goods
+        Which goods are alike.
     """
 
-    def __init__(self, scorer: Answers, histories: Histories, filler: Filler | None) -> None:
-        self._scorer, self._filler = scorer, filler
+    def __init__(
+        self, scorer: Answers, histories: Histories, filler: Filler | None, goods: SimilarGoods
+    ) -> None:
+        self._scorer, self._filler, self._goods = scorer, filler, goods
         self._ids = histories.item_ids.to_pylist()
         self._kernel = compiled_kernel()
         self._model = scorer if isinstance(scorer, ItemScorer) and self._kernel is not None else None
         self._rows = self._model.row_scorer if isinstance(self._model, LinearScorer) else None
         self.item_ids = scorer.item_ids
+        self._code_groups, self._groups = goods.groups(self._ids), goods.groups(self.item_ids)
         self._number_of = {item: number for number, item in enumerate(self.item_ids)}
         self._names = np.empty(0, np.int64) if filler is None else filler.numbers(self.item_ids)
         if self._model is not None:
@@ -192,7 +226,9 @@ class TierScorer:
         )
         self._order_kind = kinds.index("order") if "order" in kinds else -1
 
-    def lists(self, views: BatchViews, query: Query, fill: NDArray[np.bool_]) -> Lists:
+    def lists(
+        self, views: BatchViews, query: Query, fill: NDArray[np.bool_], limited: NDArray[np.bool_]
+    ) -> Lists:
         """Score and fill up.
 
         Parameters
@@ -203,25 +239,29 @@ class TierScorer:
             What is asked, the same for all.
         fill
             bool, shape (persons,): whose lists are filled up, if there is anything in them.
+        limited
+            bool, shape (persons,): who may be shown only goods like those they bought.
         """
+        limits = _Limits(limited, *self._goods.bought(views, self._code_groups))
         if self._filler is None:
             fill = np.zeros(len(views), np.bool_)
         if self._model is None:
-            return self._one_by_one(views, None, query, fill)
+            return self._one_by_one(views, None, query, fill, limits)
         weighed = self._weighed(self._model, views, query)
         if self._rows is None:
-            return self._one_by_one(views, weighed, query, fill)
+            return self._one_by_one(views, weighed, query, fill, limits)
         items, scores = self._rows.dense_lists(
             (weighed.row_starts, weighed.rows, weighed.weights),
             (weighed.barred_starts, weighed.barred),
+            (self._groups, limits.limited, limits.starts, limits.groups),
             query.n,
         )
         short = np.flatnonzero(fill & (items[:, 0] >= 0) & (items[:, -1] < 0))
         if short.size:
             assert self._filler is not None
             if not self._filler.at_once:
-                return self._one_by_one(views, weighed, query, fill)
-            self._filler.fill(items, self._names, weighed, short)
+                return self._one_by_one(views, weighed, query, fill, limits)
+            self._filler.fill(items, self._names, weighed, limits, short)
         return Lists(items, scores)
 
     def _weighed(self, model: ItemScorer, views: BatchViews, query: Query) -> _Weighed:
@@ -252,12 +292,21 @@ class TierScorer:
         )
 
     def _one_by_one(
-        self, views: BatchViews, weighed: _Weighed | None, query: Query, fill: NDArray[np.bool_]
+        self,
+        views: BatchViews,
+        weighed: _Weighed | None,
+        everybodys: Query,
+        fill: NDArray[np.bool_],
+        limits: _Limits,
     ) -> Lists:
         """The same, one person after the other; with the weighed history, where there is one."""
-        items = np.full((len(views), query.n), -1, np.int64)
-        scores = np.zeros((len(views), query.n))
+        items = np.full((len(views), everybodys.n), -1, np.int64)
+        scores = np.zeros((len(views), everybodys.n))
         for person in range(len(views)):
+            query = everybodys
+            if limits.limited[person]:
+                groups = limits.groups[limits.starts[person] : limits.starts[person + 1]]
+                query = dataclasses.replace(everybodys, allow=self._goods.members(groups.tolist()))
             scored: Scored | None
             if weighed is None or self._model is None:
                 view = views.view(person)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consentier.consent import Channel, Policy, Resolution, Route, Side, Source, microseconds
-from consentier.serving.reach import barrier_of
+from consentier.serving.reach import EXISTING_CUSTOMER, barrier_of
 from consentier.serving.shop_rows import hash_values
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class BulkReach:
         int64, shape (persons + 1,): where each person's devices begin in `devices`.
     devices
         Arrow strings: the visitors whose online data may be joined to each customer's, ascending.
+    similar_only
+        bool, shape (persons,): to whom only goods like those they bought may be advertised.
     """
 
     persons: pa.Array
@@ -68,6 +70,7 @@ class BulkReach:
     customers: pa.Array
     device_starts: NDArray[np.int64]
     devices: pa.Array
+    similar_only: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.persons)
@@ -77,6 +80,7 @@ class BulkReach:
         for array in (self.persons, self.visitors, self.customers, self.devices):
             hash_values(digest, array)
         digest.update(self.cells)
+        digest.update(self.similar_only)
         digest.update(self.device_starts)
         digest.update(repr(self.states).encode())
 
@@ -112,7 +116,8 @@ def bulk_reach(
     finally:
         engine.disconnect()
     if channel.side is Side.CRM:
-        return _customers(standing, links, policy, persons, channel)
+        similar_only = _similar_goods_only(consents.records, persons, channel, at)
+        return _customers(standing, links, policy, persons, channel, similar_only)
     return _visitors(standing, links, policy, persons, channel)
 
 
@@ -235,6 +240,7 @@ def _customers(
     policy: Policy,
     persons: pa.Array,
     channel: Channel,
+    similar_only: NDArray[np.bool_],
 ) -> BulkReach:
     import pyarrow as pa
 
@@ -245,7 +251,7 @@ def _customers(
         policy, channel, {"online": linked, "crm": own["held"], "linked": linked, **_personal(own)}
     )
     nobody = pa.nulls(len(persons), pa.string())
-    return BulkReach(persons, cells, states, nobody, persons, starts, devices)
+    return BulkReach(persons, cells, states, nobody, persons, starts, devices, similar_only)
 
 
 def _visitors(
@@ -274,7 +280,28 @@ def _visitors(
         {"online": own["held"], "crm": linked, "linked": linked, **_personal(own), "ads": ads},
     )
     starts, devices = _devices_of(owners, links) if linked.any() else _no_devices(len(persons))
-    return BulkReach(persons, cells, states, persons, owners.cast(pa.string()), starts, devices)
+    freely = np.zeros(len(persons), dtype=np.bool_)
+    return BulkReach(persons, cells, states, persons, owners.cast(pa.string()), starts, devices, freely)
+
+
+def _similar_goods_only(
+    records: pa.Table, persons: pa.Array, channel: Channel, at: dt.datetime
+) -> NDArray[np.bool_]:
+    """What `reach.similar_goods_only` says of each customer."""
+    import pyarrow.compute as pc
+
+    told = (("subject_kind", "customer"), ("permission", f"contact:{channel}"), ("state", "granted"))
+    grants = records.filter(pc.less_equal(records["valid_from"], microseconds(at)))
+    for column, value in told:
+        grants = grants.filter(pc.equal(grants[column], value))
+    place = pc.fill_null(pc.index_in(grants["subject_id"], value_set=persons), -1).to_numpy()
+    since = grants["valid_from"].to_numpy()
+    latest = np.full(len(persons) + 1, np.iinfo(np.int64).min)  # the last one is of nobody
+    np.maximum.at(latest, place, since)
+    by_sale = pc.equal(grants["basis"], EXISTING_CUSTOMER).to_numpy()
+    found = np.zeros(len(persons) + 1, dtype=np.bool_)
+    found[place[by_sale & (since == latest[place])]] = True
+    return found[:-1]
 
 
 def _personal(own: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:

@@ -23,7 +23,14 @@ from consentier.consent.records import SubjectKind
 from consentier.errors import DataError
 from consentier.progress import progress
 from consentier.serving.batch_file import DELIVERED, BatchFacts, PersonRows, opened_batch, written_table
-from consentier.serving.reach import HistoryLedger, Reach, held_throughout, linked_throughout, reach
+from consentier.serving.reach import (
+    HistoryLedger,
+    Reach,
+    held_throughout,
+    linked_throughout,
+    reach,
+    similar_goods_only,
+)
 from consentier.serving.recommender import utc_now
 from consentier.serving.revocation import PAST_DEADLINE, Deadlines, Revocations
 
@@ -154,6 +161,8 @@ class _Check:
         reached = reach(self.ledger, self.policy, person.person, channel, now)
         if reached.barrier:
             return reached.barrier
+        if reached.similar_only and not self._similar_only_then(reached):
+            return "only goods like those bought may be advertised now"
         if person.tier not in self.policy.route(reached.resolution, channel).tiers:
             return f"the {person.tier} tier may not answer any more"
         if not self._readable_since(person, reached, now):
@@ -162,6 +171,13 @@ class _Check:
             if problem := deadlines.problem_of(digest, now):
                 return f"a bundle is {problem}" if problem == PAST_DEADLINE else problem
         return ""
+
+    def _similar_only_then(self, reached: Reach) -> bool:
+        """Whether the list was scored for somebody to whom only such goods could be advertised."""
+        if reached.customer_id is None:
+            return False
+        records = self.ledger.records_of(reached.customer_id, kind="customer")
+        return similar_goods_only(records, self.facts.channel, self.facts.at)
 
     def _readable_since(self, person: PersonRows, reached: Reach, now: dt.datetime) -> bool:
         """Whether all that the tier had read was permitted from the scoring until now, without a break."""

@@ -15,7 +15,19 @@ from consentier.consent import Channel, ConsentRecord, Link, Permission, Policy,
 from consentier.consent.records import SubjectKind
 from consentier.serving.protocols import ConsentLedger
 
-__all__ = ["HistoryLedger", "Reach", "barrier_of", "held_throughout", "linked_throughout", "reach"]
+__all__ = [
+    "EXISTING_CUSTOMER",
+    "HistoryLedger",
+    "Reach",
+    "barrier_of",
+    "held_throughout",
+    "linked_throughout",
+    "reach",
+    "similar_goods_only",
+]
+
+EXISTING_CUSTOMER = "existing_customer"
+"""The basis of a contact permission that rests on a sale: only goods like those bought may be advertised."""
 
 _MOMENT = dt.timedelta(microseconds=1)
 
@@ -54,6 +66,8 @@ class Reach:
         What is permitted.
     barrier
         Why the channel does not reach the person, whatever there would be to say; empty if it does.
+    similar_only
+        Whether only goods like those that the person bought may be advertised.
     """
 
     visitor_id: str | None
@@ -61,9 +75,10 @@ class Reach:
     devices: tuple[str, ...]
     resolution: Resolution
     barrier: str
+    similar_only: bool = False
 
 
-def reach(ledger: LinkLedger, policy: Policy, person: str, channel: Channel, at: dt.datetime) -> Reach:
+def reach(ledger: HistoryLedger, policy: Policy, person: str, channel: Channel, at: dt.datetime) -> Reach:
     """Ask the ledger about one person: a customer on the CRM side, a visitor on the online side.
 
     On the CRM side contact needs the channel's contact permission. On the online side a file names only
@@ -74,6 +89,21 @@ def reach(ledger: LinkLedger, policy: Policy, person: str, channel: Channel, at:
     return _visitor(ledger, policy, person, channel, at)
 
 
+def similar_goods_only(records: Iterable[ConsentRecord], channel: Channel, at: dt.datetime) -> bool:
+    """Whether the contact permission that a customer's records give at an instant rests on a sale.
+
+    Of several grants that begin together, one that does so decides. Where contact is not permitted the answer
+    means nothing.
+    """
+    grants = [
+        record
+        for record in records
+        if record.permission == f"contact:{channel}" and record.state == "granted" and record.valid_from <= at
+    ]
+    latest = max((record.valid_from for record in grants), default=None)
+    return any(record.basis == EXISTING_CUSTOMER for record in grants if record.valid_from == latest)
+
+
 def barrier_of(resolution: Resolution, channel: Channel) -> str:
     """Why a channel does not reach somebody of whom this is known; empty if it does."""
     if channel.side is Side.CRM:
@@ -82,13 +112,14 @@ def barrier_of(resolution: Resolution, channel: Channel) -> str:
     return "" if Permission.ONLINE in resolution.permission else "no online permission"
 
 
-def _customer(ledger: LinkLedger, policy: Policy, person: str, channel: Channel, at: dt.datetime) -> Reach:
+def _customer(ledger: HistoryLedger, policy: Policy, person: str, channel: Channel, at: dt.datetime) -> Reach:
     separate = policy.switches.fusion_purpose
     devices = tuple(ledger.linked_visitors(person, at=at, fusion_purpose=separate))
     # Any one of the linked devices shows that the link is lawful; the recommender reads all of them.
     visitor = devices[0] if devices else None
     resolution = ledger.resolve(visitor_id=visitor, customer_id=person, at=at)
-    return Reach(visitor, person, devices, resolution, barrier_of(resolution, channel))
+    similar_only = similar_goods_only(ledger.records_of(person, kind="customer"), channel, at)
+    return Reach(visitor, person, devices, resolution, barrier_of(resolution, channel), similar_only)
 
 
 def _visitor(ledger: LinkLedger, policy: Policy, person: str, channel: Channel, at: dt.datetime) -> Reach:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ from hypothesis import strategies as st
 from shops import shop
 from towns import Town, town_of, towns
 
-from consentier.consent import Channel, ConsentRecord, Link, Policy, Side, Source, Switches, Tier
-from consentier.serving import Catalogue, Recommender, Request, batch, batch_scorers, batch_views
+from consentier.consent import Channel, ConsentRecord, Ledger, Link, Policy, Side, Source, Switches, Tier
+from consentier.serving import Catalogue, Event, Recommender, Request, batch, batch_scorers, batch_views
 from consentier.serving.batch import profiles_of, score_customers
-from consentier.serving.reach import reach
+from consentier.serving.reach import EXISTING_CUSTOMER, reach
 from consentier.serving.rules import Rules
 
 Row = dict[str, Any]
@@ -56,6 +56,10 @@ SCORING: Mapping[str, Mapping[str, Any]] = {
     "short": {"max_history": 2, "attribute_weight": 0.0},
     "one source": {"source_weights": {"crm": 1.0}, "second_hop_weight": 0.5},
 }
+
+
+CATEGORIES = {item: None if item == "pills" else f"k{number % 3}" for number, item in enumerate(ITEMS)}
+CATEGORIES["brand-new"] = "k1"
 
 
 @functools.cache
@@ -105,6 +109,19 @@ class Shop:
     missing: frozenset[Tier] = frozenset()
     n: int = 4
     part: int = 50_000
+    sale: bool = False  # some contact permissions rest on a sale, and not on consent
+
+    def ledger(self) -> Ledger:
+        """Its ledger."""
+        records = self.town.records
+        if self.sale:
+            records = [
+                dataclasses.replace(record, basis=EXISTING_CUSTOMER)
+                if record.permission.startswith("contact:") and len(record.record_id) % 2 == 0
+                else record
+                for record in records
+            ]
+        return Ledger(records, self.town.links)
 
     def tables(self) -> Any:
         """Its tables."""
@@ -131,7 +148,14 @@ class Shop:
                     "vip": pa.array([age == 40.0 for *_, age in self.customers], pa.bool_()),
                 }
             ),
-            items=pa.table({"item_id": ["pills"], "available": [True], "sensitive": [True]}),
+            items=pa.table(
+                {
+                    "item_id": list(CATEGORIES),
+                    "available": [True] * len(CATEGORIES),
+                    "sensitive": [item == "pills" for item in CATEGORIES],
+                    "category": list(CATEGORIES.values()),
+                }
+            ),
         )  # fmt: skip
 
     def recommender(self) -> Recommender:
@@ -187,13 +211,21 @@ shops: st.SearchStrategy[Shop] = st.builds(
     missing=st.frozensets(st.sampled_from(list(Tier)), max_size=1),
     n=st.integers(1, 8),
     part=st.sampled_from((1, 3, 50_000)),
+    sale=st.booleans(),
 )
+
+
+def similar_to(history: Sequence[Event]) -> list[str]:
+    """All items of the categories in which somebody bought something."""
+    bought = {CATEGORIES.get(event.item_id) for event in history if event.event_type == "order"} - {None}
+    return [item for item, category in CATEGORIES.items() if category in bought]
 
 
 def one_by_one(case: Shop) -> list[Row]:
     """The rows that the recommender's answers would make."""
-    tables, ledger, at = case.tables(), case.town.ledger(), case.town.at
-    recommender = dataclasses.replace(case.recommender(), ledger=ledger, profiles=profiles_of(tables, at))
+    tables, ledger, at = case.tables(), case.ledger(), case.town.at
+    profiles = profiles_of(tables, at).within(60.0)  # a store that is slow lowers a tier
+    recommender = dataclasses.replace(case.recommender(), ledger=ledger, profiles=profiles)
     crm = case.channel.side is Side.CRM
     names = ("orders", "product_usage", "customers") if crm else ("events",)
     key = "customer_id" if crm else "visitor_id"
@@ -204,6 +236,7 @@ def one_by_one(case: Shop) -> list[Row]:
         found = reach(ledger, recommender.policy, person, case.channel, at)
         if found.barrier:
             continue
+        allowed = similar_to(profiles.crm.get(person, ())) if found.similar_only else None
         answer = recommender.recommend(
             Request(
                 visitor_id=found.visitor_id,
@@ -211,8 +244,11 @@ def one_by_one(case: Shop) -> list[Row]:
                 channel=case.channel,
                 at=at,
                 n=case.n,
+                allow=allowed,
             )
         )
+        if allowed is not None and answer.tier is Tier.POPULAR:
+            continue  # it reads no purchases: nothing can be shown to be like them
         scored = 0 if answer.tier is Tier.POPULAR else len(answer.items) - answer.basis.filled
         for rank, (item, score) in enumerate(zip(answer.items, answer.scores, strict=True), start=1):
             basis = answer.basis
@@ -232,7 +268,7 @@ def in_a_batch(case: Shop) -> list[Row]:
         patch.setattr(batch, "_PERSONS_PER_PART", case.part)
         out = Path(folder) / "out.parquet"
         score_customers(
-            case.tables(), case.recommender(), case.town.ledger(), channel=case.channel, at=case.town.at,
+            case.tables(), case.recommender(), case.ledger(), channel=case.channel, at=case.town.at,
             n=case.n, out=out, workers=2, show_progress=False,
         )  # fmt: skip
         rows: list[Row] = pq.read_table(out).drop_columns(["at", "policy_version"]).to_pylist()
@@ -255,7 +291,7 @@ def everything_granted() -> Town:
     told = [("a", "customer", "crm"), ("a", "customer", "contact:email")]
     told += [(device, "visitor", "online") for device in "ab"]
     records = [
-        ConsentRecord(f"{who} {what}", who, kind, what, "granted", at_tick(0), at_tick(0))  # type: ignore[arg-type]
+        ConsentRecord(f"{who}: {what}", who, kind, what, "granted", at_tick(0), at_tick(0))  # type: ignore[arg-type]
         for who, kind, what in told
     ]
     links = [Link(device, "a", at_tick(0), "login") for device in "ab"]
@@ -300,9 +336,30 @@ LINKED = Shop(
     Break(
         "a list is filled with what somebody has",
         batch_scorers.Filler.fill,
-        "starts, hidden = _spans(weighed.hidden_starts, weighed.hidden, chosen)",
-        "starts, hidden = 0 * weighed.hidden_starts[: chosen.size + 1], weighed.hidden",
+        "*_spans(weighed.hidden_starts, weighed.hidden, chosen)",
+        "*(0 * weighed.hidden_starts[: chosen.size + 1], weighed.hidden)",
         witness=dataclasses.replace(LINKED, hide=("online", "crm"), n=8),
+    ),
+    Break(
+        "an existing customer is sent anything",
+        batch_scorers.TierScorer.lists,
+        "limits = _Limits(limited,",
+        "limits = _Limits(0 * limited > 0,",
+        witness=dataclasses.replace(LINKED, sale=True),
+    ),
+    Break(
+        "a list for an existing customer is filled with anything",
+        batch_scorers.Filler.fill,
+        "limits.limited[chosen]",
+        "limits.limited[chosen] & False",
+        witness=dataclasses.replace(LINKED, sale=True, n=8, orders=LINKED.orders[:1]),
+    ),
+    Break(
+        "an existing customer is sent what is popular",
+        batch._Batch._answer,
+        "chosen = chosen[~self.reach.similar_only[chosen + start]]",
+        "pass",
+        witness=dataclasses.replace(LINKED, sale=True, missing=frozenset({Tier.FUSED, Tier.CRM})),
     ),
     Break(
         "a barrier is passed",
