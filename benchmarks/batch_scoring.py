@@ -152,7 +152,7 @@ def write_models(out: Path, similarity: sparse.csr_matrix, matrix: sparse.csr_ma
     out.mkdir()
     items = matrix.shape[1]
     index = ItemIndex.from_ids(names("i", items).to_pylist())
-    settings = ScoringSettings(source_weights={"crm": 1.0}, hide=("crm",))
+    settings = ScoringSettings(source_weights={"crm": 1.0}, hide=("crm",), max_history=matrix.shape[1])
     similarity.sort_indices()
     common: dict[str, Any] = {
         "parameters": {}, "item_count": items, "cutoff": dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
@@ -243,14 +243,16 @@ def steps_of(shop: ShopTables, recommender: Recommender, out: Path) -> dict[str,
 
 
 def same_lists(out: Path, ids: NDArray[np.int32], scores: NDArray[np.float64]) -> float:
-    """Share of the customers whose lists are those of implicit, items of equal score in any order."""
+    """Share of the customers whose lists have the scores of implicit's, place by place.
+
+    Items are not compared: implicit puts equal scores in no order. Its weights are float64, ours float32.
+    """
     table = pq.read_table(out)
     owners = np.array([int(name[1:]) for name in table["customer_id"].to_pylist()])
-    ranks = table["rank"].to_numpy() - 1
-    mine = np.full(ids.shape, -1, dtype=np.int64)
-    mine[owners, ranks] = [int(name[1:]) for name in table["item_id"].to_pylist()]
-    theirs = np.where((ids < 0) | (scores <= 0), -2, ids)
-    return float((((mine == theirs) | (theirs == -2)).all(axis=1)).mean())
+    mine = np.zeros(ids.shape)
+    mine[owners, table["rank"].to_numpy() - 1] = table["score"].to_numpy()
+    theirs = np.where((ids < 0) | (scores <= 0), 0.0, scores)
+    return float(np.isclose(mine, theirs, rtol=1e-5, atol=0).all(axis=1).mean())
 
 
 def spread(values: list[float], digits: int = 0) -> str:
@@ -337,7 +339,7 @@ def compared(
         wall, used = ([customers / each[place] for each in found] for place in (0, 1))
         print(f"| {name} | {spread(wall)} | {spread(used)} | {' | '.join(ratios)} |")
     same = same_lists(folder / "all permit.parquet", *lists[-1])
-    print(f"\nlists that are implicit's own: {same:.4f}")
+    print(f"\nlists with implicit's scores: {same:.4f}")
     steps = steps_of(shops["all permit"], recommender, folder / "steps.parquet")
     print("\n| step | µs a customer | share |\n|---|---:|---:|")
     for name, seconds in steps.items():

@@ -203,11 +203,15 @@ def _run(batch: _Batch, sink: BatchSink, workers: int | None, *, show_progress: 
         results = Parallel(
             n_jobs=-1 if workers is None else workers, prefer="threads", return_as="generator_unordered"
         )(delayed(work)(part) for part in left)
-        for part, found in results:
-            counts[part] = found
-            scored += found.persons
-            rate = scored / max(time.monotonic() - started, 1e-9)
-            advance(found.persons, note=f"{rate:,.0f} persons/s")
+        try:
+            for part, found in results:
+                counts[part] = found
+                scored += found.persons
+                rate = scored / max(time.monotonic() - started, 1e-9)
+                advance(found.persons, note=f"{rate:,.0f} persons/s")
+        except BaseException as error:  # an interruption, say: no worker is to wait for another
+            sink.abandon(error)
+            raise
     sink.finish()
     total = PartCounts.total(counts.values())
     return BatchSummary(total.rows, sum(total.by_tier.values()), total.by_tier, total.skipped, job.at)

@@ -141,8 +141,13 @@ class TableSink:
         found = sa.select(jobs.c.content).where(jobs.c.channel == str(self._channel), ~jobs.c.finished)
         if at is not None:
             found = found.where(jobs.c.at == microseconds(at))
+        finished = sa.select(jobs.c.job).where(jobs.c.channel == str(self._channel), jobs.c.finished).limit(1)
         with self._engine.connect() as connection:
             contents = connection.scalars(found).all()
+            if at is None and not contents and connection.scalar(finished) is not None:
+                raise DataError(
+                    f"{self._place}: no batch for {self._channel} is unfinished; to begin one, do not resume"
+                )
         if len(contents) > 1:
             raise DataError(
                 f"{self._place}: {len(contents)} batches for {self._channel} are not finished; say by the "

@@ -277,6 +277,8 @@ def test_a_database_that_breaks_off_loses_no_row_and_doubles_none(
         pass
     score(place, at=None, resume=True)
     score(tmp_path / "whole.parquet")
+    with pytest.raises(DataError, match="no batch for email is unfinished"):
+        score(place, at=None, resume=True)
     assert 0 < len(kept) < len(rows_in(place))
     assert rows_in(place) == rows_of(tmp_path / "whole.parquet")
 
