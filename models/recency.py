@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MICROSECONDS_PER_DAY", "microseconds_of_days", "recency_weight", "recency_weights"]
+__all__ = ["FRACTIONS", "MICROSECONDS_PER_DAY", "microseconds_of_days", "recency_weight", "recency_weights"]
 
 MICROSECONDS_PER_DAY = 86_400_000_000
 
@@ -15,7 +15,7 @@ _STEPS = 8
 # 2 ** (-k / 8): square roots and products are rounded alike everywhere, powers of a C library are not.
 _EIGHTH = math.sqrt(math.sqrt(math.sqrt(0.5)))
 _QUARTER, _HALF = math.sqrt(math.sqrt(0.5)), math.sqrt(0.5)
-_FRACTIONS = (
+FRACTIONS = (
     1.0,
     _EIGHTH,
     _QUARTER,
@@ -25,6 +25,7 @@ _FRACTIONS = (
     _HALF * _QUARTER,
     _HALF * _QUARTER * _EIGHTH,
 )
+"""``2 ** (-k / 8)`` for k from 0 to 7."""
 
 
 def microseconds_of_days(days: float) -> int:
@@ -56,7 +57,7 @@ def recency_weight(age: int, half_life: int) -> float:
         In (0, 1], or 0 for ages beyond a thousand half-lives.
     """
     halvings, eighths = divmod(_STEPS * age // half_life, _STEPS)
-    return math.ldexp(_FRACTIONS[eighths], -halvings)
+    return math.ldexp(FRACTIONS[eighths], -halvings)
 
 
 def recency_weights(ages: NDArray[np.int64], half_life: int) -> NDArray[np.float64]:
@@ -75,5 +76,5 @@ def recency_weights(ages: NDArray[np.int64], half_life: int) -> NDArray[np.float
         Shape (n,). O(n).
     """
     halvings, eighths = np.divmod(_STEPS * ages // half_life, _STEPS)
-    weights: NDArray[np.float64] = np.ldexp(np.array(_FRACTIONS)[eighths], -np.minimum(halvings, 2000))
+    weights: NDArray[np.float64] = np.ldexp(np.array(FRACTIONS)[eighths], -np.minimum(halvings, 2000))
     return weights

@@ -112,6 +112,27 @@ class RowScorer:
         )
         return found
 
+    def dense_lists(
+        self,
+        inputs: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]],
+        barred: tuple[NDArray[np.int64], NDArray[np.int64]],
+        limits: tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]],
+        n: int,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """`best` for all requests of a batch; see `models.compiled_scoring.dense_lists`.
+
+        Raises
+        ------
+        RuntimeError
+            Compiled loops cannot be had.
+        """
+        if self._kernel is None:
+            raise RuntimeError("many requests at once need compiled loops: install consentier[train]")
+        found: tuple[NDArray[np.int64], NDArray[np.float64]] = self._kernel.dense_lists(
+            *self._model, *inputs, *barred, *limits, n
+        )
+        return found
+
 
 @functools.cache
 def compiled_kernel() -> ModuleType | None:

@@ -1,14 +1,20 @@
-"""Batch scoring: one file of recommendations for all whom a channel may reach.
+"""Batch scoring: recommendations for all whom a channel may reach.
 
-Two questions are kept apart. Whether a person gets rows at all is decided here, by the contact permission of
-the channel (CRM side) or the online permission (online side). What may be read about the person is decided by
-the recommender's own gate, request by request, as in a shop's service: nothing is joined beforehand.
+Two questions are kept apart. Whether a person gets rows at all is decided by the contact permission of the
+channel (CRM side) or the online permission (online side). What may be read about the person is decided by the
+policy for the state in which the person stands, as for a single request: `bulk_reach` asks for all at once,
+`views_of` cuts out what the tier may read, and only that reaches a model.
+
+Persons are scored in parts of the same size, in their order. A part depends on nothing but its persons, so
+that neither the number of workers nor an interruption changes a byte.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import hashlib
+import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,25 +23,39 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from consentier.consent import Channel, Ledger, Side, Source, Tier, microseconds
+from consentier.consent import Channel, Ledger, Side, Source, Tier, microseconds, sources_of
+from consentier.consent.lifetimes import Lifetimes
+from consentier.errors import BundleError, DataError
 from consentier.models.attribute_encoding import AttributeValue
 from consentier.progress import progress
-from consentier.serving.batch_file import BatchFacts, written_batch
+from consentier.serving.batch_file import SCORED, BatchFacts
+from consentier.serving.batch_job import BatchJob, PartCounts
+from consentier.serving.batch_scorers import Filler, TierScorer
+from consentier.serving.batch_sinks import BatchSink, sink_for
+from consentier.serving.batch_views import Histories, plain_value, views_of
+from consentier.serving.bulk_reach import BulkReach, bulk_reach
 from consentier.serving.catalogue import Catalogue
-from consentier.serving.reach import AskedOnce, Reach, reach
-from consentier.serving.recommender import Recommender
+from consentier.serving.recommender import Recommender, answer_reason
 from consentier.serving.request import Event, Request
+from consentier.serving.revocation import Deadlines
+from consentier.serving.scorer import Query
+from consentier.serving.shop_rows import hash_values, sensitive_items, shop_rows
+from consentier.serving.similar_goods import SimilarGoods
 from consentier.serving.view import Profiles
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from consentier.features.consent_intervals import ConsentTables
     from consentier.features.tables import ShopTables
+    from consentier.serving.batch_table import BatchTable
 
 __all__ = ["BatchSummary", "catalogue_of", "profiles_of", "score_customers"]
 
-_NO_INTEREST = ("remove", "unfavourite")
-"""Event types that end an interest; all others show one."""
+_ROWS_PER_PART = 500_000
+"""Rows that a part has at the most, and that a worker holds in memory."""
+
+_PERSONS_PER_PART = 50_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,33 +65,38 @@ class BatchSummary:
     Attributes
     ----------
     rows
-        Rows of the file: one per recommended item.
+        Rows that were written: one per recommended item.
     customers
         Persons who have rows (visitors, on the online side).
     by_tier
         Of these, how many each tier answered.
     skipped
         How many have no rows, by reason.
+    at
+        The instant whose permissions and histories counted.
     """
 
     rows: int
     customers: int
     by_tier: dict[str, int]
     skipped: dict[str, int]
+    at: dt.datetime
 
 
 def score_customers(
     shop: ShopTables,
     recommender: Recommender,
-    ledger: Ledger,
+    ledger: Ledger | None,
     *,
     channel: Channel,
-    at: dt.datetime,
+    at: dt.datetime | None,
     n: int,
-    out: Path,
+    out: Path | BatchTable,
+    workers: int | None = None,
+    resume: bool = False,
     show_progress: bool = True,
 ) -> BatchSummary:
-    """Write recommendations for everyone whom a channel may reach, as one Parquet file.
+    """Write recommendations for everyone whom a channel may reach.
 
     On the CRM side rows are keyed by ``customer_id``; customers without the channel's contact permission get
     none. On the online side they are keyed by ``visitor_id``, for visitors with an online permission; all
@@ -82,67 +107,401 @@ def score_customers(
     shop
         The shop's tables: whom there is to score, and their histories before `at`.
     recommender
-        Bundles and policy. Its ledger and profiles are replaced by `ledger` and those of `shop`.
+        Bundles and policy. Its ledger and profiles are not asked, but `ledger` and the tables of `shop`.
     ledger
-        Who is asked about permissions, contact and links.
+        Who is asked about permissions, contact and links; None: the tables ``consents`` and ``identities`` of
+        `shop`, which saves making a ledger of them.
     channel
         Where the answers will go.
     at
-        The instant whose permissions and histories count.
+        The instant whose permissions and histories count. None: that of the job which is resumed, or now.
     n
         Items per person, at most.
     out
-        The file. It is written beside its place and renamed: there is the old one, or the whole new one.
+        A file, if its name ends in ``.parquet``: there is the old one, or the whole new one. Any other path
+        is a directory of parts, and a `BatchTable` a table of a database; both can be resumed.
+    workers
+        Threads; all cores by default. What is written does not depend on it.
+    resume
+        Go on with a job that was interrupted. Parts that are written stay as they are, and permissions are
+        those that the ledger held when the job began.
     show_progress
         Report progress on standard error.
 
     Returns
     -------
     BatchSummary
+        Of the whole job, what was written before an interruption included.
 
     Raises
     ------
     TypeError, ValueError
-        If `channel`, `at` or `n` is not what it should be.
+        If `channel`, `at`, `n` or `workers` is not what it should be.
+    DataError
+        If `out` is in the way, or holds another job than the one that is to be resumed.
+    BundleError
+        If a bundle passes its withdrawal deadline while the job runs.
     OSError
-        If the file cannot be written; an earlier one stays as it was.
+        If something cannot be written; an earlier file stays as it was.
 
     Notes
     -----
-    The columns are those of `serving.batch_file`. Ordered by person and rank; the same inputs give the same
-    file. Before it is sent, permissions may end: `serving.deliver` checks every row again. Costs one request
-    per person, and one round of questions to the ledger; memory is that of `profiles_of` and one row group.
+    The columns are those of `serving.batch_file`. Ordered by person and rank. Before it is sent, permissions
+    may end: `serving.deliver` checks every row again.
+
+    n log n in the rows of the shop and the ledger, then linear in the entries of the models that histories
+    meet. Memory: 13 bytes an event, some hundred a person, and one part for each worker.
     """
     if not isinstance(channel, Channel):
         raise TypeError(f"channel must be a consentier.Channel, not {channel!r}")
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int)):
+        raise TypeError(f"workers must be a whole number or None, not {workers!r}")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, not {workers}")
     Request(channel=channel, at=at, n=n)  # refuses a wrong instant or number before anything is done
-    asked = AskedOnce(ledger)
-    engine = dataclasses.replace(recommender, ledger=asked, profiles=profiles_of(shop, at))
-    facts = BatchFacts(channel, engine.policy.version, at.astimezone(dt.UTC))
-    persons = _persons(shop, ledger, channel.side)
-    by_tier: Counter[str] = Counter()
-    skipped: Counter[str] = Counter()
-    with (
-        written_batch(out, facts) as write,
-        progress(f"scoring for {channel}", len(persons), enabled=show_progress) as advance,
-    ):
-        for person in persons:
-            asked.next_person()
-            reached = reach(asked, engine.policy, person, channel, at)
-            reason = reached.barrier
-            if not reason:
-                answer = engine.recommend(_request(reached, channel, at, n))
-                if answer.items:
-                    devices = len(reached.devices) if answer.tier is Tier.FUSED else None
-                    write(person, answer, at, devices)
-                    by_tier[str(answer.tier)] += 1
-                else:
-                    reason = answer.basis.reason
-            if reason:
-                skipped[reason] += 1
-            advance()
-        rows = write.rows
-    return BatchSummary(rows, by_tier.total(), dict(sorted(by_tier.items())), dict(sorted(skipped.items())))
+    with sink_for(out, channel, resume=resume) as sink:
+        begun = sink.begun(at)
+        instant = begun.at if begun else (recommender.clock() if at is None else at).astimezone(dt.UTC)
+        known = ledger if begun is None else _as_of(ledger, begun.ledger_position)
+        batch = _Batch.prepared(shop, recommender, known, channel=channel, at=instant, n=n)
+        sink.start(batch.job)
+        return _run(batch, sink, workers, show_progress=show_progress)
+
+
+def _as_of(ledger: Ledger | None, position: int | None) -> Ledger | None:
+    """The ledger as it was when a batch began."""
+    if ledger is None or position is None:
+        return ledger
+    try:
+        return ledger.as_of(position)
+    except ValueError as error:
+        raise DataError(f"the batch to be resumed began with another ledger: {error}") from error
+
+
+def _run(batch: _Batch, sink: BatchSink, workers: int | None, *, show_progress: bool) -> BatchSummary:
+    """Score and write all parts that are not written yet."""
+    from joblib import Parallel, delayed
+
+    job = batch.job
+    counts = sink.written()
+    left = [part for part in range(job.parts) if part not in counts]
+    done = sum(each.persons for each in counts.values())
+
+    def work(part: int) -> tuple[int, PartCounts]:
+        try:
+            table, found = batch.part(part)
+            sink.write(part, table, found)
+        except BaseException as error:
+            sink.abandon(error)
+            raise
+        return part, found
+
+    with progress(f"scoring for {job.facts.channel}", job.persons, enabled=show_progress) as advance:
+        advance(done)
+        started, scored = time.monotonic(), 0
+        # Threads share the mapped bundles and the histories; the loops give back the interpreter's lock.
+        results = Parallel(
+            n_jobs=-1 if workers is None else workers, prefer="threads", return_as="generator_unordered"
+        )(delayed(work)(part) for part in left)
+        try:
+            for part, found in results:
+                counts[part] = found
+                scored += found.persons
+                rate = scored / max(time.monotonic() - started, 1e-9)
+                advance(found.persons, note=f"{rate:,.0f} persons/s")
+        except BaseException as error:  # an interruption, say: no worker is to wait for another
+            sink.abandon(error)
+            raise
+    sink.finish()
+    total = PartCounts.total(counts.values())
+    return BatchSummary(total.rows, sum(total.by_tier.values()), total.by_tier, total.skipped, job.at)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """All that the parts of a batch have in common. Immutable, and read by all workers."""
+
+    job: BatchJob
+    recommender: Recommender
+    reach: BulkReach
+    histories: Histories
+    scorers: Mapping[Tier, TierScorer]
+    filler: Filler | None
+    popular: Sequence[int]
+    query: Query
+    stopped: Mapping[str, str]
+    names: _Names
+
+    @classmethod
+    def prepared(
+        cls,
+        shop: ShopTables,
+        recommender: Recommender,
+        ledger: Ledger | None,
+        *,
+        channel: Channel,
+        at: dt.datetime,
+        n: int,
+    ) -> _Batch:
+        """Ask the ledger about everybody, number the histories, and take the models that may answer."""
+        from consentier.features.consent_intervals import ConsentTables
+
+        if ledger is None:
+            position, consents = None, ConsentTables.of_shop(shop, Lifetimes.default())
+        else:
+            position, consents = ledger.position, ConsentTables.of(ledger)
+        rows = shop_rows(shop, at)
+        persons = _persons(shop, consents, channel.side)
+        reach = bulk_reach(consents, recommender.policy, persons, channel, at)
+        histories = Histories.of(rows)
+        stopped = _stopped(recommender, at)
+        query = Query(n=n, side=channel.side, at=microseconds(at))
+        popular = recommender.popular
+        goods = SimilarGoods(shop.items)
+        filler = None
+        if popular is not None and not stopped[popular.digest]:
+            filler = Filler(popular, histories, channel.side, goods)
+        scorers = {
+            tier: TierScorer(scorer, histories, filler, goods)
+            for tier, scorer in recommender.scorers.items()
+            if not stopped[scorer.digest]
+        }
+        size = max(1, min(_PERSONS_PER_PART, _ROWS_PER_PART // n))
+        job = BatchJob(
+            facts=BatchFacts(channel, recommender.policy.version, at),
+            n=n,
+            persons=len(reach),
+            persons_per_part=size,
+            ledger_position=position,
+            bundles={
+                **{str(tier): scorer.digest for tier, scorer in scorers.items()},
+                **({} if filler is None else {str(Tier.POPULAR): filler.digest}),
+            },
+            inputs=_fingerprint(recommender, reach, histories, shop.items),
+        )
+        top = [] if filler is None else filler.top(query, frozenset(), None)
+        names = _Names.of(scorers, filler)
+        return cls(job, recommender, reach, histories, scorers, filler, top, query, stopped, names)
+
+    def part(self, number: int) -> tuple[pa.Table, PartCounts]:
+        """Score one part."""
+        if _stopped(self.recommender, self.job.facts.at) != self.stopped:
+            raise BundleError(
+                "a bundle has passed its withdrawal deadline since the batch began, or the revocation list "
+                "cannot be read: what was scored must not be sent; start a new batch"
+            )
+        start = number * self.job.persons_per_part
+        stop = min(start + self.job.persons_per_part, self.job.persons)
+        states = self.reach.states
+        cells = self.reach.cells[start:stop]
+        answered = _Answered.nobody(stop - start, self.job.n)
+        barred = np.array([bool(state.barrier) for state in states], np.bool_)[cells]
+        pending = ~barred
+        for place in range(max((len(state.route.tiers) for state in states), default=0)):
+            for tier in Tier:
+                asked = [
+                    len(state.route.tiers) > place and state.route.tiers[place] is tier for state in states
+                ]
+                chosen = np.flatnonzero(pending & np.array(asked, np.bool_)[cells])
+                if chosen.size:
+                    self._answer(tier, chosen, start, answered)
+            pending = ~barred & (answered.tiers < 0)
+        return self._table(answered, start), self._counts(
+            answered, cells, barred, self.reach.similar_only[start:stop]
+        )
+
+    def _answer(self, tier: Tier, chosen: NDArray[np.int64], start: int, answered: _Answered) -> None:
+        """Have one tier answer some persons of a part; those for whom it has nothing stay open."""
+        if tier is Tier.POPULAR:
+            # It reads no purchases, so that it cannot know what is like them.
+            chosen = chosen[~self.reach.similar_only[chosen + start]]
+            if self.popular:
+                row = np.full(self.job.n, -1, np.int64)
+                row[: len(self.popular)] = np.array(self.popular) + self.names.base_of(tier)
+                same = np.tile(row, (chosen.size, 1))
+                answered.take(chosen, tier, same, np.zeros(same.shape))
+            return
+        scorer = self.scorers.get(tier)
+        if scorer is None:
+            return
+        states = self.reach.states
+        filled = np.array([Tier.POPULAR in state.route.tiers for state in states], np.bool_)
+        persons = chosen + start
+        sources = sources_of(tier, self.job.facts.channel.side) - {Source.SESSION}
+        views = views_of(self.histories, self.reach, persons, sources, fused=tier is Tier.FUSED)
+        limited = self.reach.similar_only[persons]
+        lists = scorer.lists(views, self.query, filled[self.reach.cells[persons]], limited)
+        found = np.flatnonzero(lists.items[:, 0] >= 0)
+        items = self.names.numbered(tier, lists.items[found])
+        answered.take(chosen[found], tier, items, lists.scores[found])
+
+    def _table(self, answered: _Answered, start: int) -> pa.Table:
+        """The rows of a part."""
+        import pyarrow as pa
+
+        there = answered.items >= 0
+        count = there.sum(axis=1)
+        persons = np.repeat(np.arange(len(count)), count)
+        ranks = (np.arange(there.shape[1], dtype=np.int32) + 1)[None, :].repeat(len(count), axis=0)[there]
+        numbers = answered.items[there]
+        facts, rows = self.job.facts, len(numbers)
+        fused = answered.tiers == _TIERS.index(Tier.FUSED)
+        devices = np.where(fused, self._device_counts(start, len(count)), -1)[persons]
+        schema = facts.schema(SCORED)
+        columns = [
+            self.reach.persons.take(pa.array(persons + start)),
+            pa.array(ranks),
+            self.names.items.take(pa.array(numbers)),
+            pa.array(answered.scores[there]),
+            pa.array([str(tier) for tier in _TIERS], pa.string()).take(pa.array(answered.tiers[persons])),
+            pa.repeat(pa.scalar(facts.at, schema.field("at").type), rows),
+            self.names.digests.take(pa.array(self.names.segments[numbers])),
+            pa.repeat(pa.scalar(facts.policy_version, pa.string()), rows),
+            pa.array(devices.astype(np.int32), mask=devices < 0),
+        ]
+        return pa.Table.from_arrays(columns, schema=schema)
+
+    def _device_counts(self, start: int, count: int) -> NDArray[np.int64]:
+        starts = self.reach.device_starts
+        return starts[start + 1 : start + count + 1] - starts[start : start + count]
+
+    def _counts(
+        self,
+        answered: _Answered,
+        cells: NDArray[np.int64],
+        barred: NDArray[np.bool_],
+        similar_only: NDArray[np.bool_],
+    ) -> PartCounts:
+        """How many persons of a part each tier answered, and why the others have no rows."""
+        skipped: Counter[str] = Counter()
+        without = (answered.tiers < 0) & (barred | ~similar_only)
+        if unlike := int(((answered.tiers < 0) & ~barred & similar_only).sum()):
+            skipped["only goods like those bought may be advertised, and none are known"] = unlike
+        for number, persons in enumerate(np.bincount(cells[without], minlength=len(self.reach.states))):
+            state = self.reach.states[number]
+            if persons:
+                skipped[state.barrier or answer_reason(state.route, Tier.NONE)] += int(persons)
+        by_tier = {
+            str(tier): int(persons)
+            for tier, persons in zip(
+                _TIERS, np.bincount(answered.tiers[answered.tiers >= 0], minlength=len(_TIERS)), strict=True
+            )
+            if persons
+        }
+        return PartCounts(len(cells), int((answered.items >= 0).sum()), by_tier, dict(skipped))
+
+
+_TIERS = tuple(Tier)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Answered:
+    """The lists of the persons of a part, as far as they have some.
+
+    Attributes
+    ----------
+    tiers
+        int64, shape (persons,): position of each one's tier among all tiers; -1: nobody has answered.
+    items, scores
+        Shape (persons, n): numbers of `_Names`, padded with -1, and scores.
+    """
+
+    tiers: NDArray[np.int64]
+    items: NDArray[np.int64]
+    scores: NDArray[np.float64]
+
+    @classmethod
+    def nobody(cls, persons: int, n: int) -> _Answered:
+        """Nobody has a list yet."""
+        shape = (persons, n)
+        return cls(np.full(persons, -1, np.int64), np.full(shape, -1, np.int64), np.zeros(shape))
+
+    def take(
+        self,
+        chosen: NDArray[np.int64],
+        tier: Tier,
+        items: NDArray[np.int64],
+        scores: NDArray[np.float64],
+    ) -> None:
+        """Note one tier's lists."""
+        self.tiers[chosen] = _TIERS.index(tier)
+        self.items[chosen] = items
+        self.scores[chosen] = scores
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Names:
+    """The items of all bundles, numbered one bundle after the other, the popular list last.
+
+    Attributes
+    ----------
+    items
+        Arrow strings: their ids.
+    segments
+        int64: of each, the position of its bundle in `digests`.
+    digests
+        Arrow strings: the bundles.
+    bases
+        Where each tier's items begin.
+    sizes
+        How many items it has.
+    """
+
+    items: pa.Array
+    segments: NDArray[np.int64]
+    digests: pa.Array
+    bases: Mapping[Tier, int]
+    sizes: Mapping[Tier, int]
+
+    @classmethod
+    def of(cls, scorers: Mapping[Tier, TierScorer], filler: Filler | None) -> _Names:
+        import pyarrow as pa
+
+        bundles: list[tuple[Tier, Any]] = list(scorers.items())
+        bundles += [] if filler is None else [(Tier.POPULAR, filler)]
+        sizes = {tier: len(bundle.item_ids) for tier, bundle in bundles}
+        ends = np.cumsum(list(sizes.values()), dtype=np.int64)
+        ids = [pa.array(bundle.item_ids, pa.string()) for _, bundle in bundles]
+        return cls(
+            pa.concat_arrays(ids) if ids else pa.array([], pa.string()),
+            np.repeat(np.arange(len(bundles)), list(sizes.values())),
+            pa.array([bundle.digest for _, bundle in bundles], pa.string()),
+            {tier: int(end) - sizes[tier] for (tier, _), end in zip(bundles, ends, strict=True)},
+            sizes,
+        )
+
+    def base_of(self, tier: Tier) -> int:
+        """Where a tier's items begin; for a tier without any, where nothing does."""
+        return self.bases.get(tier, 0)
+
+    def numbered(self, tier: Tier, items: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Numbers of a tier's lists (its own items, and behind them those of the popular list) among all."""
+        own = self.sizes[tier]
+        moved = np.where(items < own, items + self.bases[tier], items - own + self.base_of(Tier.POPULAR))
+        return np.where(items < 0, -1, moved)
+
+
+def _stopped(recommender: Recommender, at: dt.datetime) -> dict[str, str]:
+    """Why each bundle may not answer; empty where it may."""
+    deadlines = Deadlines() if recommender.revocations is None else recommender.revocations.current()
+    moment = max(recommender.clock(), at)
+    digests = [scorer.digest for scorer in recommender.scorers.values()]
+    digests += [] if recommender.popular is None else [recommender.popular.digest]
+    return {digest: deadlines.problem_of(digest, moment) for digest in digests}
+
+
+def _fingerprint(recommender: Recommender, reach: BulkReach, histories: Histories, items: pa.Table) -> str:
+    """A digest of all that lists depend on, apart from the bundles."""
+    digest = hashlib.blake2b(digest_size=32)
+    histories.digest_into(digest)
+    reach.digest_into(digest)
+    for name in items.column_names:
+        hash_values(digest, items[name])
+    for scorer in recommender.scorers.values():
+        scorer.digest_into(digest)
+    if recommender.popular is not None:
+        recommender.popular.digest_into(digest)
+    return digest.hexdigest()
 
 
 def catalogue_of(shop: ShopTables, attributes: Collection[str] | None = None) -> Catalogue | None:
@@ -166,7 +525,7 @@ def catalogue_of(shop: ShopTables, attributes: Collection[str] | None = None) ->
     known = Catalogue.of(dict(zip(ids, rows, strict=True))) if kept else Catalogue(frozenset())
     return Catalogue(
         frozenset(item for item, sold in zip(ids, available, strict=True) if sold is not False),
-        _sensitive_items(items),
+        sensitive_items(items),
         known.attributes,
         frozenset(others) - frozenset(kept),
     )
@@ -195,51 +554,9 @@ def profiles_of(shop: ShopTables, at: dt.datetime) -> Profiles:
     Sorts the rows once (n log n, in Arrow); a history is turned into events when it is asked for. Memory: one
     sorted copy of the columns needed.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    before = pa.scalar(microseconds(at), pa.int64()).cast(pa.timestamp("us", "UTC"))
-    banned = pa.array(sorted(_sensitive_items(shop.items)), pa.string())
-
-    def kept(table: pa.Table, condition: Any = None) -> pa.Table:
-        mask = pc.and_(pc.less(table["ts"], before), pc.invert(pc.is_in(table["item_id"], value_set=banned)))
-        return table.filter(mask if condition is None else pc.and_(mask, condition))
-
-    taken_back = pc.is_in(shop.events["event_type"], value_set=pa.array(_NO_INTEREST))
-    events = kept(shop.events, pc.invert(taken_back))
-    orders = kept(shop.orders, pc.equal(shop.orders["status"], "ordered"))
-    usage = kept(shop.product_usage)
-    online = _history_table(events["visitor_id"], events, events["event_type"], with_quantity=False)
-    crm = pa.concat_tables(
-        [
-            _history_table(
-                table["customer_id"], table, pa.array([kind] * len(table), pa.string()), with_quantity=True
-            )
-            for table, kind in ((orders, "order"), (usage, "usage"))
-        ]
-    )
-    return Profiles(online=_Histories(online), crm=_Histories(crm), attributes=_Attributes(shop.customers))
-
-
-def _sensitive_items(items: pa.Table) -> frozenset[str]:
-    flags = items["sensitive"].to_pylist()
-    return frozenset(
-        item for item, flag in zip(items["item_id"].to_pylist(), flags, strict=True) if flag is True
-    )
-
-
-def _history_table(person: Any, rows: pa.Table, event_type: Any, *, with_quantity: bool) -> pa.Table:
-    import pyarrow as pa
-
-    quantity = rows["quantity"].cast(pa.float64()) if with_quantity else pa.nulls(len(rows), pa.float64())
-    return pa.table(
-        {
-            "person": person,
-            "ts": rows["ts"],
-            "item_id": rows["item_id"],
-            "event_type": event_type,
-            "quantity": quantity,
-        }
+    rows = shop_rows(shop, at)
+    return Profiles(
+        online=_Histories(rows.online), crm=_Histories(rows.crm), attributes=_Attributes(rows.attributes)
     )
 
 
@@ -284,22 +601,14 @@ class _Attributes(Mapping[str, Mapping[str, AttributeValue]]):
     answers_within = 0.0  # seconds: it lies in memory
 
     def __init__(self, customers: pa.Table) -> None:
-        import pyarrow.types as pt
-
-        plain = (pt.is_string, pt.is_large_string, pt.is_boolean, pt.is_integer, pt.is_floating)
-        names = [
-            field.name
-            for field in customers.schema
-            if field.name != "customer_id" and any(is_type(field.type) for is_type in plain)
-        ]
-        self._rows = customers.select(names).combine_chunks()
+        self._rows = customers.drop_columns(["customer_id"])
         ids = customers["customer_id"].to_pylist()
         self._position = {customer: position for position, customer in enumerate(ids)}
 
     def __getitem__(self, customer: str) -> Mapping[str, AttributeValue]:
         position = self._position[customer]
         row = self._rows.slice(position, 1).to_pydict()
-        return {name: _plain(values[0]) for name, values in row.items()}
+        return {name: plain_value(values[0]) for name, values in row.items()}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._position)
@@ -308,31 +617,18 @@ class _Attributes(Mapping[str, Mapping[str, AttributeValue]]):
         return len(self._position)
 
 
-def _plain(value: Any) -> AttributeValue:
-    """A number that is none says nothing about the customer: it is read as missing."""
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    plain: AttributeValue = value
-    return plain
+def _persons(shop: ShopTables, consents: ConsentTables, side: Side) -> pa.Array:
+    """Everyone whom the tables or the ledger know, ascending."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
-
-def _persons(shop: ShopTables, ledger: Ledger, side: Side) -> list[str]:
-    """Everyone whom the tables or the ledger know, in the order of the file."""
-    found: set[str] = set()
     if side is Side.CRM:
-        found.update(ledger.subjects(Source.CRM))
-        columns = [
-            shop.orders["customer_id"],
-            shop.product_usage["customer_id"],
-            shop.customers["customer_id"],
-        ]
+        kind = "customer"
+        tables = [shop.orders, shop.product_usage, shop.customers]
+        columns = [table["customer_id"] for table in tables]
     else:
-        found.update(ledger.subjects(Source.ONLINE))
-        columns = [shop.events["visitor_id"]]
-    for column in columns:
-        found.update(column.unique().to_pylist())
-    return sorted(found)
-
-
-def _request(person: Reach, channel: Channel, at: dt.datetime, n: int) -> Request:
-    return Request(visitor_id=person.visitor_id, customer_id=person.customer_id, channel=channel, at=at, n=n)
+        kind, columns = "visitor", [shop.events["visitor_id"]]
+    records = consents.records
+    columns.append(records.filter(pc.equal(records["subject_kind"], kind))["subject_id"])
+    found = pc.unique(pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string()))
+    return found.take(pc.sort_indices(found))

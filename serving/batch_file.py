@@ -1,7 +1,7 @@
-"""The file of a batch: one Parquet file of recommendations, ordered by person and rank.
+"""The files of a batch: recommendations as Parquet, ordered by person and rank, in one file or in parts.
 
-Its metadata say for which channel, instant and policy it was scored, so that `deliver` can ask again. Its
-columns:
+Their metadata say for which channel, instant and policy it was scored, so that `deliver` can ask again. A
+directory of parts has a file of its own that says what the whole batch is. The columns:
 
 =============== ============== ===============================================================================
 customer_id     string         the person; ``visitor_id`` on the online side
@@ -22,27 +22,31 @@ import contextlib
 import dataclasses
 import datetime as dt
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from consentier.consent import Channel, Side, Tier, microseconds
 from consentier.errors import DataError
-from consentier.serving.answer import Answer
 from consentier.writing import whole_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from consentier.serving.batch_job import PartCounts
+    from consentier.serving.batch_table import BatchTable
+
 __all__ = [
     "DELIVERED",
+    "JOB_FILE",
     "SCORED",
     "BatchFacts",
     "BatchReader",
     "PersonRows",
-    "RowWriter",
     "opened_batch",
-    "written_batch",
+    "part_facts",
+    "part_file",
+    "part_metadata",
     "written_table",
 ]
 
@@ -52,10 +56,13 @@ SCORED = "recommendations"
 DELIVERED = "delivery"
 """A file that `deliver` wrote: checked, and without what only the check needs."""
 
+JOB_FILE = "batch.json"
+"""What a directory of parts is."""
+
 _FORMAT = 1
 _METADATA = b"consentier"
+_PART = b"consentier-part"
 _FIELDS = ("format", "kind", "channel", "side", "key", "policy_version", "at")
-_ROWS_PER_GROUP = 100_000
 _ROWS_PER_READ = 50_000
 _ANSWERING = frozenset(str(tier) for tier in Tier if tier is not Tier.NONE)
 
@@ -101,54 +108,6 @@ class BatchFacts:
         return pa.schema(columns, {_METADATA: json.dumps(dict(zip(_FIELDS, values, strict=True)))})
 
 
-class RowWriter:
-    """Collects answers and writes them, one row group at a time."""
-
-    def __init__(self, file: Any, schema: pa.Schema) -> None:
-        self._file, self._schema = file, schema
-        self._columns: list[list[Any]] = [[] for _ in schema.names]
-        self.rows = 0
-
-    def __call__(self, person: str, answer: Answer, at: dt.datetime, devices: int | None) -> None:
-        count = len(answer.items)
-        self._extend(
-            [person] * count,
-            range(1, count + 1),
-            answer.items,
-            answer.scores,
-            [str(answer.tier)] * count,
-            [at] * count,
-            _digests(answer),
-            [answer.basis.policy_version] * count,
-            [devices] * count,
-        )
-        self.rows += count
-        if len(self._columns[0]) >= _ROWS_PER_GROUP:
-            self.flush()
-
-    def _extend(self, *values: Iterable[Any]) -> None:
-        for column, added in zip(self._columns, values, strict=True):
-            column.extend(added)
-
-    def flush(self) -> None:
-        """Write what has been collected."""
-        import pyarrow as pa
-
-        if self._columns[0]:
-            arrays = [
-                pa.array(column, field.type)
-                for column, field in zip(self._columns, self._schema, strict=True)
-            ]
-            self._file.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
-            self._columns = [[] for _ in self._columns]
-
-
-def _digests(answer: Answer) -> list[str | None]:
-    """The bundle behind each item: the tier's, and the popular list's for those that fill up."""
-    filled = len(answer.items) - answer.scored
-    return [answer.basis.bundle_digest] * answer.scored + [answer.basis.fill_digest] * filled
-
-
 @contextlib.contextmanager
 def written_table(out: Path, schema: pa.Schema) -> Iterator[Any]:
     """A Parquet file to write tables to, beside its place; renamed at the end, removed if anything fails."""
@@ -159,14 +118,39 @@ def written_table(out: Path, schema: pa.Schema) -> Iterator[Any]:
         yield file
 
 
-@contextlib.contextmanager
-def written_batch(out: Path, facts: BatchFacts) -> Iterator[RowWriter]:
-    """A file of recommendations to write answers to: there is the old one, or the whole new one."""
-    schema = facts.schema(SCORED)
-    with written_table(out, schema) as file:
-        writer = RowWriter(file, schema)
-        yield writer
-        writer.flush()
+def part_file(directory: Path, part: int) -> Path:
+    """Where a part of a batch stands."""
+    return directory / f"part-{part:05}.parquet"
+
+
+def part_metadata(schema: pa.Schema, job: str, part: int, counts: PartCounts) -> pa.Schema:
+    """The schema of a part, which says of which batch it is and what became of its persons."""
+    told = json.dumps({"job": job, "part": part, "counts": counts.to_text()}, sort_keys=True)
+    return schema.with_metadata({**(schema.metadata or {}), _PART: told.encode()})
+
+
+def part_facts(path: Path, job: str, part: int) -> PartCounts:
+    """What a part says of itself.
+
+    Raises
+    ------
+    DataError
+        If it is no part, or one of another batch.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from consentier.serving.batch_job import PartCounts
+
+    try:
+        told = json.loads((pq.read_schema(path).metadata or {})[_PART])
+        if (told["job"], told["part"]) != (job, part):
+            raise DataError(f"{path}: is of another batch; move it away, and resume")
+        return PartCounts.from_text(told["counts"], str(path))
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: is no part of a batch ({type(error).__name__}); move it away, and resume"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -183,7 +167,7 @@ class PersonRows:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BatchReader:
-    """A file of recommendations, opened and known to be one.
+    """A file of recommendations, or a directory of parts, opened and known to be one.
 
     Attributes
     ----------
@@ -195,8 +179,8 @@ class BatchReader:
 
     facts: BatchFacts
     rows: int
-    _path: Path
-    _file: Any
+    _path: object
+    _files: Sequence[Any]
 
     def tables(self) -> Iterator[tuple[pa.Table, list[PersonRows]]]:
         """All rows in pieces, each holding the whole of its persons.
@@ -227,27 +211,74 @@ class BatchReader:
     def _batches(self) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa
 
-        batches = self._file.iter_batches(batch_size=_ROWS_PER_READ)
-        while True:
-            try:
-                batch = next(batches, None)
-            except (pa.ArrowException, OSError) as error:
-                raise DataError(f"{self._path}: cannot be read to its end: {error}") from error
-            if batch is None:
-                return
-            if batch.num_rows:
-                yield batch
+        schema = self.facts.schema(SCORED)
+        for file in self._files:
+            batches = file.iter_batches(batch_size=_ROWS_PER_READ)
+            while True:
+                try:
+                    batch = next(batches, None)
+                except (pa.ArrowException, OSError) as error:
+                    raise DataError(f"{self._path}: cannot be read to its end: {error}") from error
+                if batch is None:
+                    break
+                if batch.num_rows:
+                    yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)
 
 
 @contextlib.contextmanager
-def opened_batch(path: Path) -> Iterator[BatchReader]:
-    """Open a file of recommendations.
+def opened_batch(path: Path | BatchTable) -> Iterator[BatchReader]:
+    """Open a file of recommendations, a directory of parts, or the latest batch of a table.
 
     Raises
     ------
     DataError
-        If there is none, or it is no Parquet file, or not one that `score` wrote.
+        If there is none, or it is no Parquet file, or not one that `score` wrote, or if parts are missing.
     """
+    with contextlib.ExitStack() as stack:
+        if not isinstance(path, Path):
+            from consentier.serving.batch_table import opened_table
+
+            yield stack.enter_context(opened_table(path))
+            return
+        if path.is_dir():
+            facts, paths = _parts(path)
+        else:
+            facts, paths = None, [path]
+        files = []
+        for each in paths:
+            file, found = _opened(each)
+            stack.enter_context(file)
+            if facts is not None and found != facts:
+                raise DataError(f"{each}: was scored for something else than {path / JOB_FILE} says")
+            facts = found
+            files.append(file)
+        assert facts is not None
+        yield BatchReader(facts, sum(file.metadata.num_rows for file in files), path, files)
+
+
+def _parts(path: Path) -> tuple[BatchFacts, list[Path]]:
+    """What a directory says that it is, and all of its parts."""
+    from consentier.serving.batch_job import BatchJob
+
+    try:
+        text = (path / JOB_FILE).read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: has no {JOB_FILE} that can be read; 'consentier score' writes one"
+        ) from error
+    job = BatchJob.from_text(text, str(path / JOB_FILE))
+    paths = [part_file(path, part) for part in range(job.parts)]
+    if missing := sum(not each.is_file() for each in paths):
+        raise DataError(
+            f"{path}: {missing} of {job.parts} parts are missing; 'consentier score --resume' writes them"
+        )
+    for part, each in enumerate(paths):
+        part_facts(each, job.name, part)
+    return job.facts, paths
+
+
+def _opened(path: Path) -> tuple[Any, BatchFacts]:
+    """One file, and what its metadata say, if its columns are those of a scored file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -257,21 +288,20 @@ def opened_batch(path: Path) -> Iterator[BatchReader]:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: is no Parquet file: {error}") from error
-    with file:
-        schema = file.schema_arrow
-        facts = _facts(path, (schema.metadata or {}).get(_METADATA))
-        expected = facts.schema(SCORED)
-        for field in expected:
-            if field.name not in schema.names:
-                raise DataError(f"{path}: column {field.name} is missing; score again")
-            if schema.field(field.name).type != field.type:
-                raise DataError(
-                    f"{path}: column {field.name} holds {schema.field(field.name).type}, not {field.type}; "
-                    "score again"
-                )
-        if schema.names != expected.names:
-            raise DataError(f"{path}: columns must be {', '.join(expected.names)}; score again")
-        yield BatchReader(facts, file.metadata.num_rows, path, file)
+    schema = file.schema_arrow
+    facts = _facts(path, (schema.metadata or {}).get(_METADATA))
+    expected = facts.schema(SCORED)
+    for field in expected:
+        if field.name not in schema.names:
+            raise DataError(f"{path}: column {field.name} is missing; score again")
+        if schema.field(field.name).type != field.type:
+            raise DataError(
+                f"{path}: column {field.name} holds {schema.field(field.name).type}, not {field.type}; "
+                "score again"
+            )
+    if schema.names != expected.names:
+        raise DataError(f"{path}: columns must be {', '.join(expected.names)}; score again")
+    return file, facts
 
 
 def _facts(path: Path, metadata: bytes | None) -> BatchFacts:
@@ -305,7 +335,7 @@ def _facts(path: Path, metadata: bytes | None) -> BatchFacts:
 class _RowChecks:
     """Checks that rows are ordered and marked as `score` does it, piece by piece."""
 
-    def __init__(self, path: Path, facts: BatchFacts) -> None:
+    def __init__(self, path: object, facts: BatchFacts) -> None:
         self._path, self._facts = path, facts
         self._before = 0
         self._last: str | None = None

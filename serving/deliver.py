@@ -23,12 +23,21 @@ from consentier.consent.records import SubjectKind
 from consentier.errors import DataError
 from consentier.progress import progress
 from consentier.serving.batch_file import DELIVERED, BatchFacts, PersonRows, opened_batch, written_table
-from consentier.serving.reach import HistoryLedger, Reach, held_throughout, linked_throughout, reach
+from consentier.serving.reach import (
+    HistoryLedger,
+    Reach,
+    held_throughout,
+    linked_throughout,
+    reach,
+    similar_goods_only,
+)
 from consentier.serving.recommender import utc_now
 from consentier.serving.revocation import PAST_DEADLINE, Deadlines, Revocations
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from consentier.serving.batch_table import BatchTable
 
 __all__ = ["DeliverySummary", "deliver"]
 
@@ -54,7 +63,7 @@ class DeliverySummary:
 
 
 def deliver(
-    recommendations: Path,
+    recommendations: Path | BatchTable,
     ledger: HistoryLedger,
     *,
     out: Path,
@@ -69,7 +78,8 @@ def deliver(
     Parameters
     ----------
     recommendations
-        The file that `score_customers` wrote.
+        What `score_customers` wrote: a file, a directory of parts, or a table, of which the batch with the
+        latest instant counts.
     ledger
         Who is asked about permissions, contact and links, person by person.
     out
@@ -107,7 +117,8 @@ def deliver(
     """
     if at is not None:
         microseconds(at)
-    if out.exists() and recommendations.exists() and out.samefile(recommendations):
+    scored = recommendations if isinstance(recommendations, Path) else None
+    if scored is not None and out.exists() and scored.exists() and out.samefile(scored):
         raise DataError(f"{out}: is the scored file itself; name another one to hand over")
     dropped: Counter[str] = Counter()
     rows = persons = dropped_rows = 0
@@ -150,6 +161,8 @@ class _Check:
         reached = reach(self.ledger, self.policy, person.person, channel, now)
         if reached.barrier:
             return reached.barrier
+        if reached.similar_only and not self._similar_only_then(reached):
+            return "only goods like those bought may be advertised now"
         if person.tier not in self.policy.route(reached.resolution, channel).tiers:
             return f"the {person.tier} tier may not answer any more"
         if not self._readable_since(person, reached, now):
@@ -158,6 +171,13 @@ class _Check:
             if problem := deadlines.problem_of(digest, now):
                 return f"a bundle is {problem}" if problem == PAST_DEADLINE else problem
         return ""
+
+    def _similar_only_then(self, reached: Reach) -> bool:
+        """Whether the list was scored for somebody to whom only such goods could be advertised."""
+        if reached.customer_id is None:
+            return False
+        records = self.ledger.records_of(reached.customer_id, kind="customer")
+        return similar_goods_only(records, self.facts.channel, self.facts.at)
 
     def _readable_since(self, person: PersonRows, reached: Reach, now: dt.datetime) -> bool:
         """Whether all that the tier had read was permitted from the scoring until now, without a break."""
@@ -191,7 +211,7 @@ class _Check:
         )
 
 
-def _check_policy_and_time(path: Path, facts: BatchFacts, policy: Policy, now: dt.datetime) -> None:
+def _check_policy_and_time(path: object, facts: BatchFacts, policy: Policy, now: dt.datetime) -> None:
     if facts.policy_version != policy.version:
         raise DataError(
             f"{path}: was scored under policy {facts.policy_version!r}, and {policy.version!r} is in force: "

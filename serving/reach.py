@@ -15,7 +15,19 @@ from consentier.consent import Channel, ConsentRecord, Link, Permission, Policy,
 from consentier.consent.records import SubjectKind
 from consentier.serving.protocols import ConsentLedger
 
-__all__ = ["AskedOnce", "HistoryLedger", "Reach", "held_throughout", "linked_throughout", "reach"]
+__all__ = [
+    "EXISTING_CUSTOMER",
+    "HistoryLedger",
+    "Reach",
+    "barrier_of",
+    "held_throughout",
+    "linked_throughout",
+    "reach",
+    "similar_goods_only",
+]
+
+EXISTING_CUSTOMER = "existing_customer"
+"""The basis of a contact permission that rests on a sale: only goods like those bought may be advertised."""
 
 _MOMENT = dt.timedelta(microseconds=1)
 
@@ -54,6 +66,8 @@ class Reach:
         What is permitted.
     barrier
         Why the channel does not reach the person, whatever there would be to say; empty if it does.
+    similar_only
+        Whether only goods like those that the person bought may be advertised.
     """
 
     visitor_id: str | None
@@ -61,9 +75,10 @@ class Reach:
     devices: tuple[str, ...]
     resolution: Resolution
     barrier: str
+    similar_only: bool = False
 
 
-def reach(ledger: LinkLedger, policy: Policy, person: str, channel: Channel, at: dt.datetime) -> Reach:
+def reach(ledger: HistoryLedger, policy: Policy, person: str, channel: Channel, at: dt.datetime) -> Reach:
     """Ask the ledger about one person: a customer on the CRM side, a visitor on the online side.
 
     On the CRM side contact needs the channel's contact permission. On the online side a file names only
@@ -71,29 +86,50 @@ def reach(ledger: LinkLedger, policy: Policy, person: str, channel: Channel, at:
     """
     if channel.side is Side.CRM:
         return _customer(ledger, policy, person, channel, at)
-    return _visitor(ledger, policy, person, at)
+    return _visitor(ledger, policy, person, channel, at)
 
 
-def _customer(ledger: LinkLedger, policy: Policy, person: str, channel: Channel, at: dt.datetime) -> Reach:
+def similar_goods_only(records: Iterable[ConsentRecord], channel: Channel, at: dt.datetime) -> bool:
+    """Whether the contact permission that a customer's records give at an instant rests on a sale.
+
+    Of several grants that begin together, one that does so decides. Where contact is not permitted the answer
+    means nothing.
+    """
+    grants = [
+        record
+        for record in records
+        if record.permission == f"contact:{channel}" and record.state == "granted" and record.valid_from <= at
+    ]
+    latest = max((record.valid_from for record in grants), default=None)
+    return any(record.basis == EXISTING_CUSTOMER for record in grants if record.valid_from == latest)
+
+
+def barrier_of(resolution: Resolution, channel: Channel) -> str:
+    """Why a channel does not reach somebody of whom this is known; empty if it does."""
+    if channel.side is Side.CRM:
+        permitted = resolution.contact is not None and channel in resolution.contact
+        return "" if permitted else f"no contact permission for {channel}"
+    return "" if Permission.ONLINE in resolution.permission else "no online permission"
+
+
+def _customer(ledger: HistoryLedger, policy: Policy, person: str, channel: Channel, at: dt.datetime) -> Reach:
     separate = policy.switches.fusion_purpose
     devices = tuple(ledger.linked_visitors(person, at=at, fusion_purpose=separate))
     # Any one of the linked devices shows that the link is lawful; the recommender reads all of them.
     visitor = devices[0] if devices else None
     resolution = ledger.resolve(visitor_id=visitor, customer_id=person, at=at)
-    permitted = resolution.contact is not None and channel in resolution.contact
-    barrier = "" if permitted else f"no contact permission for {channel}"
-    return Reach(visitor, person, devices, resolution, barrier)
+    similar_only = similar_goods_only(ledger.records_of(person, kind="customer"), channel, at)
+    return Reach(visitor, person, devices, resolution, barrier_of(resolution, channel), similar_only)
 
 
-def _visitor(ledger: LinkLedger, policy: Policy, person: str, at: dt.datetime) -> Reach:
+def _visitor(ledger: LinkLedger, policy: Policy, person: str, channel: Channel, at: dt.datetime) -> Reach:
     owner, devices = None, tuple[str, ...]()
     # No file can vouch for who will sit before the screen: without that, a policy that asks for a login lets
     # no link count, and none is looked up.
     if not policy.switches.shared_device_login:
         owner, devices = _owner(ledger, policy, person, at)
     resolution = ledger.resolve(visitor_id=person, customer_id=owner, at=at)
-    permitted = Permission.ONLINE in resolution.permission
-    return Reach(person, owner, devices, resolution, "" if permitted else "no online permission")
+    return Reach(person, owner, devices, resolution, barrier_of(resolution, channel))
 
 
 def _owner(
@@ -158,53 +194,3 @@ def _instants(
             moments.update(() if link.linked_at is None else (link.linked_at,))
     inside = {moment for moment in moments if first < moment <= last}
     return sorted({first, last, *inside, *(moment - _MOMENT for moment in inside)})
-
-
-class AskedOnce:
-    """A ledger whose answers about the person at hand are kept: who scores asks what was asked to reach."""
-
-    def __init__(self, ledger: LinkLedger) -> None:
-        self._ledger = ledger
-        self._resolved: dict[tuple[object, ...], Resolution] = {}
-        self._linked: dict[tuple[object, ...], Sequence[str]] = {}
-
-    def next_person(self) -> None:
-        """Forget the person at hand."""
-        self._resolved.clear()
-        self._linked.clear()
-
-    def resolve(
-        self,
-        *,
-        visitor_id: str | None = None,
-        customer_id: str | None = None,
-        at: dt.datetime,
-        known_at: dt.datetime | None = None,
-    ) -> Resolution:
-        """Resolve visitor and customer at an instant."""
-        question = (visitor_id, customer_id, at, known_at)
-        if question not in self._resolved:
-            self._resolved[question] = self._ledger.resolve(
-                visitor_id=visitor_id, customer_id=customer_id, at=at, known_at=known_at
-            )
-        return self._resolved[question]
-
-    def linked_visitors(
-        self,
-        customer_id: str,
-        *,
-        at: dt.datetime,
-        known_at: dt.datetime | None = None,
-        fusion_purpose: bool = False,
-    ) -> Sequence[str]:
-        """The visitors whose data may be joined to a customer's at an instant."""
-        question = (customer_id, at, known_at, fusion_purpose)
-        if question not in self._linked:
-            self._linked[question] = self._ledger.linked_visitors(
-                customer_id, at=at, known_at=known_at, fusion_purpose=fusion_purpose
-            )
-        return self._linked[question]
-
-    def links_of(self, subject_id: str, *, kind: SubjectKind) -> Sequence[Link]:
-        """All links of a visitor or customer, lawful or not."""
-        return self._ledger.links_of(subject_id, kind=kind)

@@ -49,7 +49,7 @@ from consentier.serving.scorer import ItemScorer, PopularScorer, Query, Scored
 from consentier.serving.trending import Counting, Trending, TrendingSnapshot, Trends
 from consentier.serving.view import PermittedView, Profiles, view_of
 
-__all__ = ["AuditSink", "ConsentLedger", "InputKeys", "Recommender", "utc_now"]
+__all__ = ["AuditSink", "ConsentLedger", "InputKeys", "Recommender", "answer_reason", "utc_now"]
 
 _log = logging.getLogger("consentier.serving")
 
@@ -591,7 +591,7 @@ class Recommender:
             [f"{found.tier}: {self.problems[found.tier]}"] if found.tier in self.problems and scorer else []
         )
         return Basis(
-            reason=f"{'; '.join(route.reasons)}: {_WHAT[found.tier]}",
+            reason=answer_reason(route, found.tier),
             reasons=(*resolution.reasons, *route.reasons, *asked.passed_over, *kept),
             state=route.state,
             side=route.side,
@@ -646,6 +646,11 @@ def _why_filled(filling: Sequence[str], trending: TrendingSnapshot | None) -> It
 @functools.cache
 def _names(sources: frozenset[Source]) -> tuple[str, ...]:
     return tuple(sorted(str(source) for source in sources))
+
+
+def answer_reason(route: Route, tier: Tier) -> str:
+    """Why a tier answered, in one sentence."""
+    return f"{'; '.join(route.reasons)}: {_WHAT[tier]}"
 
 
 def _query(request: Request, side: Side, instant: dt.datetime) -> Query:

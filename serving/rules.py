@@ -271,6 +271,14 @@ class ShelfRules:
         added = self._added[numbers]
         return numbers[(added <= at) & (added >= at - round(explore.days * _MICROSECONDS_PER_DAY))]
 
+    def digest_into(self, digest: Any) -> None:
+        """Feed all that the rules come to for these items to a hash."""
+        digest.update(self._factors)
+        told = (self._caps, self.rules.rebuy, self._rebuy, self.rules.diversity)
+        digest.update(repr(told).encode("utf-8", "surrogatepass"))
+        for codes in self._similar:
+            digest.update(codes)
+
     def rebuy_interval(self, number: int) -> int | None:
         """Microseconds after a purchase before an item may come again; None: never.
 

@@ -256,6 +256,13 @@ class _Shelf:
             self._columns = ItemColumns(known.attributes, self._items(), known.unread)
         return self._columns
 
+    def digest_into(self, digest: Any) -> None:
+        """Feed what may be shown, and in which mixture, to a hash."""
+        digest.update(self.hidden)
+        digest.update(self.silent)
+        if self.rules is not None:
+            self.rules.digest_into(digest)
+
     def titles(self, items: Iterable[str]) -> dict[str, str]:
         """What the catalogue calls some items: their name or title, where it has such an attribute."""
         rows = {} if self._catalogue is None else self._catalogue.attributes
@@ -479,6 +486,67 @@ class ItemScorer(ABC):
         """What is added to the scores of items of the session, because sessions return to what they saw."""
         return {}
 
+    # ---- For batches, whose histories are weighed all together ---------------------------------------------
+
+    @property
+    def settings(self) -> ScoringSettings:
+        """How a history becomes the inputs of the model."""
+        return self._settings
+
+    @property
+    def attribute_encoder(self) -> AttributeEncoder:
+        """How attributes become inputs of the model."""
+        return self._attributes
+
+    @property
+    def item_ids(self) -> list[str]:
+        """The model's items, ascending."""
+        return self._shelf.lookup.ids(np.arange(len(self._shelf.index)))
+
+    @property
+    def rules(self) -> ShelfRules | None:
+        """The shop's business rules, worked out for the model's items."""
+        return self._shelf.rules
+
+    def numbers(self, items: Iterable[str]) -> NDArray[np.int64]:
+        """The model's number of each item; -1 where it has none that may enter a history."""
+        names = list(items)
+        numbers = np.array(self._shelf.lookup.numbers(names), dtype=np.int64)
+        numbers[[item in self._shelf.sensitive for item in names]] = -1
+        return numbers
+
+    def digest_into(self, digest: Any) -> None:
+        """Feed what lists depend on beside the bundle and the person to a hash."""
+        self._shelf.digest_into(digest)
+
+    def rebuy_intervals(self, items: Iterable[str]) -> list[int | None]:
+        """Microseconds after a purchase before each item may come again, by the shop's rules; None: never."""
+        rules = self._shelf.rules
+        numbers = self._shelf.lookup.numbers(list(items))
+        return [0 if rules is None else rules.rebuy_interval(number) for number in numbers]
+
+    def answer_to(
+        self,
+        rows: NDArray[np.int64],
+        weights: NDArray[np.float32],
+        query: Query,
+        barred: NDArray[np.int64],
+    ) -> Scored:
+        """What `answer` gives for a view whose history was weighed already.
+
+        Parameters
+        ----------
+        rows, weights
+            The inputs of the model, ascending; at least one.
+        query
+            What is asked.
+        barred
+            The model's numbers of what is not recommended again.
+        """
+        return self._scored(self._ranking(rows, weights, query, barred.tolist()), query, 0)
+
+    # ---- What goes with items ------------------------------------------------------------------------------
+
     def related(self, items: Iterable[str], query: Query) -> Scored | None:
         """Items that go with some items; no person is read."""
         numbers = {number for item in items if (number := self._number(item)) >= 0}
@@ -612,6 +680,11 @@ class LinearScorer(ItemScorer):
             compiled=self._compiled,
         )
         self._returns = _returns(arrays.get("repeats"))
+
+    @property
+    def row_scorer(self) -> RowScorer | None:
+        """What scores many requests at once; None without compiled loops, or where rules mix the lists."""
+        return self._rows if self._rows.compiled and not self._shelf.mixes else None
 
     def _repeats(self, view: PermittedView, numbers: Mapping[str, int]) -> Mapping[int, float]:
         """What is added to the scores of items of the session, because sessions return to what they saw."""
@@ -849,6 +922,24 @@ class PopularScorer:
     def _number(self, item_id: str) -> int:
         number = self._shelf.index.index(item_id)
         return number if number >= 0 else self._further.get(item_id, -1)
+
+    @property
+    def item_ids(self) -> list[str]:
+        """All items of the list: those of the bundle, then those that only the catalogue knows."""
+        return [*self._shelf.lookup.ids(np.arange(len(self._shelf.index))), *self._uncounted]
+
+    def digest_into(self, digest: Any) -> None:
+        """Feed what the list depends on beside the bundle to a hash."""
+        digest.update(repr(self._uncounted).encode())
+        self._shelf.digest_into(digest)
+
+    def shown(self, side: Side) -> NDArray[np.int64] | None:
+        """The numbers of the items that may be shown to anybody, best first; None where rules cap them."""
+        if self._shelf.rules is not None and self._shelf.rules.rules.caps:
+            return None
+        order = self._order[side]
+        shown: NDArray[np.int64] = order[~self._shelf.hidden[order]]
+        return shown
 
     def _item(self, number: int) -> str:
         known = len(self._shelf.index)

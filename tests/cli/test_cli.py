@@ -428,6 +428,34 @@ def test_score_writes_rows_only_for_those_who_may_be_contacted(workshop: Worksho
     assert f"{len(rows):,} rows" in run(*question, "--channel", "email", "--n", 5).out
 
 
+def test_score_resumes_parts_and_writes_into_databases(workshop: Workshop, tmp_path: Path) -> None:
+    parts, whole = tmp_path / "parts", tmp_path / "whole.parquet"
+    question = ("score", workshop.shop, "--bundles", workshop.bundles, "--channel", "email", "--json")
+    at = ("--at", workshop.cutoff.isoformat())
+    first = run(*question, *at, "--out", parts)
+    assert first.code == 0, first.err
+    assert "holds a batch already" in run(*question, *at, "--out", parts).err
+    before = (parts / "part-00000.parquet").read_bytes()
+    (parts / "part-00000.parquet").unlink()
+    resumed = run(*question, "--out", parts, "--resume", "--workers", 1)
+    assert resumed.json == first.json
+    assert (parts / "part-00000.parquet").read_bytes() == before
+    place = f"sqlite:///{tmp_path / 'recs.db'}"
+    stored = run(*question, *at, "--out", place, "--table", "lists")
+    assert {**stored.json, "out": str(parts)} == {**first.json, "out": str(parts)}
+    assert run(*question, *at, "--out", whole).code == 0
+    sent = []
+    for scored in ((parts,), (place, "--table", "lists"), (whole,)):
+        out = tmp_path / "send.parquet"
+        delivered = run(
+            "deliver", *scored, "--data", workshop.shop, "--bundles", workshop.bundles, "--out", out, *at
+        )
+        assert delivered.code == 0, delivered.err
+        sent.append(out.read_bytes())
+    assert sent[0] == sent[1] == sent[2]
+    assert run(*question, "--out", parts, "--table", "lists").code == 2
+
+
 # --- evaluation ---------------------------------------------------------------------------------------------
 
 

@@ -609,14 +609,14 @@ def test_who_permits_everything_gets_the_list_and_who_withdraws_does_not() -> No
 @breaks(
     Break(
         "contact is not asked about again",
-        reach._customer,
+        reach.barrier_of,
         "channel in resolution.contact",
         "True",
         sending(decided("customer", "contact:email", "withdrawn", 4)),
     ),
     Break(
         "online permission is not asked about again",
-        reach._visitor,
+        reach.barrier_of,
         "Permission.ONLINE in resolution.permission",
         "True",
         sending(decided("visitor", "online", "withdrawn", 4), channel=Channel.SHOP, policy="crm on site"),

@@ -133,6 +133,38 @@ def test_many_requests_at_once_are_answered_like_each_of_them(drawn: list[Case])
         assert scores_of.tolist() == [*best.tolist(), *[0.0] * (5 - best.size)]
 
 
+@given(drawn=st.lists(cases(), min_size=1, max_size=4), data=st.data())
+def test_a_batch_with_one_array_of_sums_answers_like_each_request(
+    drawn: list[Case], data: st.DataObject
+) -> None:
+    """One after the other in the same scratch memory; some may be shown items of some groups only."""
+    model = drawn[0]
+    items = model.hidden.size
+    groups = np.array([data.draw(st.integers(-1, 2)) for _ in range(items)], dtype=np.int64)
+    limited = np.array([data.draw(st.booleans()) for _ in drawn])
+    opened = [sorted(data.draw(st.sets(st.integers(0, 2)))) for _ in drawn]
+    kept = [case.rows < model.indptr.size - 1 for case in drawn]
+    rows = [case.rows[own] for case, own in zip(drawn, kept, strict=True)]
+    weights = [case.weights[own] for case, own in zip(drawn, kept, strict=True)]
+    barred = [case.asked["barred"][case.asked["barred"] < items] for case in drawn]
+
+    def joined(parts: list[Any]) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        return np.cumsum([0, *map(len, parts)], dtype=np.int64), np.concatenate(parts)
+
+    starts, chosen = joined([np.array(each, dtype=np.int64) for each in opened])
+    with np.errstate(over="ignore", invalid="ignore"):
+        lists, scores = scorer_of(model, compiled=True).dense_lists(
+            (*joined(rows), joined(weights)[1]), joined(barred), (groups, limited, starts, chosen), 5
+        )
+    for k in range(len(drawn)):
+        allowed = np.flatnonzero(np.isin(groups, opened[k])) if limited[k] else None
+        asked = {"barred": barred[k], "allowed": allowed}
+        request = Case(**{**vars(model), "rows": rows[k], "weights": weights[k], "n": 5, "asked": asked})
+        expected, best = answer_of(request, compiled=False)
+        assert lists[k].tolist() == [*expected.tolist(), *[-1] * (5 - expected.size)]
+        assert scores[k].tolist() == [*best.tolist(), *[0.0] * (5 - best.size)]
+
+
 def large() -> Case:
     """Long lists of strong ties among many items, and a second hop."""
     rng = np.random.default_rng(5)
@@ -181,7 +213,8 @@ def test_the_loops_run_without_the_interpreters_lock() -> None:
     kernel = compiled_kernel()
     assert kernel is not None
     assert kernel.best_items.targetoptions["nogil"]
-    assert kernel.best_lists.targetoptions["nogil"]
+    for loop in (kernel.best_lists, kernel.dense_lists, kernel.weighted_histories, kernel.filled_lists):
+        assert loop.targetoptions["nogil"]
 
 
 def test_mapped_arrays_are_read_where_they_are(tmp_path: Path) -> None:

@@ -83,8 +83,8 @@ def test_what_a_service_uses_loads_numpy_at_most(code: str) -> None:
 
 @pytest.mark.parametrize("module", modules_of("consentier.serving"))
 def test_no_serving_module_loads_a_heavy_one(module: str) -> None:
-    """All but the profiles in PostgreSQL, which are loaded when such a store is opened."""
-    if module == "consentier.serving.sqlalchemy_profiles":
+    """All but profiles and batches in databases, which are loaded when such a place is opened."""
+    if module in ("consentier.serving.sqlalchemy_profiles", "consentier.serving.batch_table"):
         assert loaded_by(f"import {module}") & HEAVY <= {"psycopg", "sqlalchemy"}
         return
     assert not loaded_by(f"import {module}") & HEAVY

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consentier.consent import Channel, ConsentRecord, Ledger, Link, Policy, Resolution, Tier
+from consentier.consent import Channel, ConsentRecord, Policy, Tier
 from consentier.features.gate import ledger_of
 from consentier.features.schemas import SCHEMAS, arrow_schema
 from consentier.features.tables import ShopTables
@@ -85,8 +86,15 @@ def link(visitor: str, customer: str, number: int = 1) -> Row:
 class Reader:
     """A scorer that recommends, one by one, what it was allowed to read; it is what a test looks at."""
 
+    item_ids = (
+        "seen", "seen-elsewhere", "stranger", "bought", "owned", "secret", "mine", "other", "x", "y", "z",
+    )  # fmt: skip
+
     def __init__(self, tier: Tier) -> None:
         self.digest = f"sha256:{tier}"
+
+    def digest_into(self, digest: Any) -> None:
+        """What it shows depends on nothing else."""
 
     def answer(self, view: PermittedView, query: Query) -> Scored | None:
         read = [f"{e.item_id}" for e in (*view.session, *view.online_history, *view.crm_history)]
@@ -100,6 +108,13 @@ class Shelf:
 
     digest = "sha256:popular"
     explores = False
+    item_ids = ("bestseller",)
+
+    def digest_into(self, digest: Any) -> None:
+        """What it shows depends on nothing else."""
+
+    def shown(self, side: object) -> None:
+        """It must be asked one by one."""
 
     def top(
         self,
@@ -143,6 +158,7 @@ def scored(tables: ShopTables, out: Path, channel: Channel, **options: Any) -> t
     summary = score_customers(
         tables, engine, options.pop("ledger", None) or ledger_of(tables),
         channel=channel, at=options.pop("at", AT), n=options.pop("n", 3), out=out, show_progress=False,
+        **options,
     )  # fmt: skip
     return summary, pq.read_table(out).to_pylist()
 
@@ -240,12 +256,17 @@ def test_filled_items_name_the_popular_bundle(tmp_path: Path) -> None:
     ]
 
 
-def test_many_row_groups_hold_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, whole = scored(FULL, tmp_path / "a.parquet", Channel.EMAIL)
-    monkeypatch.setattr("consentier.serving.batch_file._ROWS_PER_GROUP", 1)
-    _, pieces = scored(FULL, tmp_path / "b.parquet", Channel.EMAIL)
-    assert pieces == whole
-    assert pq.ParquetFile(tmp_path / "b.parquet").num_row_groups > 1
+@pytest.mark.parametrize("workers", [1, 3])
+def test_neither_parts_nor_workers_change_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    for channel in (Channel.EMAIL, Channel.SHOP):
+        _, whole = scored(FULL, tmp_path / "a.parquet", channel)
+        with monkeypatch.context() as patch:
+            patch.setattr("consentier.serving.batch._PERSONS_PER_PART", 1)
+            summary, pieces = scored(FULL, tmp_path / "b.parquet", channel, workers=workers)
+        assert pieces == whole
+        assert summary.rows == len(whole)
 
 
 def test_nobody_to_score_gives_an_empty_file_with_all_columns(tmp_path: Path) -> None:
@@ -253,33 +274,6 @@ def test_nobody_to_score_gives_an_empty_file_with_all_columns(tmp_path: Path) ->
     assert rows == []
     assert (summary.rows, summary.customers, summary.by_tier, summary.skipped) == (0, 0, {}, {})
     assert pq.read_schema(tmp_path / "out.parquet").names[0] == "customer_id"
-
-
-class CountingLedger(Ledger):
-    """Counts the questions about each person."""
-
-    def __init__(self, tables: ShopTables) -> None:
-        self.asked: Counter[str] = Counter()
-        super().__init__(
-            (ConsentRecord(**row) for row in tables.consents.to_pylist()),
-            (Link(**row) for row in tables.identities.to_pylist()),
-        )
-
-    def resolve(self, **question: Any) -> Resolution:
-        self.asked[question["customer_id"] or question["visitor_id"]] += 1
-        return super().resolve(**question)
-
-    def linked_visitors(self, customer_id: str, **question: Any) -> list[str]:
-        self.asked[f"devices of {customer_id}"] += 1
-        return super().linked_visitors(customer_id, **question)
-
-
-@pytest.mark.parametrize("channel", [Channel.EMAIL, Channel.SHOP])
-def test_the_ledger_is_asked_once_about_each_person(tmp_path: Path, channel: Channel) -> None:
-    ledger = CountingLedger(FULL)
-    _, rows = scored(FULL, tmp_path / "out.parquet", channel, ledger=ledger)
-    assert rows
-    assert set(ledger.asked.values()) == {1}
 
 
 def test_the_file_says_what_it_was_scored_for(tmp_path: Path) -> None:
@@ -291,25 +285,27 @@ def test_the_file_says_what_it_was_scored_for(tmp_path: Path) -> None:
     assert {(row["tier"], row["devices"]) for row in rows} == {("fused", 2), ("popular", None)}
 
 
-class FailingLedger(Ledger):
+class FailingReader(Reader):
     """Breaks off half-way."""
 
-    def resolve(self, **question: Any) -> Resolution:
-        if question.get("customer_id") == "c3":
-            raise OSError("the connection is gone")
-        return super().resolve(**question)
+    def answer(self, view: PermittedView, query: Query) -> Scored | None:
+        if any(event.item_id == "mine" for event in view.crm_history):
+            raise OSError("the disk is gone")
+        return super().answer(view, query)
 
 
-def test_a_failure_leaves_the_old_file_and_no_debris(tmp_path: Path) -> None:
+def test_a_failure_leaves_the_old_file_and_no_debris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out.parquet"
     out.write_bytes(b"old")
-    broken = FailingLedger()
-    broken.append([ConsentRecord(**row) for row in FULL.consents.to_pylist()])
-    broken.append_links([Link(**row) for row in FULL.identities.to_pylist()])
-    with pytest.raises(OSError, match="connection is gone"):
-        score_customers(
-            FULL, recommender(), broken, channel=Channel.EMAIL, at=AT, n=3, out=out, show_progress=False
-        )
+    scorers: Any = {tier: FailingReader(tier) for tier in (Tier.CRM, Tier.FUSED)}
+    engine = Recommender(scorers=scorers, popular=None, policy=Policy.default())
+    tables = dataclasses.replace(
+        FULL, consents=FULL.consents.filter(pc.not_equal(FULL.consents["state"], "objected"))
+    )
+    monkeypatch.setattr("consentier.serving.batch._PERSONS_PER_PART", 1)
+    for workers in (1, 3):
+        with pytest.raises(OSError, match="disk is gone"):
+            scored(tables, out, Channel.EMAIL, engine=engine, workers=workers)
     assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
     assert out.read_bytes() == b"old"
 

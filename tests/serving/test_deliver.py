@@ -22,7 +22,7 @@ from consentier.consent import Channel, ConsentRecord, Ledger, Policy, Tier
 from consentier.errors import DataError
 from consentier.features.gate import ledger_of
 from consentier.serving.answer import Answer, Basis
-from consentier.serving.batch_file import BatchFacts, opened_batch, written_batch
+from consentier.serving.batch_file import SCORED, BatchFacts, opened_batch, written_table
 from consentier.serving.deliver import DeliverySummary, deliver
 from consentier.serving.revocation import Revocations, revoke
 
@@ -42,10 +42,26 @@ def answer(tier: Tier, items: int, filled: int = 0) -> Answer:
     return Answer(names, tuple(1.0 / (1 + number) for number in range(items)), tier, basis)
 
 
-def write(path: Path, lists: dict[str, Answer], facts: BatchFacts = FACTS) -> Path:
-    with written_batch(path, facts) as file:
-        for person, found in lists.items():
-            file(person, found, facts.at, 1 if found.tier is Tier.FUSED else None)
+def scored_items(found: Answer) -> int:
+    return 0 if found.tier is Tier.POPULAR else len(found.items) - found.basis.filled
+
+
+def write(
+    path: Path, lists: dict[str, Answer], facts: BatchFacts = FACTS, rows_per_group: int | None = None
+) -> Path:
+    rows = [
+        {
+            facts.key: person, "rank": rank, "item_id": item, "score": score, "tier": str(found.tier),
+            "at": facts.at, "policy_version": found.basis.policy_version,
+            "bundle_digest": CRM if rank <= scored_items(found) else POPULAR,
+            "devices": 1 if found.tier is Tier.FUSED else None,
+        }
+        for person, found in lists.items()
+        for rank, (item, score) in enumerate(zip(found.items, found.scores, strict=True), start=1)
+    ]  # fmt: skip
+    schema = facts.schema(SCORED)
+    with written_table(path, schema) as file:
+        file.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=rows_per_group)
     return path
 
 
@@ -151,9 +167,9 @@ def test_persons_are_whole_however_the_file_is_cut(
 ) -> None:
     path = tmp_path_factory.mktemp("batch") / "scored.parquet"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("consentier.serving.batch_file._ROWS_PER_GROUP", groups)
         patch.setattr("consentier.serving.batch_file._ROWS_PER_READ", pieces)
-        write(path, {f"c{number}": answer(Tier.CRM, size) for number, size in enumerate(sizes)})
+        lists = {f"c{number}": answer(Tier.CRM, size) for number, size in enumerate(sizes)}
+        write(path, lists, rows_per_group=groups)
         allowed = [f"c{number}" for number in range(len(sizes)) if number not in held]
         summary, rows = hand_over(path, permitting(*allowed))
     scored = pq.read_table(path).drop_columns(["devices"]).to_pylist()
@@ -189,7 +205,7 @@ def refused(path: Path, match: str, **options: Any) -> None:
 
 def test_what_is_no_scored_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
     refused(tmp_path / "missing.parquet", "no such file; 'consentier score' writes one")
-    refused(tmp_path, "no such file")
+    refused(tmp_path, "has no batch.json")
     (tmp_path / "text.parquet").write_text("PAR1 and nothing more")
     refused(tmp_path / "text.parquet", "is no Parquet file")
     table = pa.table({"customer_id": ["c1"], "item_id": ["a"]})

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shops import consent, day, link, shop
 
-from consentier.consent import Channel, Ledger, Policy, Resolution
+from consentier.consent import Channel, Ledger, Policy
 from consentier.features.gate import ledger_of
-from consentier.serving.reach import AskedOnce, held_throughout, linked_throughout, reach
+from consentier.serving.reach import held_throughout, linked_throughout, reach
 
 _ticks = st.integers(0, LAST_TICK)
 
@@ -76,25 +76,3 @@ def test_a_visitor_is_known_with_the_customer_only_where_no_login_is_asked_for()
     assert (joined.customer_id, joined.devices) == ("c1", ("v1", "v2"))
     unlawful = reach(everything(), policy(shared_device_login=False), "v3", Channel.SHOP, day(5))
     assert (unlawful.customer_id, unlawful.barrier) == (None, "no online permission")
-
-
-class Counting(Ledger):
-    """Counts what it is asked."""
-
-    count = 0
-
-    def resolve(self, **question: Any) -> Resolution:
-        self.count += 1
-        return super().resolve(**question)
-
-
-def test_one_question_about_one_person_is_asked_once() -> None:
-    ledger = Counting()
-    asked = AskedOnce(ledger)
-    first = asked.resolve(customer_id="c1", at=day(5))
-    assert asked.resolve(customer_id="c1", at=day(5)) is first
-    assert ledger.count == 1
-    asked.resolve(customer_id="c1", at=day(6))
-    asked.next_person()
-    asked.resolve(customer_id="c1", at=day(5))
-    assert ledger.count == 3

@@ -1,4 +1,4 @@
-"""``consentier deliver``: what may still be sent of a scored file."""
+"""``consentier deliver``: what may still be sent of a scored batch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from typing import Annotated
 import typer
 
 from consentier.cli.ledgers import DataForLedger, OptionalLedgerUrl, ledger_from
-from consentier.cli.output import AsJson, At, PolicyPath, print_json, print_table, say
+from consentier.cli.output import AsJson, At, PolicyPath, TableName, place_of, print_json, print_table, say
 from consentier.consent import Policy
 
 
 def deliver(
     recommendations: Annotated[
-        Path, typer.Argument(metavar="RECS", help="The Parquet file that 'consentier score' wrote.")
+        str,
+        typer.Argument(
+            metavar="RECS",
+            help="What 'consentier score' wrote: a file, a directory of parts, or the URL of a database.",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="The Parquet file to hand over.")],
     bundles: Annotated[
@@ -23,14 +27,15 @@ def deliver(
     ],
     ledger: OptionalLedgerUrl = None,
     data: DataForLedger = None,
+    table: TableName = None,
     policy: PolicyPath = None,
     at: At = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check every row of a scored file against the ledger again, and write what may be sent.
+    """Check every row of a scored batch against the ledger again, and write what may be sent.
 
-    A person's list goes out whole or not at all. --at is the time of sending; one that has passed counts as
-    now.
+    Of the batches in a database the one with the latest instant counts. A person's list goes out whole or not
+    at all. --at is the time of sending; one that has passed counts as now.
     """
     from consentier.serving.deliver import deliver as deliver_file
     from consentier.serving.revocation import Revocations
@@ -39,7 +44,7 @@ def deliver(
         raise typer.BadParameter(f"{bundles} is no directory", param_hint="'--bundles'")
     with ledger_from(ledger, data) as opened:
         summary = deliver_file(
-            recommendations,
+            place_of(recommendations, table),
             opened,
             out=out,
             policy=Policy.default() if policy is None else Policy.load(policy),

@@ -14,7 +14,7 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 from rich.console import Console
@@ -24,6 +24,9 @@ from rich.text import Text
 from consentier.errors import ConsentierError, DataError
 from consentier.logs import bound, log_line, shows_progress
 from consentier.writing import whole_file
+
+if TYPE_CHECKING:
+    from consentier.serving.batch_table import BatchTable
 
 __all__ = [
     "CHECK_FAILED",
@@ -40,9 +43,11 @@ __all__ = [
     "KnownAt",
     "OnBadRowsOption",
     "PolicyPath",
+    "TableName",
     "guarded",
     "name_of",
     "note",
+    "place_of",
     "print_json",
     "print_table",
     "say",
@@ -97,6 +102,12 @@ ConfigPath = Annotated[
 ]
 PolicyPath = Annotated[
     Path | None, typer.Option("--policy", help="Routing policy (TOML). By default the strict one.")
+]
+TableName = Annotated[
+    str | None,
+    typer.Option(
+        "--table", metavar="NAME", help="With the URL of a database: the table; by default recommendations."
+    ),
 ]
 Cutoff = Annotated[
     dt.datetime | None,
@@ -269,3 +280,17 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a result as a JSON file: the whole of it, or nothing."""
     with written_beside(path) as beside:
         beside.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+
+
+def place_of(where: str, table: str | None) -> Path | BatchTable:
+    """Where a batch is: the path that a text names, or a table of the database at a URL."""
+    if "://" not in where:
+        if table is not None:
+            raise typer.BadParameter(f"{where} is no database", param_hint="'--table'")
+        return Path(where)
+    from consentier.serving.batch_table import BatchTable
+
+    try:
+        return BatchTable(where) if table is None else BatchTable(where, table)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="'--table'") from None

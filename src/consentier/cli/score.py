@@ -1,9 +1,9 @@
-"""``consentier score``: recommendations for a whole channel, as one file."""
+"""``consentier score``: recommendations for a whole channel, as a file, in parts, or in a database."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import datetime as dt
 import logging
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +17,8 @@ from consentier.cli.output import (
     BadRows,
     OnBadRowsOption,
     PolicyPath,
+    TableName,
+    place_of,
     print_json,
     print_table,
     say,
@@ -31,10 +33,25 @@ def score(
     ],
     bundles: Annotated[Path, typer.Option("--bundles", help="The directory that 'consentier train' wrote.")],
     channel: Annotated[Channel, typer.Option("--channel", help="Where the answers will go.")],
-    out: Annotated[Path, typer.Option("--out", help="The Parquet file to write.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out",
+            metavar="PLACE",
+            help="A file, if it ends in .parquet; a directory of parts; or SQLAlchemy's URL of a database.",
+        ),
+    ],
     n: Annotated[int, typer.Option("--n", min=1, help="Items per person.")] = 10,
     rules: Annotated[
         Path | None, typer.Option("--rules", help="Business rules: a TOML file, see docs/rules.md.")
+    ] = None,
+    table: TableName = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with a batch in parts, or in a database, that was interrupted."),
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Threads; by default all cores.")
     ] = None,
     policy: PolicyPath = None,
     ledger: TrainingLedgerUrl = None,
@@ -42,14 +59,18 @@ def score(
     on_bad_rows: OnBadRowsOption = BadRows.ERROR,
     as_json: AsJson = False,
 ) -> None:
-    """Score everyone whom a channel may reach, and write one Parquet file.
+    """Score everyone whom a channel may reach, and write the lists as Parquet or into a database.
 
     Customers without contact permission for the channel get no row.
-    What may be read about the others is decided one by one, as in the shop.
+    What may be read about the others is decided for each, as in the shop.
+
+    A batch in a directory of parts, or in a database, can be killed and resumed: the rows are the same, each
+    once. Permissions and histories are those of one instant, --at; the resumed batch keeps its own.
     """
     from consentier.features.tables import read_shop
     from consentier.serving import Recommender
     from consentier.serving.batch import catalogue_of, score_customers
+    from consentier.serving.batch_table import BatchTable
     from consentier.serving.rules import Rules
 
     logging.getLogger("consentier.serving").addHandler(logging.NullHandler())
@@ -59,13 +80,18 @@ def score(
         bundles, policy=policy, catalogue=catalogue_of(shop, chosen.columns), rules=chosen
     )
     warn_of_problems(recommender)
-    instant = dt.datetime.now(dt.UTC) if at is None else at
-    with ledger_for(shop, ledger) as opened:
-        summary = score_customers(shop, recommender, opened, channel=channel, at=instant, n=n, out=out)
+    place = place_of(out, table)
+    with contextlib.ExitStack() as stack:
+        opened = None if ledger is None else stack.enter_context(ledger_for(shop, ledger))
+        summary = score_customers(
+            shop, recommender, opened, channel=channel, at=at, n=n, out=place, workers=workers, resume=resume
+        )
+    shown = place if isinstance(place, BatchTable) else out
     if as_json:
-        print_json({"out": str(out), "at": instant.isoformat(), **dataclasses.asdict(summary)})
+        told = dataclasses.asdict(summary)
+        print_json({"out": str(shown), **told, "at": summary.at.isoformat()})
         return
     outcomes = [[f"answered by {tier}", count] for tier, count in summary.by_tier.items()]
     outcomes += [[f"no row: {reason}", count] for reason, count in summary.skipped.items()]
     print_table(["outcome", "persons"], outcomes)
-    say(f"\n{summary.rows:,} rows for {summary.customers:,} persons written to {out}")
+    say(f"\n{summary.rows:,} rows for {summary.customers:,} persons written to {shown}")
