@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from consentier.consent import Side, Tier
 from consentier.serving.answer import Answer
 from consentier.serving.protocols import Answering
-from consentier.serving.recommender import LEDGER_FAULT, NOTHING_KNOWN, NOTHING_TO_SHOW
+from consentier.serving.recommender import LEDGER_FAULT, NOTHING_KNOWN, NOTHING_TO_FILL, NOTHING_TO_SHOW
 from consentier.serving.request import Request
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _log = logging.getLogger("consentier.serving")
 BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 """Upper bounds of the histogram of latencies, in seconds."""
 
-_NOTHING = frozenset({NOTHING_KNOWN, NOTHING_TO_SHOW})
+_NOTHING = frozenset({NOTHING_KNOWN, NOTHING_TO_FILL, NOTHING_TO_SHOW})
 
 
 class ReasonClass(enum.StrEnum):

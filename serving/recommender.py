@@ -55,6 +55,7 @@ _log = logging.getLogger("consentier.serving")
 # Why a better tier did not answer, where nothing went wrong; and how a fault of the ledger is told.
 NOTHING_KNOWN = "the permitted history holds nothing that the model knows"
 NOTHING_TO_SHOW = "nothing that may be shown has a score"
+NOTHING_TO_FILL = "there is nothing to show"
 LEDGER_FAULT = "ledger"
 
 _JSON = json.JSONEncoder(sort_keys=True, ensure_ascii=True, separators=(",", ":"))
@@ -523,7 +524,7 @@ class Recommender:
             raise
         except Exception as error:  # noqa: BLE001 - a model's fault shortens the list and is reported
             return (), _fault(Tier.POPULAR, error)
-        return filling, "" if items or filling else "there is nothing to show"
+        return filling, "" if items or filling else NOTHING_TO_FILL
 
     def _nothing(self, asked: _Asked) -> Answer:
         return Answer((), (), Tier.NONE, self._basis(_Found(Tier.NONE), asked))

@@ -366,8 +366,8 @@ def create_app(parts: Parts, *, threads: int = 4) -> FastAPI:
 
     @app.exception_handler(ConsentierError)
     def failed(_: Request, error: ConsentierError) -> JSONResponse:
-        """A ledger or store that failed while something was to be written: say so, and quote nothing."""
-        _log.error("%s", error)
+        """A ledger or store failed while something was to be written. What it says may quote a person."""
+        _log.error("a request was not carried out: %s", type(error).__name__)
         return JSONResponse({"detail": f"not done: {type(error).__name__}; try again"}, status_code=503)
 
     @app.middleware("http")
