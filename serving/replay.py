@@ -13,7 +13,6 @@ import enum
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from consentier.consent import Resolution, Source, State, Tier
 from consentier.consent.keyring import Keyring
@@ -22,7 +21,7 @@ from consentier.errors import AuditError
 from consentier.serving.answer import Answer
 from consentier.serving.audit import AuditLine, Trace, answer_text, filter_text, subject_text
 from consentier.serving.recommender import Recommender
-from consentier.serving.request import Event, Request
+from consentier.serving.request import Event, Request, events_from_json
 from consentier.serving.view import PermittedView, Profiles, view_of
 
 __all__ = ["Outcome", "Replay", "ReplayInputs", "replay"]
@@ -107,7 +106,7 @@ class ReplayInputs:
             raise TypeError("devices must be a list of visitor ids")
         for name in _HISTORIES:
             if fields.get(name) is not None:
-                fields[name] = [_event(name, each) for each in _listed(name, fields[name])]
+                fields[name] = events_from_json(name, fields[name])
         return cls(Request(**fields), tuple(devices))
 
 
@@ -355,20 +354,3 @@ def _answered(line: AuditLine, engine: Recommender, request: Request, view: Perm
             attributes=view.attributes,
         )
     )
-
-
-def _listed(name: str, value: object) -> list[Any]:
-    if not isinstance(value, list):
-        raise TypeError(f"{name} must be a list")
-    return value
-
-
-def _event(name: str, value: object) -> str | Event:
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, dict) or not {"item_id"} <= set(value) <= {
-        "item_id", "ts", "event_type", "quantity",
-    }:  # fmt: skip
-        raise TypeError(f"{name} holds what is neither an item id nor an event")
-    moment = value.get("ts")
-    return Event(**{**value, "ts": None if moment is None else dt.datetime.fromisoformat(moment)})
