@@ -71,9 +71,9 @@ test-services: $(TEST)/.wheel .venv-spark/.wheel  ## The tests against real serv
 	@echo 'temporary directory; or CONSENTIER_TEST_POSTGRESQL=postgresql://... of an empty database for tests.'
 	@echo 'Redis: its server program (apt-get install redis-server), started likewise; or CONSENTIER_TEST_REDIS=redis://...'
 	@echo 'Chromium: installed (apt-get install chromium), or CONSENTIER_TEST_CHROMIUM=/path/of/one.'
-	CONSENTIER_TESTED=wheel $(TEST)/bin/pytest -m service --ignore tests/services/test_spark_gate.py
+	CONSENTIER_TESTED=wheel $(TEST)/bin/pytest -m service --ignore-glob 'tests/services/test_spark_*'
 	@echo 'Spark: in local mode, in an environment of its own; needs Java 17 (Debian: openjdk-17-jre-headless).'
-	CONSENTIER_TESTED=wheel .venv-spark/bin/pytest -m service tests/services/test_spark_gate.py
+	CONSENTIER_TESTED=wheel .venv-spark/bin/pytest -m service tests/services/test_spark_*.py
 
 fuzz: .venv-fuzz/.wheel  ## Coverage-guided fuzzing of every parser of signals (FUZZ_SECONDS each, by default 60)
 	$(SAY) 'Fuzzing every parser for $(FUZZ_SECONDS) seconds'
@@ -147,7 +147,7 @@ endef
 	$(SAY) 'Installing Spark into $(@D) (some minutes the first time)'
 	$(new_environment)
 	$(@D)/$(PIP) install -c $(LOCK) 'pyspark>=4.0,<4.1' 'ibis-framework[duckdb,pyspark]' pyarrow numpy scipy \
-		pytest hypothesis
+		mlflow numba pydantic pytest hypothesis
 	@touch $@
 
 .venv-fuzz/.requirements: $(LOCK)

@@ -14,7 +14,9 @@ from engines import bundles
 from consentier.serving.pyfunc import INPUT_KEY
 from consentier.training.package import write_model
 
-__all__ = ["loaded", "model_directory", "predicted"]
+__all__ = ["KEY", "loaded", "model_directory", "predicted"]
+
+KEY = "a key for tests only"
 
 
 @functools.cache
@@ -31,7 +33,7 @@ def model_directory() -> Path:
 
 def loaded() -> Any:
     """The model, loaded anew, under one fixed key for its digests."""
-    os.environ[INPUT_KEY] = "a key for tests only"
+    os.environ[INPUT_KEY] = KEY
     from mlflow.pyfunc import load_model
 
     return load_model(str(model_directory()))
