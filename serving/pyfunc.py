@@ -181,10 +181,9 @@ def _is_true(value: object) -> bool:
 
 
 def _channel(value: object) -> Channel:
-    try:
-        return Channel(value)
-    except ValueError:
-        raise _RowError(f"channel is none of {', '.join(Channel)}") from None
+    if not isinstance(value, str) or value not in Channel.__members__.values():
+        raise _RowError(f"channel is none of {', '.join(Channel)}")
+    return Channel(value)
 
 
 def _number(value: object) -> int:

@@ -235,11 +235,11 @@ def _save(path: Path, staging: Path, artifacts: Mapping[str, Path]) -> None:
 
 def _without_paths(description: Path) -> None:
     """Take out of a model's description where its parts lay on the machine that wrote it."""
-    import yaml
+    from mlflow.models import Model
 
-    content = yaml.safe_load(description.read_text("utf-8"))
-    flavour = content["flavors"]["python_function"]
+    model = Model.load(str(description))
+    flavour = model.flavors["python_function"]
     flavour["model_code_path"] = _SCRIPT_NAME
     for artifact in flavour["artifacts"].values():
         artifact["uri"] = artifact["path"]
-    description.write_text(yaml.safe_dump(content), "utf-8")
+    model.save(str(description))
