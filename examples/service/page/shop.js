@@ -186,7 +186,7 @@ function showBasis(basis) {
     ["Permitted", STATES[basis.state]],
     ["Side", basis.side === "online" ? "online: shop, app, ads" : "CRM: e-mail, print, call centre, push"],
     ["On the way", basis.reasons.join("; ")],
-    ["Model", short(basis.bundle_digest)],
+    ["Model", short(basis.bundle_digest ?? basis.fill_digest)],
     ["Filled up", basis.filled ? `${plural(basis.filled, "item")} from the popular list` : "no"],
     ["Policy", basis.policy_version],
     ["Ledger", basis.ledger_position === null ? "none" : `position ${basis.ledger_position}`],
