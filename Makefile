@@ -26,7 +26,7 @@ SAY := @printf '\n==> %s\n'
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types contracts tests test-services fuzz test-lower-bounds dev wheel \
+.PHONY: help demo service test lint types contracts tests test-services fuzz test-lower-bounds dev wheel \
 	benchmark-import bench-env lock clean
 
 help:  ## Show this list
@@ -36,6 +36,10 @@ help:  ## Show this list
 demo: .venv-demo/.wheel  ## Simulate a shop, train and compare all models, write an HTML report
 	$(SAY) 'Running the demo; results go to $(DEMO_OUT)/'
 	.venv-demo/bin/consentier demo --out '$(DEMO_OUT)' --force
+
+service: dev  ## Serve a simulated shop with a page to try, on port 8000 of this machine
+	$(SAY) 'Serving the shop; the first start simulates and trains it'
+	.venv/bin/python -m examples.service --out '$(DEMO_OUT)/service'
 
 test: lint types contracts tests  ## Lint, types, import contracts and tests, against the built wheel
 	$(SAY) 'All checks passed'
@@ -61,14 +65,15 @@ tests: $(TEST)/.wheel  ## The tests that need no service (pytest)
 	$(SAY) 'Testing the installed wheel'
 	CONSENTIER_TESTED=wheel $(TEST)/bin/pytest $(PYTEST_ARGS)
 
-test-services: $(TEST)/.wheel .venv-spark/.wheel  ## The tests against real services: PostgreSQL, Redis, Spark
+test-services: $(TEST)/.wheel .venv-spark/.wheel  ## The tests against real services: PostgreSQL, Redis, Chromium, Spark
 	$(SAY) 'Testing against real services'
 	@echo 'PostgreSQL: its server programs (Debian, Ubuntu: apt-get install postgresql), started for the tests in a'
 	@echo 'temporary directory; or CONSENTIER_TEST_POSTGRESQL=postgresql://... of an empty database for tests.'
 	@echo 'Redis: its server program (apt-get install redis-server), started likewise; or CONSENTIER_TEST_REDIS=redis://...'
-	CONSENTIER_TESTED=wheel $(TEST)/bin/pytest -m service --ignore tests/services/test_spark_gate.py
+	@echo 'Chromium: installed (apt-get install chromium), or CONSENTIER_TEST_CHROMIUM=/path/of/one.'
+	CONSENTIER_TESTED=wheel $(TEST)/bin/pytest -m service --ignore-glob 'tests/services/test_spark_*'
 	@echo 'Spark: in local mode, in an environment of its own; needs Java 17 (Debian: openjdk-17-jre-headless).'
-	CONSENTIER_TESTED=wheel .venv-spark/bin/pytest -m service tests/services/test_spark_gate.py
+	CONSENTIER_TESTED=wheel .venv-spark/bin/pytest -m service tests/services/test_spark_*.py
 
 fuzz: .venv-fuzz/.wheel  ## Coverage-guided fuzzing of every parser of signals (FUZZ_SECONDS each, by default 60)
 	$(SAY) 'Fuzzing every parser for $(FUZZ_SECONDS) seconds'
@@ -142,7 +147,7 @@ endef
 	$(SAY) 'Installing Spark into $(@D) (some minutes the first time)'
 	$(new_environment)
 	$(@D)/$(PIP) install -c $(LOCK) 'pyspark>=4.0,<4.1' 'ibis-framework[duckdb,pyspark]' pyarrow numpy scipy \
-		pytest hypothesis
+		mlflow numba pydantic pytest hypothesis
 	@touch $@
 
 .venv-fuzz/.requirements: $(LOCK)

@@ -53,6 +53,12 @@ __all__ = ["AuditSink", "ConsentLedger", "InputKeys", "Recommender", "answer_rea
 
 _log = logging.getLogger("consentier.serving")
 
+# Why a better tier did not answer, where nothing went wrong; and how a fault of the ledger is told.
+NOTHING_KNOWN = "the permitted history holds nothing that the model knows"
+NOTHING_TO_SHOW = "nothing that may be shown has a score"
+NOTHING_TO_FILL = "there is nothing to show"
+LEDGER_FAULT = "ledger"
+
 _JSON = json.JSONEncoder(sort_keys=True, ensure_ascii=True, separators=(",", ":"))
 _NOBODY = PermittedView(frozenset())
 _NO_ITEMS = Scored((), ())
@@ -478,7 +484,8 @@ class Recommender:
                 raise TypeError(f"the ledger returned {type(resolution).__name__}")
         except Exception as error:  # noqa: BLE001 - a store's fault, whatever it is, denies and is reported
             _log.warning("the consent ledger failed: %s", type(error).__name__)
-            return Resolution(reasons=("the consent ledger failed",)), (f"ledger: {type(error).__name__}",)
+            fault = f"{LEDGER_FAULT}: {type(error).__name__}"
+            return Resolution(reasons=("the consent ledger failed",)), (fault,)
         if permission is None:
             return resolution, ()
         return resolution.intersected(permission), ()
@@ -496,9 +503,9 @@ class Recommender:
             view = view_of(request, sources, self.profiles, self._devices(tier, request, asked.instant))
             scored = scorer.answer(view, asked.query)
             if scored is None:
-                return _Found(tier), "the permitted history holds nothing that the model knows"
+                return _Found(tier), NOTHING_KNOWN
             if not scored.items:
-                return _Found(tier), "nothing that may be shown has a score"
+                return _Found(tier), NOTHING_TO_SHOW
             # All that a store's data can still upset is done here, where a fault lowers the tier.
             digests = self.input_digests(view, route.state)
             return _Found(tier, view, scored, digests), ""
@@ -576,7 +583,7 @@ class Recommender:
             raise
         except Exception as error:  # noqa: BLE001 - a model's fault shortens the list and is reported
             return (), _fault(Tier.POPULAR, error)
-        return filling, "" if items or filling else "there is nothing to show"
+        return filling, "" if items or filling else NOTHING_TO_FILL
 
     def _nothing(self, asked: _Asked) -> Answer:
         return Answer((), (), Tier.NONE, self._basis(_Found(Tier.NONE), asked))

@@ -22,7 +22,7 @@ from consentier.serving.loading import TIERS, open_tier, problem_of
 from consentier.serving.revocation import Revocations
 from consentier.writing import put_directory, sibling
 
-__all__ = ["RegistrySource"]
+__all__ = ["RegistrySource", "prepare_mlflow"]
 
 _log = logging.getLogger("consentier.serving")
 
@@ -152,12 +152,16 @@ def _named(model: str) -> re.Match[str]:
     return match
 
 
-def _client(tracking_uri: str | None) -> Any:
-    # Before MLflow is imported: nothing that we load from a store may be a pickle.
+def prepare_mlflow() -> None:
+    """Set what MLflow must find before it is imported: nothing that it loads may be a pickle."""
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
+def _client(tracking_uri: str | None) -> Any:
+    prepare_mlflow()
     import mlflow
 
     return mlflow.MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)

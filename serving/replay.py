@@ -22,7 +22,7 @@ from consentier.errors import AuditError
 from consentier.serving.answer import Answer
 from consentier.serving.audit import AuditLine, Trace, answer_text, filter_text, subject_text
 from consentier.serving.recommender import Recommender
-from consentier.serving.request import Event, Request
+from consentier.serving.request import Event, Request, events_from_json
 from consentier.serving.trending import TrendingSnapshot
 from consentier.serving.view import PermittedView, Profiles, view_of
 
@@ -114,7 +114,7 @@ class ReplayInputs:
             raise TypeError("devices must be a list of visitor ids")
         for name in _HISTORIES:
             if fields.get(name) is not None:
-                fields[name] = [_event(name, each) for each in _listed(name, fields[name])]
+                fields[name] = events_from_json(name, fields[name])
         return cls(Request(**fields), tuple(devices), trending)
 
 
@@ -390,14 +390,3 @@ def _snapshot(fields: object) -> TrendingSnapshot | None:
     if not isinstance(fields, dict) or set(fields) != {"items", "share"}:
         raise TypeError("trending must be an object with items and share")
     return TrendingSnapshot(tuple(_listed("trending: items", fields["items"])), fields["share"])
-
-
-def _event(name: str, value: object) -> str | Event:
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, dict) or not {"item_id"} <= set(value) <= {
-        "item_id", "ts", "event_type", "quantity",
-    }:  # fmt: skip
-        raise TypeError(f"{name} holds what is neither an item id nor an event")
-    moment = value.get("ts")
-    return Event(**{**value, "ts": None if moment is None else dt.datetime.fromisoformat(moment)})

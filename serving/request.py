@@ -11,7 +11,7 @@ from consentier.consent import Channel, Permission, microseconds
 from consentier.models.attribute_encoding import AttributeValue
 from consentier.serving.item_columns import Expression
 
-__all__ = ["Event", "Item", "Request", "attributes_of", "events_of"]
+__all__ = ["Event", "Item", "Request", "attributes_of", "events_from_json", "events_of"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -169,6 +169,31 @@ def _event(item: object, name: str) -> Event:
     if not isinstance(item, str):
         raise TypeError(f"Request: {name} holds {type(item).__name__}; items are strings or Events")
     return Event(item)
+
+
+def events_from_json(name: str, value: object) -> tuple[Event, ...]:
+    """Read a history that came as JSON: a list of item ids, or of objects with the fields of an event.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is something else, or a time is none in ISO 8601 with its zone.
+    """
+    if not isinstance(value, list):
+        raise TypeError(f"{name} must be a list")
+    return tuple(_event_from_json(name, each) for each in value)
+
+
+def _event_from_json(name: str, value: object) -> Event:
+    if isinstance(value, str):
+        return Event(value)
+    if not isinstance(value, dict) or not {"item_id"} <= set(value) <= _EVENT_FIELDS:
+        raise TypeError(f"{name} holds what is neither an item id nor an event")
+    moment = value.get("ts")
+    return Event(**{**value, "ts": None if moment is None else dt.datetime.fromisoformat(moment)})
+
+
+_EVENT_FIELDS = frozenset(field.name for field in dataclasses.fields(Event))
 
 
 def _ids(value: Iterable[str], name: str) -> frozenset[str]:

@@ -31,6 +31,8 @@ EXAMPLES = (
     "operations",
     "experiments",
     "cold-start",
+    "service",
+    "mlflow",
 )
 
 _CODE = re.compile(r"```.*?```", re.DOTALL)

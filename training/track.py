@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from consentier.progress import progress
-from consentier.training.config import Config
+from consentier.serving.registry import prepare_mlflow
+from consentier.training.config import Config, TrackingConfig
 
-__all__ = ["RecordTrial", "not_recorded", "track_run", "tracked_search"]
+__all__ = ["RecordTrial", "not_recorded", "open_store", "track_run", "tracked_search"]
 
 
 def track_run(
@@ -51,7 +51,7 @@ def track_run(
     if not config.tracking.enabled:
         return {}
     with progress("recording the run in MLflow", len(digests), enabled=show_progress) as advance:
-        client, experiment = _opened(config, out)
+        client, experiment = open_store(config.tracking, out)
         parent = client.create_run(
             experiment, run_name="train", tags={"mlflow.source.name": "consentier train"}
         )
@@ -110,7 +110,7 @@ def tracked_search(
         return
     with progress("opening the MLflow store", None, enabled=show_progress):
         folder.mkdir(parents=True, exist_ok=True)
-        client, experiment = _opened(config, folder)
+        client, experiment = open_store(config.tracking, folder)
         from mlflow.entities import Metric, Param
     parent = client.create_run(
         experiment,
@@ -153,17 +153,23 @@ def not_recorded(
     """Record nothing."""
 
 
-def _opened(config: Config, folder: Path) -> tuple[Any, str]:
-    """A client of the store that the configuration names, and the id of the experiment."""
-    # Before MLflow is imported: nothing that we load from a store may be a pickle.
-    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+def open_store(tracking: TrackingConfig, folder: Path) -> tuple[Any, str]:
+    """A client of the store that the configuration names, and the id of the experiment.
+
+    Parameters
+    ----------
+    tracking
+        Which store, which experiment; both are made where they are missing.
+    folder
+        Where the SQLite file is, if no store is named.
+    """
+    prepare_mlflow()
     import mlflow
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # its notes on new tables are of no use here
-    client = mlflow.MlflowClient(tracking_uri=config.tracking.uri or _local_store(folder))
-    return client, _experiment(client, config.tracking.experiment, folder)
+    uri = tracking.uri or _local_store(folder)
+    client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+    return client, _experiment(client, tracking.experiment, folder)
 
 
 def _local_store(out: Path) -> str:

@@ -264,8 +264,9 @@ def test_all_that_a_run_says_is_json_and_names_nobody(workshop: Workshop) -> Non
     assert not subjects & set(re.findall(r"[\w-]+", workshop.logged))
 
 
-def test_quiet_leaves_only_results(workshop: Workshop) -> None:
-    outcome = run("--quiet", "evaluate", workshop.shop, "--config", workshop.config, "--json")
+def test_quiet_leaves_only_results(workshop: Workshop, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "evaluation.json")
+    outcome = run("--quiet", "evaluate", workshop.shop, "--config", workshop.config, "--json", *out)
     assert outcome.code == 0
     assert outcome.err == ""
     assert outcome.json

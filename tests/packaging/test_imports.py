@@ -15,8 +15,8 @@ import consentier.consent
 import consentier.serving
 
 HEAVY = {
-    "duckdb", "ibis", "implicit", "joblib", "matplotlib", "mlflow", "numba", "optuna", "pandas", "psycopg",
-    "pyarrow", "pydantic", "rich", "scipy", "sklearn", "sqlalchemy", "typer",
+    "duckdb", "ibis", "implicit", "joblib", "matplotlib", "mlflow", "numba", "optuna", "pandas",
+    "prometheus_client", "psycopg", "pyarrow", "pydantic", "rich", "scipy", "sklearn", "sqlalchemy", "typer",
 }  # fmt: skip
 
 PUBLIC = [

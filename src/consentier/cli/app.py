@@ -20,6 +20,7 @@ from consentier.cli.forget import forget
 from consentier.cli.import_data import import_data
 from consentier.cli.inspect import inspect
 from consentier.cli.output import guarded, set_debug
+from consentier.cli.package import package
 from consentier.cli.recommend import recommend
 from consentier.cli.replay import replay
 from consentier.cli.report import report
@@ -53,6 +54,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     report: "consentier report evaluation.json --out report.html",
     recommend: "consentier recommend --bundles bundles --session i00012,i00040 --permission none",
     score: "consentier score shop --bundles bundles --channel email --out recs.parquet",
+    package: "consentier package bundles --out model --catalogue items.csv",
     deliver: (
         "consentier deliver recs.parquet --ledger sqlite:///consents.db --bundles bundles --out send.parquet"
     ),

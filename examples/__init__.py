@@ -1,0 +1,1 @@
+"""Things built with Consentier, to read and to start from. No part of the package."""
