@@ -19,6 +19,7 @@ from consentier.cli.output import (
     Cutoff,
     OnBadRowsOption,
     PolicyPath,
+    name_of,
     note,
     print_json,
     print_table,
@@ -89,6 +90,7 @@ def train(
             force=force,
             ledger=opened,
             restricted=place,
+            name=name_of(data),
         )
     if as_json:
         print_json({**dataclasses.asdict(result), "out": str(result.out)})
