@@ -252,6 +252,7 @@ def mlflow_client(tracking_uri: str | None) -> Any:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
 
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # its notes on new tables are of no use here
     return mlflow.MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
 
 

@@ -253,6 +253,9 @@ class _Asked:
         data = validation_set(
             tier, permitted, start, end, max_persons=settings.max_customers, seed=settings.seed
         )
+        # As a fit at the beginning of the period sees them: ages count from there.
+        rows = dataclasses.replace(data.rows, until=microseconds(start))
+        data = dataclasses.replace(data, rows=rows)
         counts = person_counts(data.rows)
         items = MappingProxyType({item: number for number, item in enumerate(data.item_ids)})
         popularity = np.array([counts.get(item, 0) for item in data.item_ids], dtype=np.int64)

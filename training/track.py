@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from consentier.progress import progress
 from consentier.serving.registry import mlflow_client
 from consentier.training.config import Config
 
-__all__ = ["RecordTrial", "not_recorded", "opened_store", "tracked_search"]
+__all__ = ["RecordTrial", "not_recorded", "opened_store", "store_client", "tracked_search"]
 
 
 class RecordTrial(Protocol):
@@ -114,9 +113,13 @@ def opened_store(config: Config, folder: Path) -> tuple[Any, str]:
     -----
     The first use of a fresh SQLite store creates its tables, which takes MLflow some seconds.
     """
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # its notes on new tables are of no use here
-    client = mlflow_client(config.tracking.uri or _local_store(folder))
+    client = store_client(config, folder)
     return client, _experiment(client, config.tracking.experiment, folder)
+
+
+def store_client(config: Config, folder: Path) -> Any:
+    """A client of the store alone; nothing is made in it."""
+    return mlflow_client(config.tracking.uri or _local_store(folder))
 
 
 def _local_store(out: Path) -> str:

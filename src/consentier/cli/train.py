@@ -85,7 +85,7 @@ def train(
             shop,
             settings,
             out,
-            tiers=_tiers(tier or []),
+            tiers=chosen_tiers(tier or []),
             policy=routing,
             force=force,
             ledger=opened,
@@ -124,7 +124,7 @@ def _reasons(excluded: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} {count:,}" for reason, count in ordered) or "-"
 
 
-def _tiers(choices: Sequence[TierChoice]) -> list[Tier]:
+def chosen_tiers(choices: Sequence[TierChoice]) -> list[Tier]:
     """The chosen tiers, each once, in the order of a full run."""
     wanted = set(choices) or {TierChoice.ALL}
     trained = (Tier.SESSION, Tier.ONLINE, Tier.CRM, Tier.FUSED, Tier.POPULAR)
