@@ -18,6 +18,7 @@ from consentier.consent.lifetimes import Lifetimes
 from consentier.errors import BundleError, BundleMissing
 from consentier.models.bundle import Manifest, open_bundle
 from consentier.serving.main_parameters import LEARNT_FROM, SOURCE_WORDS, main_parameters
+from consentier.serving.routing import read_routing
 
 __all__ = [
     "PERMISSION_WORDS",
@@ -128,7 +129,8 @@ def disclosures(
     policy
         The routing policy.
     bundles
-        The directory of bundles that answer. Without it the main parameters are not known.
+        The directory of bundles that answer. Without it the main parameters are not known, nor whether level
+        3 is answered by a single source.
     retention
         The retention schedule.
     lifetimes
@@ -149,6 +151,8 @@ def disclosures(
         If the directory holds none.
     """
     manifests = {} if bundles is None else _manifests(bundles)
+    if bundles is not None:
+        policy = read_routing(bundles).applied_to(policy)
     return {
         "format": _FORMAT,
         "policy_version": policy.version,

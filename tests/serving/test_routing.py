@@ -18,6 +18,7 @@ from consentier.consent import Channel, Permission, Policy, Resolution, Side, St
 from consentier.consent import policy as policy_module
 from consentier.errors import PolicyError
 from consentier.serving import Recommender, Request
+from consentier.serving.disclosures import disclosures
 from consentier.serving.reloading import ReloadingRecommender
 from consentier.serving.routing import Routing, read_routing, write_routing
 
@@ -121,6 +122,14 @@ def test_level_3_is_answered_by_one_source_through_its_own_view(
     unread = {"crm_history": ITEMS[8:10]} if level_3 is Tier.ONLINE else {"online_history": ITEMS[8:10]}
     other = engine.recommend(dataclasses.replace(BOTH, **unread))  # type: ignore[arg-type]
     assert (other.items, other.scores) == (answer.items, answer.scores)
+
+
+def test_the_record_of_processing_says_who_answers_level_3(folder: Path) -> None:
+    write_routing(folder, Routing(Tier.CRM))
+    document = disclosures(Policy.default(), bundles=folder)
+    assert document["policy_version"] == "consentier-default-1; level 3 by crm"
+    linked = [cell["tiers"] for cell in document["matrix"] if cell["state"] == "both_linked"]
+    assert [tiers[0] for tiers in linked] == ["crm", "crm"]
 
 
 def test_a_running_service_follows_and_comes_back(folder: Path) -> None:

@@ -30,8 +30,9 @@ from consentier.serving import Recommender, Request
 from consentier.serving.registry import RegistrySource
 from consentier.serving.reloading import Outcome, ReloadingRecommender
 from consentier.serving.revocation import PAST_DEADLINE, revoke
+from consentier.training.bundles import train_bundles
 from consentier.training.config import Config, config_hash, load_config
-from consentier.training.measure import Measurement, empty_measurement
+from consentier.training.measure import Champion, Measurement, Periods, empty_measurement, measure
 from consentier.training.model_registry import CHECKS_TAG, OUTCOME_TAG, ModelRegistry, Version
 from consentier.training.promote import (
     Check,
@@ -584,6 +585,55 @@ def test_what_cannot_be_promoted_from_says_so(works: Works, tmp_path: Path) -> N
     (tmp_path / "b-restricted").mkdir()
     result = CliRunner().invoke(app, ["rollback", "fused", "--bundles", str(tmp_path / "b")])
     assert (result.exit_code, "holds no mlflow.db" in result.stderr) == (2, True)
+
+
+def test_a_withdrawal_tells_the_registry(works: Works, tmp_path: Path) -> None:
+    """On a copy of the store, since it gives all bundles of a visitor a deadline."""
+    out = shutil.copytree(works.out, tmp_path / "bundles")
+    shutil.copytree(works.restricted.path, tmp_path / "bundles-restricted")
+    url = f"sqlite:///{tmp_path / 'consents.db'}"
+    with Ledger.open(url) as ledger:
+        ledger.append(record for _, record in works.ledger.entries() if isinstance(record, ConsentRecord))
+    visitor, _ = member(works)
+    arguments = ["consent", "withdraw", visitor, "--kind", "visitor", "--source", "online", "--ledger", url]
+    options = ["--bundles", str(out), "--registry", "--at", works.at.isoformat()]
+    result = CliRunner().invoke(app, [*arguments, *options])
+    assert result.exit_code == 0, result.stderr
+    registry = ModelRegistry(store_client(works.config, out), "consentier")
+    deadline = (works.at + dt.timedelta(days=30)).isoformat()
+    assert registry.version(Tier.SESSION, "1").tags["withdrawal_deadline"] == deadline
+    assert registry.version(Tier.CRM, "1").tags["withdrawal_deadline"] == ""
+
+
+# ---- The model in use --------------------------------------------------------------------------------------
+
+
+def test_a_model_in_use_is_asked_as_it_is_only_if_that_is_fair_and_lawful(
+    works: Works, tmp_path: Path
+) -> None:
+    """It is not if it has seen the test period, or rests on somebody who withdrew."""
+    periods = Periods.before(works.at, works.config)
+    permitted = ConsentGate(works.shop, works.ledger, works.at, Policy.default()).permitted(Tier.SESSION)
+    earlier = works.config.with_cutoff(periods.test)
+    train_bundles(works.shop, earlier, tmp_path, tiers=[Tier.SESSION], show_progress=False)
+    before, after = open_bundle(tmp_path / "session"), open_bundle(works.out / "session")
+    found = {}
+    for name, bundle, may_be_asked in (
+        ("fair", before, True),
+        ("held", before, False),
+        ("seen", after, True),
+    ):
+        champion = Champion("7", bundle, may_be_asked)
+        measured = measure(Tier.SESSION, permitted, works.config, periods, fitted=before, champion=champion)
+        assert measured["champion"] is not None
+        found[name] = measured["champion"]["how"]
+        assert {each["against"] for each in measured["differences"]} == {"popular", "champion"}
+        if name == "fair":
+            against = [
+                each["difference"] for each in measured["differences"] if each["against"] == "champion"
+            ]
+            assert all(each == {"mean": 0.0, "low": 0.0, "high": 0.0} for each in against), "it is the model"
+    assert found == {"fair": "as it is", "held": "fitted again", "seen": "fitted again"}
 
 
 # ---- Level 3 -----------------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def promote(
     place = Restricted.beside(bundles) if restricted is None else Restricted(restricted)
     if not place.path.is_dir():
         raise DataError(f"{place.path}: there is no restricted directory: who is in a bundle is not known")
-    registry = _registry(bundles, config, data)
+    registry = registry_of(bundles, config, data)
     wanted = chosen_tiers(tier or [])
     if not tier:
         wanted = [each for each in wanted if registry.aliased(each, CHALLENGER) is not None]
@@ -131,7 +131,7 @@ def rollback(
     from consentier.training.promote import rollback as roll_back
 
     wanted = Tier(tier.value)
-    registry = _registry(bundles, config, None)
+    registry = registry_of(bundles, config, None)
     result = roll_back(registry, wanted, bundles=bundles, at=at or dt.datetime.now(dt.UTC), dry_run=dry_run)
     if as_json:
         print_json({"dry_run": dry_run, **dataclasses.asdict(result)})
@@ -143,7 +143,7 @@ def rollback(
         raise typer.Exit(CHECK_FAILED)
 
 
-def _registry(bundles: Path, config: Path | None, data: str | None) -> ModelRegistry:
+def registry_of(bundles: Path, config: Path | None, data: str | None) -> ModelRegistry:
     """The registry that the configuration of the training names."""
     from consentier.training.config import load_config
     from consentier.training.model_registry import ModelRegistry

@@ -117,6 +117,9 @@ def print_training(result: TrainingResult) -> None:
     for tier, reason in result.skipped.items():
         say(f"\nno {tier} bundle: {reason}", style="yellow")
     say(f"\nbundles in {result.out}")
+    if result.versions:
+        versions = ", ".join(f"{tier} {number}" for tier, number in result.versions.items())
+        say(f"registered as challengers, by version: {versions}")
 
 
 def _reasons(excluded: Mapping[str, int]) -> str:
