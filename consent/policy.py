@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +213,32 @@ class Policy:
             return (*tiers[:1], Tier.CRM, *tiers[1:])
         return tiers
 
+    def without_fused(self, first: Tier | None = None) -> Policy:
+        """The policy under which linked customers are answered from one source at a time.
+
+        In the place of fused stand the tiers of a single source that may answer there, `first` before the
+        other. They read no more than fused did, each through its own view. The version says so, because
+        answers name it.
+
+        Parameters
+        ----------
+        first
+            Online or CRM. None: neither is known to be better; they stand in this order.
+
+        Raises
+        ------
+        ValueError
+            If `first` is neither.
+        """
+        single = (Tier.ONLINE, Tier.CRM)
+        if first is not None and first not in single:
+            raise ValueError(f"level 3 can be answered by online or crm alone, not by {first.value!r}")
+        if first is Tier.CRM:
+            single = (Tier.CRM, Tier.ONLINE)
+        matrix = {cell: _replaced(tiers, Tier.FUSED, single, cell) for cell, tiers in self.matrix.items()}
+        how = "without fused" if first is None else f"by {first.value}"
+        return dataclasses.replace(self, version=f"{self.version}; level 3 {how}", matrix=matrix)
+
     def readable(self, state: State, side: Side) -> frozenset[Source]:
         """All that an answer in a cell may rest on, whichever of its tiers gives it."""
         return frozenset[Source]().union(*(sources_of(tier, side) for tier in self.tiers(state, side)))
@@ -250,6 +276,15 @@ class Policy:
             return False
         required: bool = getattr(self.switches, f"{purpose}_purpose")
         return not required or purpose in resolution.granted_purposes
+
+
+def _replaced(
+    tiers: Sequence[Tier], old: Tier, new: Sequence[Tier], cell: tuple[State, Side]
+) -> tuple[Tier, ...]:
+    """The tiers of a cell with others in the place of one, as far as they are lawful there; each once."""
+    lawful = [tier for tier in new if tier in _LAWFUL[cell]]
+    found = [each for tier in tiers for each in (lawful if tier is old else (tier,))]
+    return tuple(dict.fromkeys(found))
 
 
 def _table(document: Mapping[str, Any], key: str, origin: str, *, required: bool) -> Mapping[str, Any]:

@@ -27,6 +27,7 @@ from consentier.features.consent_intervals import BEGINNING, ConsentTables, lawf
 from consentier.features.tables import ShopTables
 
 __all__ = [
+    "HOLDERS",
     "ConsentGate",
     "Funnel",
     "PermittedRows",
@@ -47,6 +48,15 @@ _KIND_OF: Mapping[Source, SubjectKind] = {Source.ONLINE: "visitor", Source.CRM: 
 
 _OF_PERSONS = frozenset({Tier.SESSION, Tier.ONLINE, Tier.CRM, Tier.FUSED})
 """The tiers that are trained on rows of persons."""
+
+HOLDERS: Mapping[Tier, tuple[SubjectKind, ...]] = {
+    Tier.SESSION: ("visitor",),
+    Tier.ONLINE: ("visitor",),
+    Tier.CRM: ("customer",),
+    Tier.FUSED: ("visitor", "customer"),
+    Tier.POPULAR: ("visitor", "customer"),
+}
+"""Whose rows a tier can rest on."""
 
 _PASSED = "passed"
 
@@ -178,6 +188,31 @@ class ConsentGate:
             else:
                 found = self._online(engine, tier)
         return dataclasses.replace(found, items=self._metadata())
+
+    def holders(self, tier: Tier) -> pa.Table:
+        """All whose data a tier may use at the cut-off, whether or not they have any.
+
+        Returns
+        -------
+        pyarrow.Table
+            Columns kind (``visitor`` or ``customer``), subject_id and since (int64 microseconds since the
+            epoch): from when on the permission has held without interruption.
+        """
+        alone_too = self.policy.switches.include_single_source_in_fused
+        subjects, links = ibis.memtable(self._subjects), ibis.memtable(self._links)
+        found = []
+        with self._running() as engine:
+            for kind in HOLDERS[tier]:
+                standing = own_standings(subjects, kind)
+                if tier is Tier.FUSED:
+                    standing = joint_standings(subjects, links, kind, alone_too=alone_too)
+                held = standing.filter(standing.held)
+                found.append(
+                    engine.to_pyarrow(
+                        held.select("since", kind=ibis.literal(kind), subject_id=held.subject)
+                    ).select(["kind", "subject_id", "since"])
+                )
+        return pa.concat_tables(found)
 
     def anonymous_rows(self) -> PermittedRows:
         """Rows of visitors who were never asked, for counts without any key; none under the strict policy."""

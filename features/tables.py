@@ -81,6 +81,11 @@ class ShopTables:
     consents: pa.Table
     report: ValidationReport
 
+    @classmethod
+    def empty(cls) -> ShopTables:
+        """A shop without any row: for a gate that is asked how subjects stand, and for no rows."""
+        return cls(**{name: arrow_schema(name).empty_table() for name in SCHEMAS}, report=ValidationReport())
+
 
 def read_shop(source: str | Path, *, on_bad_rows: OnBadRows = "error") -> ShopTables:
     """Read and validate all tables of a shop.

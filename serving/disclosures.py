@@ -18,8 +18,17 @@ from consentier.consent.lifetimes import Lifetimes
 from consentier.errors import BundleError, BundleMissing
 from consentier.models.bundle import Manifest, open_bundle
 from consentier.serving.main_parameters import LEARNT_FROM, SOURCE_WORDS, main_parameters
+from consentier.serving.routing import read_routing
 
-__all__ = ["Kept", "disclosures", "to_markdown"]
+__all__ = [
+    "PERMISSION_WORDS",
+    "Kept",
+    "disclosures",
+    "markdown_rows",
+    "purpose_of",
+    "to_markdown",
+    "trained_on",
+]
 
 _FORMAT = 1
 
@@ -34,7 +43,8 @@ _STATE_WORDS: Mapping[State, str] = {
     State.OBJECTED: "an objection, or a minor without parental consent",
 }
 
-_PERMISSION_WORDS: Mapping[Source, str] = {Source.ONLINE: "online permission", Source.CRM: "CRM permission"}
+PERMISSION_WORDS: Mapping[Source, str] = {Source.ONLINE: "online permission", Source.CRM: "CRM permission"}
+"""The permission that each source of personal data needs."""
 
 # What every person in a state has given. An objection outranks whatever was given.
 _GIVEN: Mapping[State, frozenset[str]] = {
@@ -119,7 +129,8 @@ def disclosures(
     policy
         The routing policy.
     bundles
-        The directory of bundles that answer. Without it the main parameters are not known.
+        The directory of bundles that answer. Without it the main parameters are not known, nor whether level
+        3 is answered by a single source.
     retention
         The retention schedule.
     lifetimes
@@ -140,6 +151,8 @@ def disclosures(
         If the directory holds none.
     """
     manifests = {} if bundles is None else _manifests(bundles)
+    if bundles is not None:
+        policy = read_routing(bundles).applied_to(policy)
     return {
         "format": _FORMAT,
         "policy_version": policy.version,
@@ -164,7 +177,7 @@ def to_markdown(document: Mapping[str, Any]) -> str:
         "",
         "## Who answers, and what is read",
         "",
-        *_table(
+        *markdown_rows(
             ("the person has given", "where", "tiers that may answer, best first", "data about the person"),
             (
                 (
@@ -183,7 +196,7 @@ def to_markdown(document: Mapping[str, Any]) -> str:
         "",
         "## Settings of the policy",
         "",
-        *_table(
+        *markdown_rows(
             ("setting", "state", "meaning"),
             (
                 (f"`{switch['name']}`", "on" if switch["on"] else "off", switch["meaning"])
@@ -232,9 +245,9 @@ def _tier(policy: Policy, tier: Tier, manifest: Manifest | None) -> dict[str, An
     sides = [_side(policy, tier, side) for side in Side]
     return {
         "tier": str(tier),
-        "purpose": _purpose(tier),
+        "purpose": purpose_of(tier),
         "sides": [side for side in sides if side is not None],
-        "trained_on": None if manifest is None else _trained_on(manifest, policy.switches),
+        "trained_on": None if manifest is None else trained_on(manifest, policy.switches),
         "main_parameters": None if manifest is None else main_parameters(manifest),
     }
 
@@ -268,15 +281,17 @@ def _needs(given: frozenset[str], switches: Switches, side: Side) -> list[str]:
     return needs
 
 
-def _purpose(tier: Tier) -> str:
+def purpose_of(tier: Tier) -> str:
+    """What a tier is for, in words."""
     read = [SOURCE_WORDS[source] for source in Source if source in sources_of(tier, Side.ONLINE)]
     basis = f"to {', '.join(read)}" if read else "to what is popular, without regard to the person"
     return f"choosing items to show or send, according {basis}"
 
 
-def _trained_on(manifest: Manifest, switches: Switches) -> str:
+def trained_on(manifest: Manifest, switches: Switches) -> str:
+    """Whose rows a model was fitted on, in words."""
     tier = Tier(manifest.tier)
-    given = [_PERMISSION_WORDS[source] for source in Source if source in LEARNT_FROM[tier]]
+    given = [PERMISSION_WORDS[source] for source in Source if source in LEARNT_FROM[tier]]
     rows = f"rows of persons with {' or '.join(given)}"
     if tier is Tier.FUSED and not switches.include_single_source_in_fused:
         rows = f"rows of persons with {' and '.join(given)} and a lawful link"
@@ -335,7 +350,7 @@ def _retention_section(kept: Sequence[Mapping[str, str]]) -> list[str]:
     if not kept:
         return []
     rows = ((each["what"], each["where"], each["how_long"]) for each in kept)
-    return ["## Retention", "", *_table(("what", "where", "how long"), rows), ""]
+    return ["## Retention", "", *markdown_rows(("what", "where", "how long"), rows), ""]
 
 
 def _lifetimes_section(lifetimes: Mapping[str, Any]) -> list[str]:
@@ -354,12 +369,14 @@ def _lifetimes_section(lifetimes: Mapping[str, Any]) -> list[str]:
         "",
         f"Rules `{lifetimes['version']}`: the first that fits a grant governs it.",
         "",
-        *_table(("permission", "collected by", "jurisdiction", "a grant counts for", "source"), rows),
+        *markdown_rows(("permission", "collected by", "jurisdiction", "a grant counts for", "source"), rows),
         "",
     ]
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def markdown_rows(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+
     def line(cells: Iterable[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 

@@ -44,12 +44,21 @@ from consentier.serving.patience import StoreUnread
 from consentier.serving.protocols import AuditSink, ConsentLedger, InputKeys
 from consentier.serving.request import Event, Request
 from consentier.serving.revocation import Deadlines, Revocations
+from consentier.serving.routing import read_routing
 from consentier.serving.rules import Rules
 from consentier.serving.scorer import ItemScorer, PopularScorer, Query, Scored
 from consentier.serving.trending import Counting, Trending, TrendingSnapshot, Trends
 from consentier.serving.view import PermittedView, Profiles, view_of
 
-__all__ = ["AuditSink", "ConsentLedger", "InputKeys", "Recommender", "answer_reason", "utc_now"]
+__all__ = [
+    "AuditSink",
+    "ConsentLedger",
+    "InputKeys",
+    "Recommender",
+    "answer_reason",
+    "policy_of",
+    "utc_now",
+]
 
 _log = logging.getLogger("consentier.serving")
 
@@ -189,7 +198,8 @@ class Recommender:
         ledger
             The consent ledger. Without one, permissions are what each request declares.
         policy
-            A policy or the path of one; the default policy otherwise.
+            A policy or the path of one; the default policy otherwise. Where a model registry has decided that
+            fused is not worth it, it applies without fused: see `serving.routing`.
         profiles
             Stores of histories; histories in a request take precedence.
         profile_deadline
@@ -238,7 +248,7 @@ class Recommender:
             open_bundles(root, known, chosen, revocations.current(), clock(), compiled=compiled),
             revocations,
             ledger=ledger,
-            policy=policy,
+            policy=read_routing(root).applied_to(policy_of(policy)),
             profiles=profiles,
             profile_deadline=profile_deadline,
             audit_key=audit_key,
@@ -269,12 +279,10 @@ class Recommender:
             raise ValueError("give audit_key or keyring, not both: a digest is made under one key")
         if profiles is not None and profile_deadline is not None:
             profiles = profiles.within(profile_deadline)
-        if not isinstance(policy, Policy):
-            policy = Policy.default() if policy is None else Policy.load(policy)
         return cls(
             scorers=opened.scorers,
             popular=opened.popular,
-            policy=policy,
+            policy=policy_of(policy),
             ledger=ledger,
             profiles=profiles,
             problems=opened.problems,
@@ -311,7 +319,7 @@ class Recommender:
             As in `recommend`.
         choose
             Gets the route that was decided, and returns the recommender whose bundles, deadlines and audit
-            count. It must have the same policy: an answer says which policy chose.
+            count. The policy that counts is this one's.
 
         Raises
         ------
@@ -322,6 +330,8 @@ class Recommender:
             raise TypeError(f"recommend takes a consentier.Request, not {type(request).__name__}")
         asked = self._decided(request)
         other = choose(asked.route)
+        if other.policy is not self.policy and other.policy != self.policy:
+            other = dataclasses.replace(other, policy=self.policy)  # the answer names the policy that chose
         return other._answered(asked._replace(deadlines=other._deadlines()))
 
     def similar(self, item_id: str, *, n: int = 10, exclude: Iterable[str] = ()) -> Answer:
@@ -633,6 +643,13 @@ class Recommender:
         if self.keyring is not None:
             return self.keyring.digest(f"input:{name}", text)
         return hmac.digest(self.audit_key, text.encode("ascii"), "sha256").hex()
+
+
+def policy_of(policy: Policy | str | Path | None) -> Policy:
+    """A policy, or the one of a file, or the default one."""
+    if isinstance(policy, Policy):
+        return policy
+    return Policy.default() if policy is None else Policy.load(policy)
 
 
 _WHAT = {

@@ -5,7 +5,9 @@ MLflow is imported here only, and only when a source is made: nothing else that 
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
+import json
 import logging
 import os
 import re
@@ -19,16 +21,44 @@ from consentier.consent import Tier
 from consentier.errors import BundleError, BundleMissing, suggestion
 from consentier.models.bundle import open_bundle
 from consentier.serving.loading import TIERS, open_tier, problem_of
-from consentier.serving.revocation import Revocations
+from consentier.serving.revocation import Revocations, revoke
+from consentier.serving.routing import Routing, read_routing, write_routing
 from consentier.writing import put_directory, sibling
 
-__all__ = ["RegistrySource", "prepare_mlflow"]
+__all__ = [
+    "CHAMPION",
+    "DEADLINE_TAG",
+    "DIGEST_TAG",
+    "LEVEL_3_TAG",
+    "ROLLED_BACK_TAG",
+    "RegistrySource",
+    "bundle_in",
+    "deadline_of_tag",
+    "mlflow_client",
+    "prepare_mlflow",
+]
 
 _log = logging.getLogger("consentier.serving")
 
 _MODEL = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[1-9][0-9]*))")
 _MANIFEST = "manifest.json"
-_DIGEST_TAG = "bundle_digest"
+
+CHAMPION = "champion"
+"""The alias whose version serves."""
+
+DIGEST_TAG = "bundle_digest"
+"""On a model version or its run: the digest that its bundle must have."""
+
+DEADLINE_TAG = "withdrawal_deadline"
+"""On a model version: the instant from which it must not answer; empty or absent where there is none."""
+
+ROLLED_BACK_TAG = "rolled_back_from"
+"""On a model version: the one in whose place it was put again. It may take over with an earlier cut-off."""
+
+LEVEL_3_TAG = "level_3"
+"""On the registered model of the fused tier, as JSON: ``by``, the tier that answers linked customers in its
+place, and ``instead_of``, the champion of that moment (empty: none). It counts only as long as that is the
+champion, so that the next promotion ends it in the same step."""
 
 
 class RegistrySource:
@@ -36,8 +66,11 @@ class RegistrySource:
 
     A new version is downloaded beside the bundle in place, verified (also against the digest in the tag
     ``bundle_digest`` of the model version or of its run, where there is one), and renamed into place. What is
-    not good, or has an earlier training cut-off than the bundle in place, stays out. The directory outlives
-    the process: while the registry is out of reach, what stands there answers.
+    not good, or has an earlier training cut-off than the bundle in place, stays out, unless the registry says
+    that it was rolled back to. The directory outlives the process: while the registry is out of reach, what
+    stands there answers. A withdrawal deadline in the tags of a version goes into the directory's revocation
+    list. For models named by the alias ``champion``, the decision to answer level 3 by a single source is
+    followed too (`serving.routing`).
 
     Parameters
     ----------
@@ -62,7 +95,7 @@ class RegistrySource:
         self._models = {_tier(tier): _named(model) for tier, model in models.items()}
         if not self._models:
             raise ValueError("models names no model; give {'fused': 'models:/consentier-fused@champion'}")
-        self._client = _client(tracking_uri)
+        self._client = mlflow_client(tracking_uri)
         self._tracking_uri = tracking_uri
         self._directory = Path(directory)
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -80,6 +113,8 @@ class RegistrySource:
         problems: dict[Tier, str] = {}
         for tier, model in self._models.items():
             try:
+                if tier is Tier.FUSED and model["alias"] == CHAMPION:
+                    self._follow_level_3(model["name"])
                 self._fetch(tier, model)
             except Exception as error:  # noqa: BLE001 - whatever a registry raises, what is in place stays
                 named = model.group(0)
@@ -90,12 +125,34 @@ class RegistrySource:
         version = self._version(model)
         wanted = (str(version.name), str(version.version))
         target = self._directory / tier
+        pinned = self._pinned(version)
+        self._follow_deadline(version, pinned)
+        back = {tier: pinned} if pinned is not None and version.tags.get(ROLLED_BACK_TAG) else {}
+        self._decide(rolled_back=_changed(read_routing(self._directory).rolled_back, tier, back))
         if self._in_place.get(tier) == wanted and target.exists():
             return
-        pinned = self._pinned(version)
         if pinned is None or not _stands(target, pinned):
             self._replace(tier, target, version, pinned)
         self._in_place[tier] = wanted
+
+    def _follow_level_3(self, name: str) -> None:
+        """Which tier answers linked customers in the place of fused, as the registry says it."""
+        registered = self._client.get_registered_model(name)
+        told = registered.tags.get(LEVEL_3_TAG)
+        champion = registered.aliases.get(CHAMPION)
+        self._decide(level_3=_level_3(told, "" if champion is None else str(champion)))
+
+    def _follow_deadline(self, version: Any, digest: str | None) -> None:
+        told = version.tags.get(DEADLINE_TAG)
+        if told and digest is not None:
+            revoke(self._directory, [digest], deadline_of_tag(told), "withdrawal")
+
+    def _decide(self, **changes: Any) -> None:
+        """Note a decision beside the bundles, if it is a new one."""
+        standing = read_routing(self._directory)
+        wanted = dataclasses.replace(Routing() if standing.fault else standing, **changes)
+        if wanted != standing:
+            write_routing(self._directory, wanted)
 
     def _version(self, model: re.Match[str]) -> Any:
         if model["alias"] is not None:
@@ -104,11 +161,11 @@ class RegistrySource:
 
     def _pinned(self, version: Any) -> str | None:
         """The digest that the registry names."""
-        if _DIGEST_TAG in version.tags:
-            return str(version.tags[_DIGEST_TAG])
+        if DIGEST_TAG in version.tags:
+            return str(version.tags[DIGEST_TAG])
         if not version.run_id:
             return None
-        digest = self._client.get_run(version.run_id).data.tags.get(_DIGEST_TAG)
+        digest = self._client.get_run(version.run_id).data.tags.get(DIGEST_TAG)
         return None if digest is None else str(digest)
 
     def _replace(self, tier: Tier, target: Path, version: Any, pinned: str | None) -> None:
@@ -122,13 +179,14 @@ class RegistrySource:
             where = download_artifacts(
                 artifact_uri=uri, dst_path=str(download), tracking_uri=self._tracking_uri
             )
-            found = _bundle_in(Path(where))
+            found = bundle_in(Path(where))
             if not found.resolve().is_relative_to(download.resolve()):
                 raise BundleError(f"{uri} was not copied: what stands in the registry is not moved away")
             now = dt.datetime.now(dt.UTC)
             new = open_tier(found, tier, None, self._revocations.current(), now, expected_digest=pinned)
             standing = _cutoff(target)
-            if new.cutoff < standing:
+            back = new.cutoff < standing
+            if back and not read_routing(self._directory).may_go_back(tier, new.digest):
                 raise BundleError(
                     f"the training cut-off {new.cutoff} is before {standing}, that of the bundle in place"
                 )
@@ -137,6 +195,40 @@ class RegistrySource:
                 shutil.rmtree(former, ignore_errors=True)
         finally:
             shutil.rmtree(download, ignore_errors=True)
+
+
+def deadline_of_tag(told: str) -> dt.datetime:
+    """The instant of a deadline; one that cannot be understood has passed."""
+    try:
+        found = dt.datetime.fromisoformat(told)
+    except ValueError:
+        return dt.datetime.now(dt.UTC)
+    return dt.datetime.now(dt.UTC) if found.tzinfo is None else found
+
+
+def _level_3(told: str | None, champion: str) -> Tier | None:
+    """The tier in the place of fused; None where the decision was about another champion, or there is none.
+
+    Raises
+    ------
+    ValueError
+        If the tag is not what `consentier promote` writes.
+    """
+    if told is None:
+        return None
+    decided = json.loads(told)
+    if not isinstance(decided, dict) or set(decided) != {"by", "instead_of"}:
+        raise ValueError(f"the tag {LEVEL_3_TAG} must name by and instead_of")
+    if decided["by"] not in (Tier.ONLINE, Tier.CRM):
+        raise ValueError(
+            f"the tag {LEVEL_3_TAG} names {decided['by']!r}, which is no tier of a single source"
+        )
+    return Tier(decided["by"]) if decided["instead_of"] == champion else None
+
+
+def _changed(standing: Mapping[Tier, str], tier: Tier, new: Mapping[Tier, str]) -> Mapping[Tier, str]:
+    """The same by tier, but for what is said of one."""
+    return MappingProxyType({**{each: digest for each, digest in standing.items() if each != tier}, **new})
 
 
 def _tier(name: str) -> Tier:
@@ -160,14 +252,16 @@ def prepare_mlflow() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
-def _client(tracking_uri: str | None) -> Any:
+def mlflow_client(tracking_uri: str | None) -> Any:
+    """A client of a tracking server that is its own model registry; it loads no pickle."""
     prepare_mlflow()
     import mlflow
 
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # its notes on new tables are of no use here
     return mlflow.MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
 
 
-def _bundle_in(artifact: Path) -> Path:
+def bundle_in(artifact: Path) -> Path:
     """The one bundle of an artifact.
 
     Raises

@@ -5,7 +5,8 @@ once: one reference to an immutable `Recommender`. A request that has begun ends
 began with. What is wrong with a new bundle never takes over:
 
 - altered, malformed, of another tier, past its withdrawal deadline, or with an earlier training cut-off than
-  the one in use: the old one stays, and `problems` and each answer's basis say why;
+  the one in use (unless it was rolled back to on purpose, see `serving.routing`): the old one stays, and
+  `problems` and each answer's basis say why;
 - gone, while the directory is there: the tier stops, for that is how a trainer withdraws a model;
 - changed in place, so that the mapped memory of the old one changed too: the tier stops.
 
@@ -40,9 +41,10 @@ from consentier.serving.loading import (
     read_shop_rules,
 )
 from consentier.serving.protocols import AuditSink, ConsentLedger, InputKeys
-from consentier.serving.recommender import Recommender, utc_now
+from consentier.serving.recommender import Recommender, policy_of, utc_now
 from consentier.serving.request import Request
 from consentier.serving.revocation import Deadlines, Revocations
+from consentier.serving.routing import Routing, read_routing
 from consentier.serving.rules import Rules
 from consentier.serving.trending import Trends
 from consentier.serving.view import Profiles
@@ -219,7 +221,9 @@ class ReloadingRecommender:
         if not opened.tiers:
             details = "; ".join(f"{tier}: {problem}" for tier, problem in opened.problems.items())
             raise BundleMissing(f"{self._source.directory}: no bundle can be used: {details}")
-        self._current = Recommender.over(opened, self._revocations, **options)
+        self._policy = policy_of(options.get("policy"))
+        given: LoadOptions = {**options, "policy": self._routing().applied_to(self._policy)}
+        self._current = Recommender.over(opened, self._revocations, **given)
 
     @property
     def current(self) -> Recommender:
@@ -252,7 +256,11 @@ class ReloadingRecommender:
             told = self._look_at_all(self._source.fetch())
             opened = self._opened()
             self._current = dataclasses.replace(
-                self._current, scorers=opened.scorers, popular=opened.popular, problems=opened.problems
+                self._current,
+                scorers=opened.scorers,
+                popular=opened.popular,
+                problems=opened.problems,
+                policy=self._routing().applied_to(self._policy),
             )
         return told
 
@@ -296,6 +304,13 @@ class ReloadingRecommender:
             except Exception as error:  # noqa: BLE001 - whatever a source raises, the next look may succeed
                 _log.error("looking for new bundles failed: %s", type(error).__name__)
 
+    def _routing(self) -> Routing:
+        """What the registry has decided; said in the log where that cannot be known."""
+        routing = read_routing(self._source.directory)
+        if routing.fault:
+            _log.warning("the fused tier does not answer: %s", routing.fault)
+        return routing
+
     def _look_at_all(self, fetched: Mapping[Tier, str]) -> Mapping[Tier, TierReload]:
         told: dict[Tier, TierReload] = {}
         deadlines = self._revocations.current()
@@ -334,7 +349,8 @@ class ReloadingRecommender:
                 rules=self._rules,
                 compiled=self._compiled,
             )
-            if new.cutoff < slot.cutoff:
+            back = new.cutoff < slot.cutoff
+            if back and not read_routing(self._source.directory).may_go_back(tier, new.digest):
                 raise BundleError(f"the training cut-off {new.cutoff} is before {slot.cutoff}, used already")
             after = _look(path)
         except Exception as error:  # noqa: BLE001 - a bundle's fault, whatever it is, never takes over

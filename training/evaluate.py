@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from consentier.consent import Policy, Side, Tier, sources_of
+from consentier.consent import Ledger, Policy, Side, Tier, sources_of
 from consentier.errors import TrainingError
 from consentier.features.gate import ConsentGate, ledger_of
 from consentier.features.tables import ShopTables
@@ -34,6 +34,7 @@ from consentier.models.item_index import ItemIndex
 from consentier.progress import progress
 from consentier.serving import Recommender, Request
 from consentier.serving.main_parameters import main_parameters
+from consentier.training.bundles import TRAINED_TIERS, TrainingResult, train_bundles
 from consentier.training.config import Config, EvaluationConfig
 from consentier.training.evaluate_cases import Case, crm_cases, group_cases, links_of, sample, sessions_from
 from consentier.training.evaluate_groups import by_history, by_permission_group, by_popularity
@@ -66,9 +67,8 @@ from consentier.training.evaluation_result import (
     TierFigures,
 )
 from consentier.training.significance import RANDOMISATIONS
-from consentier.training.train import TRAINED_TIERS, TrainingResult, train
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "evaluate_bundles"]
 
 
 def evaluate(
@@ -112,39 +112,83 @@ def evaluate(
     start = config.training.cutoff
     end = start + dt.timedelta(days=config.evaluation.horizon_days)
     ledger = ledger_of(shop)
-    gate = ConsentGate(shop, ledger, end, policy)
-    with progress("gate for the test period", None, enabled=show_progress):
-        online, crm = gate.permitted(Tier.ONLINE), gate.permitted(Tier.CRM)
-        groups = group_cases(online, crm, links_of(ledger, start, end, policy), ledger, start)
-    untracked = config.tracking.model_copy(update={"enabled": False})
-    config = config.with_cutoff(end).model_copy(update={"tracking": untracked})
     with tempfile.TemporaryDirectory(prefix="consentier-evaluate-") as folder:
-        trained = train(
+        trained = train_bundles(
             shop,
-            config,
+            config.with_cutoff(end),
             Path(folder),
             tiers=TRAINED_TIERS,
             policy=policy,
             show_progress=show_progress,
             until=start,
+            ledger=ledger,
         )
-        recommender = Recommender.load(folder, policy=policy)
-        bundles = [open_bundle(Path(folder) / tier) for tier in trained.digests]
-        items = (item for bundle in bundles for item in _items_of(bundle))
-        world = world_of(shop, online, crm, start, config.evaluation, items)
-        linked = sample(groups[_LINKED], config.evaluation)
-        if len(linked) >= MINIMUM_GROUP:
-            found = _permissions(recommender, world, linked, show_progress)
+        return evaluate_bundles(
+            shop,
+            config.evaluation,
+            trained,
+            start=start,
+            end=end,
+            policy=policy,
+            ledger=ledger,
+            name=name,
+            show_progress=show_progress,
+        )
+
+
+def evaluate_bundles(
+    shop: ShopTables,
+    settings: EvaluationConfig,
+    trained: TrainingResult,
+    *,
+    start: dt.datetime,
+    end: dt.datetime,
+    policy: Policy,
+    ledger: Ledger,
+    name: str,
+    show_progress: bool,
+) -> EvaluationResult:
+    """Judge bundles that were trained on the time before a test period, under the gate of its end.
+
+    Parameters
+    ----------
+    shop, policy, name, show_progress
+        As in `evaluate`.
+    settings
+        How to judge.
+    trained
+        The bundles; fitted on nothing at or after `start`.
+    start, end
+        The test period, [start, end).
+    ledger
+        The ledger under which they were trained.
+
+    Raises
+    ------
+    TrainingError
+        If there is nothing to judge on.
+    """
+    gate = ConsentGate(shop, ledger, end, policy)
+    with progress("gate for the test period", None, enabled=show_progress):
+        online, crm = gate.permitted(Tier.ONLINE), gate.permitted(Tier.CRM)
+        groups = group_cases(online, crm, links_of(ledger, start, end, policy), ledger, start)
+    recommender = Recommender.load(trained.out, policy=policy)
+    bundles = [open_bundle(trained.out / tier) for tier in trained.digests]
+    items = (item for bundle in bundles for item in _items_of(bundle))
+    world = world_of(shop, online, crm, start, settings, items)
+    linked = sample(groups[_LINKED], settings)
+    if len(linked) >= MINIMUM_GROUP:
+        found = _permissions(recommender, world, linked, show_progress)
+    else:
+        alone = sample(crm_cases(crm, start), settings)
+        if len(alone) >= MINIMUM_GROUP:
+            found = _orders(recommender, world, alone, show_progress)
         else:
-            alone = sample(crm_cases(crm, start), config.evaluation)
-            if len(alone) >= MINIMUM_GROUP:
-                found = _orders(recommender, world, alone, show_progress)
-            else:
-                found = _next_item(recommender, world, gate, start, show_progress)
-        known: dict[_Group, Mapping[str, Judged]] = {_LINKED: found.judged} if found.linked else {}
-        by_group = by_permission_group(recommender, groups, world, known, show_progress)
-        models = [_model(bundle.manifest) for bundle in bundles]
-    return _result(name, start, config.evaluation, trained, found, by_group, models)
+            found = _next_item(recommender, world, gate, start, show_progress)
+    known: dict[_Group, Mapping[str, Judged]] = {_LINKED: found.judged} if found.linked else {}
+    by_group = by_permission_group(recommender, groups, world, known, show_progress)
+    models = [_model(bundle.manifest) for bundle in bundles]
+    return _result(name, start, settings, trained, found, by_group, models)
 
 
 _Group = tuple[PermissionGroup, TargetSide]
@@ -279,7 +323,7 @@ def _permissions(
         contrasts=contrasts,
         judged=judged,
         by_popularity=by_popularity(own, targets, world),
-        by_history=by_history(cases, judged, world),
+        by_history=by_history([case.history_length() for case in cases], judged, world),
         fusion=fusion_verdicts(judged, world),
         notes=[
             "The target is every item that the customer orders within the horizon, also one ordered before.",
@@ -311,7 +355,7 @@ def _orders(recommender: Recommender, world: World, cases: Sequence[Case], show_
         contrasts=[only],
         judged=judged,
         by_popularity=by_popularity(lists, targets, world),
-        by_history=by_history(cases, judged, world),
+        by_history=by_history([case.history_length() for case in cases], judged, world),
         notes=[
             "Too few customers are linked with both permissions, so what each permission adds cannot be "
             "shown: these are customers with the CRM permission, asked once, at the cut-off.",

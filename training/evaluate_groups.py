@@ -45,17 +45,27 @@ that side can be judged by."""
 _BUCKET_ENDS: Sequence[float] = (0, 2, 5, 10, 20, float("inf"))
 
 
-def by_history(cases: Sequence[Case], judged: Mapping[str, Judged], world: World) -> list[HistoryRow]:
-    """Each tier's scores for the customers with one length of history; small groups without figures."""
-    buckets = np.searchsorted(np.array(_BUCKET_ENDS), [case.history_length() for case in cases])
+def by_history(
+    lengths: Sequence[int],
+    judged: Mapping[str, Judged],
+    world: World,
+    *,
+    clusters: NDArray[np.int64] | None = None,
+) -> list[HistoryRow]:
+    """Each tier's scores for the customers with one length of history; small groups without figures.
+
+    `lengths` says how many distinct items the history of each request holds.
+    """
+    buckets = np.searchsorted(np.array(_BUCKET_ENDS), lengths)
     rows: list[HistoryRow] = []
     for number, bucket in enumerate(HISTORY_BUCKETS):
         members = buckets == number
-        count = int(members.sum())
+        owners = None if clusters is None else clusters[members]
+        count = int(members.sum()) if owners is None else len(np.unique(owners))
         for tier, values in judged.items():
             if count:
                 chosen = {metric: each[members] for metric, each in values.items()}
-                found = _intervals(chosen, count, world, None)
+                found = _intervals(chosen, count, world, owners)
                 rows.append({"tier": tier, "bucket": bucket, "customers": count, "metrics": found})
     return rows
 

@@ -30,7 +30,7 @@ from consentier.consent.lifetimes import Lifetimes
 from consentier.consent.records import SubjectKind
 from consentier.errors import BundleMissing, TrainingError
 from consentier.features.consent_intervals import MISSING, ConsentTables
-from consentier.features.gate import ConsentGate, PermittedRows, ledger_of
+from consentier.features.gate import HOLDERS, ConsentGate, PermittedRows, ledger_of
 from consentier.features.tables import ShopTables
 from consentier.models.bundle import Bundle, open_bundle, read_run, write_bundle, write_run
 from consentier.models.statistics import (
@@ -42,6 +42,7 @@ from consentier.models.statistics import (
     write_statistics,
 )
 from consentier.progress import progress
+from consentier.training.bundles import TRAINED_TIERS
 from consentier.training.decrement import (
     CHANGED,
     Exchange,
@@ -62,7 +63,6 @@ from consentier.training.fit import (
 )
 from consentier.training.restricted import Restricted
 from consentier.training.run_facts import rows_digest
-from consentier.training.train import TRAINED_TIERS
 from consentier.writing import remove_directory
 
 __all__ = ["ForgetResult", "ForgottenTier", "Subject", "forget", "without_subjects"]
@@ -71,15 +71,6 @@ Subject = tuple[SubjectKind, str]
 """A visitor or a customer."""
 
 How = Literal["decremented", "refitted", "unchanged", "removed"]
-
-_KINDS: Mapping[Tier, frozenset[SubjectKind]] = {
-    Tier.SESSION: frozenset({"visitor"}),
-    Tier.ONLINE: frozenset({"visitor"}),
-    Tier.CRM: frozenset({"customer"}),
-    Tier.FUSED: frozenset({"visitor", "customer"}),
-    Tier.POPULAR: frozenset({"visitor", "customer"}),
-}
-"""Whose rows a tier can rest on."""
 
 _COLUMNS: Mapping[SubjectKind, tuple[str, tuple[str, ...]]] = {
     "visitor": ("visitor_id", ("events",)),
@@ -312,7 +303,7 @@ def _forget_in(tier: Tier, request: _Request) -> ForgottenTier:
     )
     outcome = _Outcome("unchanged", _NOT_IN_IT, circumstances)
     # What a tier reads of one kind of subjects does not depend on the other kind.
-    if any(kind in _KINDS[tier] for kind, _ in request.subjects):
+    if any(kind in HOLDERS[tier] for kind, _ in request.subjects):
         with progress(f"forgetting in the {tier} tier", None, enabled=request.show_progress):
             outcome = _without_subjects(tier, bundle, circumstances, request)
     after: str | None = bundle.digest
@@ -424,7 +415,7 @@ def _exchange(
     """
     counted = statistics.fingerprints
     own = {
-        kind: _names(kind, _ids(request.subjects, kind) if kind in _KINDS[tier] else ()) for kind in _COLUMNS
+        kind: _names(kind, _ids(request.subjects, kind) if kind in HOLDERS[tier] else ()) for kind in _COLUMNS
     }
     visitors, customers = (text_hashes(own[kind], counted.key) for kind in ("visitor", "customer"))
     keyless = tier is Tier.POPULAR and circumstances.policy.switches.anonymous_statistics

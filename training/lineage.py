@@ -122,7 +122,7 @@ class Lineage:
         """The bundles that hold a subject, by tier and digest."""
         found: set[tuple[str, str, int, int]] = set()
         with self._transaction() as connection:
-            for digest in self._keyring.digests("lineage", _name((kind, subject_id))):
+            for digest in self.names(kind, subject_id):
                 found.update(
                     connection.execute(
                         "SELECT digest, tier, cutoff, ledger_position FROM members "
@@ -130,10 +130,36 @@ class Lineage:
                         (digest,),
                     )
                 )
-        return [
-            HeldBundle(digest, tier, _EPOCH + dt.timedelta(microseconds=cutoff), position)
-            for digest, tier, cutoff, position in sorted(found, key=lambda row: (row[1], row[0]))
-        ]
+        return [_held(*row) for row in sorted(found, key=lambda row: (row[1], row[0]))]
+
+    def bundle(self, digest: str) -> HeldBundle:
+        """What is noted of a bundle itself.
+
+        Raises
+        ------
+        LineageError
+            If the index does not know the bundle: it may hold anybody.
+        """
+        with self._transaction() as connection:
+            row = connection.execute(
+                "SELECT digest, tier, cutoff, ledger_position FROM bundles WHERE digest = ?", (digest,)
+            ).fetchone()
+        if row is None:
+            raise LineageError(f"lineage {self._path}: does not know the bundle {digest}")
+        return _held(*row)
+
+    def members(self, digest: str) -> frozenset[str]:
+        """Keyed digests of all whom a bundle holds, to be compared with those of subjects (`names`)."""
+        with self._transaction() as connection:
+            found = connection.execute(
+                "SELECT subject FROM members JOIN bundles ON bundles.id = members.bundle WHERE digest = ?",
+                (digest,),
+            )
+            return frozenset(subject for (subject,) in found)
+
+    def names(self, kind: SubjectKind, subject_id: str) -> list[str]:
+        """What a subject is called in the index, under every key that is still held."""
+        return self._keyring.digests("lineage", _name((kind, subject_id)))
 
     def replaced(
         self, old_digest: str, new_digest: str, *, without: Iterable[tuple[SubjectKind, str]]
@@ -160,7 +186,7 @@ class Lineage:
         with self._transaction() as connection:
             return sum(
                 connection.execute("DELETE FROM members WHERE subject = ?", (digest,)).rowcount
-                for digest in self._keyring.digests("lineage", _name((kind, subject_id)))
+                for digest in self.names(kind, subject_id)
             )
 
     def drop(self, digests: Iterable[str]) -> int:
@@ -192,6 +218,10 @@ class Lineage:
 
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
+
+def _held(digest: str, tier: str, cutoff: int, position: int) -> HeldBundle:
+    return HeldBundle(digest, tier, _EPOCH + dt.timedelta(microseconds=cutoff), position)
 
 
 def _name(subject: tuple[SubjectKind, str]) -> str:

@@ -24,7 +24,7 @@ from consentier.serving.pyfunc import INPUTS, OUTPUTS, load
 from consentier.serving.registry import prepare_mlflow
 from consentier.serving.revocation import revoke
 from consentier.training.config import TrackingConfig
-from consentier.training.track import open_store
+from consentier.training.track import opened_store
 from consentier.training.withdrawal import DEFAULT_DEADLINE
 from consentier.writing import put_directory, sibling
 
@@ -180,7 +180,7 @@ def log_model(
     register
         Register it as the next version of this model, too.
     """
-    client, experiment = open_store(tracking, folder)
+    client, experiment = opened_store(tracking, folder)
     tags = {f"bundle_digest.{tier}": digest for tier, digest in model.digests.items()}
     tags["answers_until"] = model.answers_until.isoformat()
     logged = client.create_logged_model(experiment, name=name, tags=tags)

@@ -42,9 +42,11 @@ __all__ = [
     "SERIES_COLOURS",
     "SIDE_NAMES",
     "coverage_figure",
+    "difference_figure",
     "funnel_figure",
     "group_figure",
     "history_figure",
+    "learning_figure",
     "lift_figure",
     "popularity_figure",
     "to_svg",
@@ -317,6 +319,73 @@ def coverage_figure(tiers: Sequence[TierFigures], metric: str) -> Figure | None:
         axes.set_ylabel(metric)
         axes.grid()
         figure.legend(loc="outside upper center", ncols=min(len(shown), 6))
+    return figure
+
+
+def difference_figure(
+    scores: Mapping[str, IntervalFigures], differences: Mapping[str, IntervalFigures], metric: str
+) -> Figure:
+    """Scores of one tier's model and its baselines, and the paired lift of the model over each of them.
+
+    Parameters
+    ----------
+    scores
+        By what was scored, top row first.
+    differences
+        By baseline: the model less that.
+    metric
+        Such as ``"ndcg@10"``.
+    """
+    with mpl.rc_context(_STYLE):
+        height = 1.2 + 0.36 * max(len(scores), len(differences), 3)
+        figure = Figure(figsize=(9.2, height), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for axes, found in ((left, scores), (right, differences)):
+            for place, interval in enumerate(found.values()):
+                _interval(axes, place, interval, SERIES_COLOURS[place % 6], _MARKERS[place % 6])
+            _rows(axes, list(found))
+        left.set_xlim(left=0.0)
+        left.set_xlabel(metric)
+        right.axvline(0.0, color=_INK, linewidth=1.0)
+        right.set_xlabel(f"difference in {metric}, same requests")
+    return figure
+
+
+def learning_figure(points: Sequence[tuple[float, IntervalFigures]], baseline: float, metric: str) -> Figure:
+    """Score of models against the share of the persons that each was fitted on, with intervals.
+
+    A curve that still rises on the right says that more consenting persons would help.
+
+    Parameters
+    ----------
+    points
+        Share (0 to 1) and score, ascending.
+    baseline
+        Score of the popular list, drawn as a line.
+    metric
+        Such as ``"ndcg@10"``.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9.2, 3.6), layout="constrained")
+        axes = figure.subplots()
+        found = [score for _, score in points]
+        axes.errorbar(
+            [share for share, _ in points],
+            [score["mean"] for score in found],
+            yerr=_arms(found),
+            color=SERIES_COLOURS[0],
+            marker=_MARKERS[0],
+            capsize=3.0,
+            label="model",
+        )
+        axes.axhline(baseline, color=SERIES_COLOURS[1], linestyle=_LINES[1], label="popular")
+        axes.set_xlim(0.0, 1.05)
+        axes.set_ylim(bottom=0.0)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.set_xlabel("share of the training persons")
+        axes.set_ylabel(metric)
+        axes.grid()
+        figure.legend(loc="outside upper center", ncols=2)
     return figure
 
 

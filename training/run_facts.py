@@ -7,6 +7,7 @@ import datetime as dt
 import hashlib
 import io
 import platform
+import subprocess
 from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
@@ -17,9 +18,12 @@ from consentier.consent import Ledger
 from consentier.features.gate import Funnel, PermittedRows
 from consentier.training.config import Config, config_hash
 
-__all__ = ["rows_digest", "run_facts"]
+__all__ = ["git_commit", "rows_digest", "run_facts"]
 
-_PACKAGES = ("consentier", "numpy", "scipy", "numba", "scikit-learn", "implicit", "duckdb", "ibis-framework")
+_PACKAGES = (
+    "consentier", "numpy", "scipy", "numba", "scikit-learn", "implicit", "duckdb", "ibis-framework",
+    "pyarrow", "mlflow",
+)  # fmt: skip
 
 
 def run_facts(
@@ -48,6 +52,7 @@ def run_facts(
         "ledger_conflicts": len(ledger.conflicts),
         "funnel": [dataclasses.asdict(each) for each in funnel],
         "seconds": seconds,
+        "git_commit": git_commit(),
         "versions": {"python": platform.python_version(), **_versions()},
     }
 
@@ -75,6 +80,20 @@ def rows_digest(permitted: Iterable[PermittedRows]) -> str:
             with pa.ipc.new_stream(sink, table.schema) as writer:
                 writer.write_table(table.combine_chunks(), max_chunksize=65_536)
     return f"sha256:{file.sha256.hexdigest()}"
+
+
+def git_commit() -> str | None:
+    """The commit of the working folder, where the configuration and the jobs of a shop are kept; ``-dirty``
+    stands behind it where files that git knows were changed. None outside of a repository, or without git.
+    """
+    try:
+        head, changes = (
+            subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True).stdout
+            for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.strip() + ("-dirty" if changes.strip() else "")
 
 
 def _versions() -> dict[str, str]:

@@ -1,72 +1,18 @@
-"""Runs in MLflow: one parent per training run, one child per tier, the bundle as its artifact."""
+"""The MLflow store, and the record of a search for parameters. Training runs: `training.record`."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from consentier.progress import progress
-from consentier.serving.registry import prepare_mlflow
+from consentier.serving.registry import mlflow_client
 from consentier.training.config import Config, TrackingConfig
 
-__all__ = ["RecordTrial", "not_recorded", "open_store", "track_run", "tracked_search"]
-
-
-def track_run(
-    config: Config,
-    out: Path,
-    digests: Mapping[str, str],
-    runs: Mapping[str, Mapping[str, Any]],
-    *,
-    show_progress: bool,
-) -> dict[str, str]:
-    """Record a training run.
-
-    Parameters
-    ----------
-    config
-        The resolved configuration; its ``tracking`` says where to.
-    out
-        Directory of the bundles.
-    digests
-        Bundle digest by tier.
-    runs
-        Run facts by tier, as they stand beside each bundle.
-    show_progress
-        Say on standard error what is being done.
-
-    Returns
-    -------
-    dict
-        MLflow run id by tier, and of the parent under ``run``; empty where tracking is switched off.
-
-    Notes
-    -----
-    The first use of a fresh SQLite store creates its tables, which takes MLflow some seconds.
-    """
-    if not config.tracking.enabled:
-        return {}
-    with progress("recording the run in MLflow", len(digests), enabled=show_progress) as advance:
-        client, experiment = open_store(config.tracking, out)
-        parent = client.create_run(
-            experiment, run_name="train", tags={"mlflow.source.name": "consentier train"}
-        )
-        run_ids = {"run": parent.info.run_id}
-        client.log_dict(parent.info.run_id, config.resolved(), "config.json")
-        for tier, digest in digests.items():
-            tags = {"mlflow.parentRunId": parent.info.run_id, "tier": tier, "bundle_digest": digest}
-            child = client.create_run(experiment, run_name=tier, tags=tags)
-            run_ids[tier] = child.info.run_id
-            _record(client, child.info.run_id, tier, config, runs[tier])
-            client.log_artifacts(child.info.run_id, str(out / tier), "bundle")
-            client.set_terminated(child.info.run_id)
-            advance()
-        client.set_terminated(parent.info.run_id)
-    return run_ids
+__all__ = ["RecordTrial", "not_recorded", "opened_store", "store_client", "tracked_search"]
 
 
 class RecordTrial(Protocol):
@@ -110,7 +56,7 @@ def tracked_search(
         return
     with progress("opening the MLflow store", None, enabled=show_progress):
         folder.mkdir(parents=True, exist_ok=True)
-        client, experiment = open_store(config.tracking, folder)
+        client, experiment = opened_store(config.tracking, folder)
         from mlflow.entities import Metric, Param
     parent = client.create_run(
         experiment,
@@ -153,7 +99,7 @@ def not_recorded(
     """Record nothing."""
 
 
-def open_store(tracking: TrackingConfig, folder: Path) -> tuple[Any, str]:
+def opened_store(tracking: TrackingConfig, folder: Path) -> tuple[Any, str]:
     """A client of the store that the configuration names, and the id of the experiment.
 
     Parameters
@@ -162,14 +108,18 @@ def open_store(tracking: TrackingConfig, folder: Path) -> tuple[Any, str]:
         Which store, which experiment; both are made where they are missing.
     folder
         Where the SQLite file is, if no store is named.
-    """
-    prepare_mlflow()
-    import mlflow
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # its notes on new tables are of no use here
-    uri = tracking.uri or _local_store(folder)
-    client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+    Notes
+    -----
+    The first use of a fresh SQLite store creates its tables, which takes MLflow some seconds.
+    """
+    client = store_client(tracking, folder)
     return client, _experiment(client, tracking.experiment, folder)
+
+
+def store_client(tracking: TrackingConfig, folder: Path) -> Any:
+    """A client of the store alone; nothing is made in it."""
+    return mlflow_client(tracking.uri or _local_store(folder))
 
 
 def _local_store(out: Path) -> str:
@@ -181,15 +131,3 @@ def _experiment(client: Any, name: str, out: Path) -> str:
     if existing is not None:
         return str(existing.experiment_id)
     return str(client.create_experiment(name, artifact_location=(out.absolute() / "mlartifacts").as_uri()))
-
-
-def _record(client: Any, run_id: str, tier: str, config: Config, facts: Mapping[str, Any]) -> None:
-    for name, value in config.resolved().get(tier, {}).items():
-        client.log_param(run_id, name, value)
-    client.log_param(run_id, "ledger_position", facts["ledger_position"])
-    client.log_param(run_id, "config_hash", facts["config_hash"])
-    client.log_metric(run_id, "seconds", facts["seconds"])
-    for row in facts["funnel"]:
-        client.log_metric(run_id, f"rows_in.{row['source']}", row["rows_in"])
-        client.log_metric(run_id, f"rows_kept.{row['source']}", row["rows_kept"])
-    client.log_dict(run_id, dict(facts), "run.json")

@@ -519,7 +519,7 @@ def test_doctor_names_what_is_missing_and_the_line_that_mends_it(monkeypatch: py
 
 
 def test_demo_goes_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("consentier.training.train.track_run", lambda *_, **__: {})
+    monkeypatch.setattr("consentier.training.train.record_run", lambda _shop, _config, trained, **_: trained)
     out = tmp_path / "demo"
     outcome = run("demo", "--out", out, "--customers", 250)
     assert outcome.code == 0, outcome.err

@@ -31,7 +31,7 @@ from consentier.features.tables import ShopTables
 from consentier.features.validation import ValidationReport
 from consentier.models.bundle import open_bundle
 from consentier.training.config import Config, EvaluationConfig, TierConfig, TrackingConfig, TrainingConfig
-from consentier.training.evaluate import evaluate
+from consentier.training.evaluate import evaluate, evaluate_bundles
 from consentier.training.evaluate_cases import links_of
 from consentier.training.train import TRAINED_TIERS, train
 
@@ -457,7 +457,7 @@ def test_evaluation_gives_the_same_figures_without_the_rows_that_it_may_not_read
 @breaks(
     Break(
         "who withdrew within the test period is judged",
-        evaluate,
+        evaluate_bundles,
         "ConsentGate(shop, ledger, end, policy)",
         "ConsentGate(shop, ledger, start, policy, end)",
         JUDGED,

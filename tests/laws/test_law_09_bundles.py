@@ -18,9 +18,10 @@ from shops import consent, day, event, link, order, shop
 from consentier.features.tables import ShopTables
 from consentier.models.bundle import open_bundle
 from consentier.training import fit as fit_module
+from consentier.training.bundles import TRAINED_TIERS, train_bundles
 from consentier.training.config import Config
 from consentier.training.restricted import Restricted
-from consentier.training.train import TRAINED_TIERS, train
+from consentier.training.train import train
 
 CONFIG = Config.model_validate(
     {
@@ -93,9 +94,9 @@ PEOPLE: list[History] = [((0, 1, 2), (1,)), ((1, 2), (0, 3)), ((0, 2), (2, 3))]
 @breaks(
     Break(
         "the side-car lists whom the bundle was fitted on",
-        train,
-        "write_run(out / tier, runs[str(tier)])",
-        'write_run(out / tier, {**runs[str(tier)], "who": fit.subjects["subject_id"].to_pylist()})',
+        train_bundles,
+        "run_facts(config, ledger, fit.funnel, fit.rows_digest, fit.seconds)",
+        '{"who": fit.subjects["subject_id"].to_pylist()}',
         PEOPLE,
     ),
     Break(

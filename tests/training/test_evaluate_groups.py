@@ -105,7 +105,7 @@ def test_sessions_with_many_requests_count_once() -> None:
 def test_each_length_of_history_has_one_cohort_for_all_tiers_and_intervals() -> None:
     cases = [Case(crm_history=(Event("i0"),)) for _ in range(30)] + [Case() for _ in range(19)]
     judged = {tier: {"ndcg@2": np.linspace(0, top, 49)} for tier, top in (("crm", 1.0), ("fused", 0.5))}
-    rows = by_history(cases, judged, BANDED)
+    rows = by_history([case.history_length() for case in cases], judged, BANDED)
     assert [(row["tier"], row["bucket"], row["customers"], bool(row["metrics"])) for row in rows] == [
         ("crm", "0", 19, False),
         ("fused", "0", 19, False),

@@ -12,7 +12,7 @@ from consentier.features.simulator import SimulationConfig, simulate, write_shop
 from consentier.features.tables import ShopTables, read_shop
 from consentier.models.bundle import open_bundle, read_run
 from consentier.serving import Recommender, Request
-from consentier.training import train as training
+from consentier.training import bundles as training
 from consentier.training.config import Config, TrackingConfig, load_config
 from consentier.training.train import TRAINED_TIERS, train
 

@@ -21,6 +21,7 @@ from consentier.cli.import_data import import_data
 from consentier.cli.inspect import inspect
 from consentier.cli.output import guarded, set_debug
 from consentier.cli.package import package
+from consentier.cli.promote import promote, rollback
 from consentier.cli.recommend import recommend
 from consentier.cli.replay import replay
 from consentier.cli.report import report
@@ -49,6 +50,8 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     import_data: "consentier import online_retail downloads/online_retail shop",
     validate: "consentier validate shop --on-bad-rows drop",
     train: "consentier train shop --out bundles --tier all",
+    promote: "consentier promote --bundles bundles --ledger sqlite:///consents.db --dry-run",
+    rollback: "consentier rollback fused --bundles bundles",
     tune: "consentier tune shop --tier crm --trials 40 --out tuned.toml",
     evaluate: "consentier evaluate shop --out evaluation.json",
     report: "consentier report evaluation.json --out report.html",

@@ -7,6 +7,7 @@ import datetime as dt
 import enum
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from consentier.cli.output import (
     CHECK_FAILED,
     AsJson,
     At,
+    ConfigPath,
     Kind,
     KindOption,
     KnownAt,
@@ -167,6 +169,13 @@ def withdraw(
         typer.Option("--deadline-days", min=0, help="How long bundles that hold SUBJECT may still answer."),
     ] = 30,
     evidence: Annotated[str | None, typer.Option("--evidence", help="What proves the withdrawal.")] = None,
+    registry: Annotated[
+        bool,
+        typer.Option(
+            "--registry", help="Write the deadlines into the model registry too, for services elsewhere."
+        ),
+    ] = False,
+    config: ConfigPath = None,
     at: At = None,
     as_json: AsJson = False,
 ) -> None:
@@ -194,6 +203,8 @@ def withdraw(
             deadline=dt.timedelta(days=deadline_days),
             evidence=evidence,
         )
+    if registry:
+        _tell_registry(directories, config)
     if as_json:
         print_json(_plain(dataclasses.asdict(done)))
         return
@@ -207,6 +218,18 @@ def withdraw(
     if done.deadline is not None:
         _print_bundles([dataclasses.asdict(bundle) for bundle in done.bundles])
         note(f"they stop answering at {done.deadline.isoformat()}; next: consentier forget, or train anew")
+
+
+def _tell_registry(directories: Sequence[Path], config: Path | None) -> None:
+    """Bring the deadlines of some directories into the tags of the registered versions."""
+    from consentier.cli.promote import registry_of
+    from consentier.serving.loading import TIERS
+    from consentier.serving.revocation import Revocations
+
+    for directory in directories:
+        registry, deadlines = registry_of(directory, config, None), Revocations.open(directory).current()
+        for tier in TIERS:
+            registry.note_deadlines(tier, deadlines)
 
 
 def erase(

@@ -66,9 +66,9 @@ def forget(
     Run it before the subjects' rows are deleted.
     """
     from consentier.features.tables import read_shop
+    from consentier.training.bundles import TRAINED_TIERS
     from consentier.training.forget import forget as forget_in_bundles
     from consentier.training.restricted import Restricted
-    from consentier.training.train import TRAINED_TIERS
 
     tiers = list(TRAINED_TIERS)
     out = bundles

@@ -19,6 +19,7 @@ from consentier.cli.output import (
     Cutoff,
     OnBadRowsOption,
     PolicyPath,
+    name_of,
     note,
     print_json,
     print_table,
@@ -84,11 +85,12 @@ def train(
             shop,
             settings,
             out,
-            tiers=_tiers(tier or []),
+            tiers=chosen_tiers(tier or []),
             policy=routing,
             force=force,
             ledger=opened,
             restricted=place,
+            name=name_of(data),
         )
     if as_json:
         print_json({**dataclasses.asdict(result), "out": str(result.out)})
@@ -115,6 +117,9 @@ def print_training(result: TrainingResult) -> None:
     for tier, reason in result.skipped.items():
         say(f"\nno {tier} bundle: {reason}", style="yellow")
     say(f"\nbundles in {result.out}")
+    if result.versions:
+        versions = ", ".join(f"{tier} {number}" for tier, number in result.versions.items())
+        say(f"registered as challengers, by version: {versions}")
 
 
 def _reasons(excluded: Mapping[str, int]) -> str:
@@ -122,7 +127,7 @@ def _reasons(excluded: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} {count:,}" for reason, count in ordered) or "-"
 
 
-def _tiers(choices: Sequence[TierChoice]) -> list[Tier]:
+def chosen_tiers(choices: Sequence[TierChoice]) -> list[Tier]:
     """The chosen tiers, each once, in the order of a full run."""
     wanted = set(choices) or {TierChoice.ALL}
     trained = (Tier.SESSION, Tier.ONLINE, Tier.CRM, Tier.FUSED, Tier.POPULAR)

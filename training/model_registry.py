@@ -1,0 +1,198 @@
+"""The writer's side of the model registry: one registered model per tier, its versions, aliases and tags.
+
+A version is a bundle: the directory that a run logged, with tags that say what it needs and rests on. The
+newest one has the alias ``challenger``, the one that serves ``champion``. The reader's side, which needs none
+of this, is `consentier.serving.registry`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from consentier.consent import Tier
+from consentier.models.bundle import Manifest
+from consentier.serving.registry import (
+    DEADLINE_TAG,
+    DIGEST_TAG,
+    LEVEL_3_TAG,
+    bundle_in,
+)
+from consentier.serving.revocation import Deadlines
+
+__all__ = [
+    "CHALLENGER",
+    "CHECKS_TAG",
+    "OUTCOME_TAG",
+    "PREVIOUS_TAG",
+    "ModelRegistry",
+    "Version",
+    "version_tags",
+]
+
+CHALLENGER = "challenger"
+"""The alias of the newest version."""
+
+PREVIOUS_TAG = "previous_champion"
+"""On a version: the champion in whose place it was put; empty where there was none."""
+
+CHECKS_TAG = "promotion_checks"
+"""On a version: the last promotion's checks, as JSON."""
+
+OUTCOME_TAG = "promotion"
+"""On a version: ``promoted`` or ``refused``, and when."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Version:
+    """One version of a registered model.
+
+    Attributes
+    ----------
+    tier, number
+        Which.
+    run_id
+        The run that made it.
+    tags
+        What it needs and rests on.
+    """
+
+    tier: Tier
+    number: str
+    run_id: str
+    tags: Mapping[str, str]
+
+    @property
+    def digest(self) -> str | None:
+        """The digest that its bundle must have."""
+        return self.tags.get(DIGEST_TAG)
+
+
+class ModelRegistry:
+    """The registered models of one shop.
+
+    Parameters
+    ----------
+    client
+        Of a tracking server that is its own registry.
+    experiment
+        Name of the experiment; the models are called after it: ``EXPERIMENT-TIER``.
+    """
+
+    def __init__(self, client: Any, experiment: str) -> None:
+        self._client = client
+        self._prefix = re.sub(r"[^\w.-]+", "-", experiment)
+
+    def name(self, tier: Tier) -> str:
+        """What the registered model of a tier is called."""
+        return f"{self._prefix}-{tier}"
+
+    def aliased(self, tier: Tier, alias: str) -> Version | None:
+        """The version that has an alias; None where none has."""
+        registered = self._registered(tier)
+        if registered is None or alias not in registered.aliases:
+            return None
+        return self.version(tier, str(registered.aliases[alias]))
+
+    def version(self, tier: Tier, number: str) -> Version:
+        """A version by its number."""
+        found = self._client.get_model_version(self.name(tier), number)
+        return Version(tier, str(found.version), str(found.run_id), dict(found.tags))
+
+    def register(self, tier: Tier, run_id: str, artifact: str, tags: Mapping[str, str]) -> Version:
+        """Make a new version of a run's bundle; the alias ``challenger`` is set last."""
+        if self._registered(tier) is None:
+            self._client.create_registered_model(
+                self.name(tier), description=f"The {tier} tier of Consentier: one bundle per version."
+            )
+        made = self._client.create_model_version(self.name(tier), artifact, run_id=run_id, tags=dict(tags))
+        self.point(tier, CHALLENGER, str(made.version))
+        return Version(tier, str(made.version), run_id, dict(tags))
+
+    def download(self, version: Version, folder: Path) -> Path:
+        """Bring a version's bundle into a folder; say where it is.
+
+        Raises
+        ------
+        BundleMissing
+            If the artifact does not hold exactly one bundle.
+        mlflow.exceptions.MlflowException, OSError
+            If it cannot be fetched.
+        """
+        from mlflow.artifacts import download_artifacts
+
+        uri = self._client.get_model_version_download_uri(self.name(version.tier), version.number)
+        folder.mkdir(parents=True, exist_ok=True)
+        where = download_artifacts(
+            artifact_uri=uri, dst_path=str(folder), tracking_uri=self._client.tracking_uri
+        )
+        return bundle_in(Path(where))
+
+    def tag(self, version: Version, **tags: str) -> None:
+        """Set tags of a version."""
+        for key, value in tags.items():
+            self._client.set_model_version_tag(self.name(version.tier), version.number, key, value)
+
+    def point(self, tier: Tier, alias: str, number: str) -> None:
+        """Let an alias point to a version: one step, which happens or does not."""
+        self._client.set_registered_model_alias(self.name(tier), alias, number)
+
+    def decide_level_3(self, value: str) -> None:
+        """Note which tier answers linked customers in the place of fused; see `LEVEL_3_TAG`."""
+        self._client.set_registered_model_tag(self.name(Tier.FUSED), LEVEL_3_TAG, value)
+
+    def note_deadlines(self, tier: Tier, deadlines: Deadlines) -> int:
+        """Write withdrawal deadlines into the tags of the versions that have one; say how many are new."""
+        if self._registered(tier) is None:
+            return 0
+        new = 0
+        for found in self._client.search_model_versions(f"name = '{self.name(tier)}'"):
+            deadline = deadlines.by_digest.get(found.tags.get(DIGEST_TAG, ""))
+            told = "" if deadline is None else deadline.isoformat()
+            if told and found.tags.get(DEADLINE_TAG) != told:
+                self._client.set_model_version_tag(found.name, str(found.version), DEADLINE_TAG, told)
+                new += 1
+        return new
+
+    def note(self, version: Version, document: Mapping[str, Any], artifact: str) -> None:
+        """Keep a document with the run that made a version."""
+        self._client.log_dict(version.run_id, dict(document), artifact)
+
+    def read(self, version: Version, artifact: str, folder: Path) -> str:
+        """A text that the run of a version logged.
+
+        Raises
+        ------
+        mlflow.exceptions.MlflowException, OSError
+            If there is none.
+        """
+        where = self._client.download_artifacts(version.run_id, artifact, str(folder))
+        return Path(where).read_text("utf-8")
+
+    def _registered(self, tier: Tier) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self._client.get_registered_model(self.name(tier))
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+
+
+def version_tags(manifest: Manifest, digest: str, facts: Mapping[str, Any]) -> dict[str, str]:
+    """What the tags of a version say of a bundle."""
+    return {
+        "tier": manifest.tier,
+        "permission": " ".join(manifest.permission),
+        "sources": " ".join(manifest.sources),
+        "cutoff": manifest.cutoff,
+        "ledger_position": str(facts["ledger_position"]),
+        "ledger_head": str(facts["ledger_head"]),
+        "config_hash": str(facts["config_hash"]),
+        DIGEST_TAG: digest,
+        DEADLINE_TAG: "",
+    }
