@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from consentier.errors import ConfigError
-from consentier.training.config import Config
+from consentier.training.config import Config, TierConfig
 
 __all__ = ["config_toml"]
 
@@ -25,7 +25,11 @@ def config_toml(config: Config) -> str:
     """
     sections = []
     for name, field in Config.model_fields.items():
-        lines = _lines(name, getattr(config, name), field.default)
+        section = getattr(config, name)
+        defaults = field.default
+        if isinstance(section, TierConfig):
+            defaults = Config.defaults_of(name, section.algorithm)
+        lines = _lines(name, section, defaults)
         if lines:
             sections.append("\n".join([f"[{name}]", *lines]) + "\n")
     return "\n".join(sections)
