@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consentier.errors import BundleMalformed
-from consentier.models.bundle import check_factors, check_prior_factors
+from consentier.models.bundle import Bundle, check_factors, check_prior_factors
 from consentier.models.factor_scoring import (
     FoldIn,
     contributions,
@@ -19,6 +19,10 @@ from consentier.models.factor_scoring import (
     positive_items,
     repeats,
 )
+from consentier.models.quantised_factors import QuantisedFactors
+from consentier.models.row_scorer import compiled_kernel
+from consentier.serving.catalogue import Catalogue
+from consentier.serving.rules import Rules
 from consentier.serving.scorer import ItemScorer, Query
 
 __all__ = ["FACTOR_ALGORITHMS", "FactorScorer", "take_folding"]
@@ -33,14 +37,32 @@ _MAY_BE_0 = ("frequency_exponent", "history_exponent", "history_offset")
 class FactorScorer(ItemScorer):
     """Scores ``y · f``, with the factors f of the items, and y of the history, which is folded in.
 
+    Parameters
+    ----------
+    bundle, catalogue, rules
+        As for `ItemScorer`.
+    compiled
+        Use compiled loops where Numba is installed; they are ready when this returns.
+
     Notes
     -----
     A request costs `models.factor_scoring.fold_in` and `positive_items`, which reads the factors of all items
-    once. Given the bundle and the history, scores are the same in every bit whatever the machine, the threads
-    and the BLAS library.
+    once: in one byte a number where there are compiled loops. Given the bundle and the history, scores are
+    the same in every bit whatever the machine, the threads and the BLAS library, compiled or not.
     """
 
     _folding: FoldIn
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        catalogue: Catalogue | None,
+        rules: Rules | None = None,
+        *,
+        compiled: bool = True,
+    ) -> None:
+        self._compiled = compiled and compiled_kernel() is not None
+        super().__init__(bundle, catalogue, rules)
 
     def _own_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         self._folding = take_folding(settings)
@@ -53,6 +75,7 @@ class FactorScorer(ItemScorer):
         if self._priors is not None:
             check_prior_factors(self._priors, self._factors.shape, inputs - items, items)
         self._norm = largest_norm(self._factors[:items])
+        self._quantised = QuantisedFactors(self._factors[:items]) if self._compiled else None
         self._items = np.arange(items, dtype=np.int64)
 
     def _contributions(
@@ -74,7 +97,9 @@ class FactorScorer(ItemScorer):
         vector = fold_in(self._factors, self._gram, rows, weights, self._folding, self._priors)
         visible = self._shelf.visible(self._items, query, hidden)
         again = repeats(self._factors, rows, weights, self._settings.repeat_weight, self._items.size)
-        return positive_items(self._factors, self._norm, vector, visible, query.n, added=again)
+        return positive_items(
+            self._factors, self._norm, vector, visible, query.n, quantised=self._quantised, added=again
+        )
 
 
 def take_folding(settings: dict[str, Any]) -> FoldIn:

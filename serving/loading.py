@@ -170,5 +170,5 @@ def _model(
     if tier is Tier.POPULAR:
         return PopularScorer(bundle, catalogue, rules)
     if bundle.manifest.algorithm in FACTOR_ALGORITHMS:
-        return FactorScorer(bundle, catalogue, rules)
+        return FactorScorer(bundle, catalogue, rules, compiled=compiled)
     return LinearScorer(bundle, catalogue, rules, compiled=compiled)
