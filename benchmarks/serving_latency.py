@@ -178,6 +178,7 @@ def measured(folder: Path, items: int) -> list[dict[str, Any]]:
                 )  # fmt: skip
         if not hop_weight:
             rows += throughput(answers, items)
+            rows += cold_starts(path, items)
         shutil.rmtree(path)
     return rows
 
@@ -207,6 +208,41 @@ def rate(answer: Callable[[Any], object], asked: list[Any], threads: int) -> flo
         started = time.perf_counter()
         list(pool.map(answer_all, [asked[place::threads] for place in range(threads)]))
         return len(asked) / (time.perf_counter() - started)
+
+
+_COLD_START = """
+import sys, time
+from consentier import Permission, Recommender, Request
+def private():  # megabytes that this process shares with no other, and no file holds
+    with open("/proc/self/smaps_rollup") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) / 1024
+imported, compiled = time.process_time(), sys.argv[2] == "compiled"
+if compiled:
+    from consentier.models.row_scorer import compiled_kernel
+    compiled_kernel()
+ready, before = time.process_time(), private()
+recommender = Recommender.load(sys.argv[1], compiled=compiled)
+opened, after = time.process_time(), private()
+recommender.recommend(Request(session=["item-0000001"], permission=Permission.ONLINE))
+print(imported, ready - imported, opened - ready, time.process_time() - opened, after - before)
+"""
+
+
+def cold_starts(path: Path, items: int) -> list[dict[str, Any]]:
+    """Processor seconds of a new process up to its first answer, and private megabytes of a bundle."""
+    rows = []
+    for name in ("compiled", "NumPy"):
+        found = []
+        for _ in range(ROUNDS):
+            done = subprocess.run(
+                [sys.executable, "-W", "ignore", "-c", _COLD_START, str(path), name],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            found.append([float(each) for each in done.stdout.split()])
+        rows.append({"items": items, "name": name, "cold": [list(each) for each in zip(*found, strict=True)]})
+    return rows
 
 
 def startup() -> dict[str, list[float]]:
@@ -254,6 +290,11 @@ def show(rows: list[dict[str, Any]], started: Mapping[str, list[float]]) -> None
             ratios = [two / one for one, two in zip(row["one"], row["two"], strict=True)]
             rates = " | ".join(f"{statistics.median(row[name]):,.0f}" for name in ("one", "two"))
             print(f"| {row['items']:,} | {row['name']} | {rates} | {spread(ratios)} |")
+    print("\n| items | answers | start, import s | loops ready s | open s | first answer s | private MB |")
+    print("|---:|---|---:|---:|---:|---:|---:|")
+    for row in rows:
+        if "cold" in row:
+            print(f"| {row['items']:,} | {row['name']} | {' | '.join(map(spread, row['cold']))} |")
     print("\n| until compiled loops are ready | s |\n|---|---:|")
     for name, taken in started.items():
         print(f"| {name} | {spread(taken)} |")

@@ -55,9 +55,10 @@ class ItemIndex:
 
     Notes
     -----
-    Opening reads the offsets (8 bytes an item) and every 16th id; with `verify` also the blob, in O(b) time
-    and about 200 bytes of temporary memory an item. Memory afterwards: that of the two arrays, which are not
-    copied, and some 4 bytes an item.
+    Opening reads the offsets (8 bytes an item); with `verify` also the blob, in O(b) time and about 200 bytes
+    of temporary memory an item. Memory afterwards: that of the two arrays, which are not copied; from the
+    first look-up on, which reads every 16th id, some 4 bytes an item more. `models.item_lookup` looks up many
+    at once.
 
     No id contains NUL, so shorter ids can be compared as if they were padded with zeros. UTF-8 bytes sort
     as code points do, so the order is that of Python's ``sorted`` on strings.
@@ -76,7 +77,7 @@ class ItemIndex:
         if verify:
             _check_text(self._blob, self._offsets)
             _check_ascending(self._blob, self._offsets)
-        self._fences = self._every(_FENCE_STEP)
+        self._fences: list[bytes] | None = None
 
     def _every(self, step: int) -> list[bytes]:
         starts, ends = self._offsets[:-1:step].tolist(), self._offsets[1::step].tolist()
@@ -123,7 +124,10 @@ class ItemIndex:
         except UnicodeEncodeError:  # a lone surrogate: no id holds one
             return -1
         blob, offsets = self._blob_view, self._offsets_view
-        high = _FENCE_STEP * bisect.bisect_right(self._fences, key)
+        fences = self._fences
+        if fences is None:
+            fences = self._fences = self._every(_FENCE_STEP)
+        high = _FENCE_STEP * bisect.bisect_right(fences, key)
         low, high = max(0, high - _FENCE_STEP), min(high, len(offsets) - 1)
         while low < high:
             middle = (low + high) >> 1

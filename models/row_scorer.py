@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from consentier.models.scoring import best_items
 
-__all__ = ["RowScorer", "compiled_kernel", "plain"]
+__all__ = ["RowScorer", "compiled_ids", "compiled_kernel", "plain"]
 
 _log = logging.getLogger("consentier.models")
 
@@ -125,9 +125,9 @@ def compiled_kernel() -> ModuleType | None:
     if importlib.util.find_spec("numba") is None:
         return None
     try:
-        from consentier.models import compiled_scoring
+        from consentier.models import compiled_ids, compiled_scoring
 
-        _run_once(compiled_scoring)
+        _run_once(compiled_scoring, compiled_ids)
     except (ImportError, RuntimeError, OSError) as error:
         # It does not work with this NumPy, or finds no place for its cache. NumPy gives the same answers.
         _log.warning("numba cannot be used, scoring with NumPy: %s: %s", type(error).__name__, error)
@@ -135,7 +135,16 @@ def compiled_kernel() -> ModuleType | None:
     return compiled_scoring
 
 
-def _run_once(kernel: ModuleType) -> None:
+def compiled_ids() -> ModuleType | None:
+    """The compiled look-ups of ids, ready to run; None where `compiled_kernel` is."""
+    if compiled_kernel() is None:
+        return None
+    from consentier.models import compiled_ids
+
+    return compiled_ids
+
+
+def _run_once(kernel: ModuleType, look_ups: ModuleType) -> None:
     """One answer from an empty matrix, of the types that real ones have: it compiles all of them need."""
     no_flags = np.empty(0, np.bool_)
     arrays = np.zeros(1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32), no_flags, no_flags
@@ -143,6 +152,10 @@ def _run_once(kernel: ModuleType) -> None:
     kernel.best_items(*[plain(array) for array in arrays], 0.0, 1, *asked, False, 1)
     codes = kernel.quantised(plain(np.zeros((1, 1), np.float32)))
     kernel.near_items(*codes, np.ones(1, np.bool_), np.zeros(1, np.int16), 0.0, 0.0, 0.0, 1)
+    text = plain(np.empty(0, np.uint8)), plain(np.zeros(1, np.int64))
+    table, shift = look_ups.id_table(*text)
+    look_ups.numbers_of(text[0], 0, *text, plain(table), shift)
+    look_ups.ids_of(_NO_ITEMS, *text)
 
 
 def plain(array: NDArray[Any]) -> NDArray[Any]:

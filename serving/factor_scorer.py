@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consentier.errors import BundleMalformed
-from consentier.models.bundle import Bundle, check_factors, check_prior_factors
+from consentier.models.bundle import check_factors, check_prior_factors
 from consentier.models.factor_scoring import (
     FoldIn,
     contributions,
@@ -21,8 +21,6 @@ from consentier.models.factor_scoring import (
 )
 from consentier.models.quantised_factors import QuantisedFactors
 from consentier.models.row_scorer import compiled_kernel
-from consentier.serving.catalogue import Catalogue
-from consentier.serving.rules import Rules
 from consentier.serving.scorer import ItemScorer, Query
 
 __all__ = ["FACTOR_ALGORITHMS", "FactorScorer", "take_folding"]
@@ -37,13 +35,6 @@ _MAY_BE_0 = ("frequency_exponent", "history_exponent", "history_offset")
 class FactorScorer(ItemScorer):
     """Scores ``y · f``, with the factors f of the items, and y of the history, which is folded in.
 
-    Parameters
-    ----------
-    bundle, catalogue, rules
-        As for `ItemScorer`.
-    compiled
-        Use compiled loops where Numba is installed; they are ready when this returns.
-
     Notes
     -----
     A request costs `models.factor_scoring.fold_in` and `positive_items`, which reads the factors of all items
@@ -52,17 +43,6 @@ class FactorScorer(ItemScorer):
     """
 
     _folding: FoldIn
-
-    def __init__(
-        self,
-        bundle: Bundle,
-        catalogue: Catalogue | None,
-        rules: Rules | None = None,
-        *,
-        compiled: bool = True,
-    ) -> None:
-        self._compiled = compiled and compiled_kernel() is not None
-        super().__init__(bundle, catalogue, rules)
 
     def _own_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         self._folding = take_folding(settings)
@@ -75,7 +55,8 @@ class FactorScorer(ItemScorer):
         if self._priors is not None:
             check_prior_factors(self._priors, self._factors.shape, inputs - items, items)
         self._norm = largest_norm(self._factors[:items])
-        self._quantised = QuantisedFactors(self._factors[:items]) if self._compiled else None
+        loops = self._compiled and compiled_kernel() is not None
+        self._quantised = QuantisedFactors(self._factors[:items]) if loops else None
         self._items = np.arange(items, dtype=np.int64)
 
     def _contributions(

@@ -168,7 +168,7 @@ def _model(
     bundle: Bundle, tier: Tier, catalogue: Catalogue | None, rules: Rules | None, *, compiled: bool
 ) -> ItemScorer | PopularScorer:
     if tier is Tier.POPULAR:
-        return PopularScorer(bundle, catalogue, rules)
+        return PopularScorer(bundle, catalogue, rules, compiled=compiled)
     if bundle.manifest.algorithm in FACTOR_ALGORITHMS:
         return FactorScorer(bundle, catalogue, rules, compiled=compiled)
     return LinearScorer(bundle, catalogue, rules, compiled=compiled)

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from consentier.consent import Side, Source, microseconds
 from consentier.errors import BundleMalformed
 from consentier.models.attribute_encoding import AttributeEncoder
-from consentier.models.bundle import Bundle, check_csr
+from consentier.models.bundle import Bundle
 from consentier.models.item_index import ItemIndex
+from consentier.models.item_lookup import ItemLookup
 from consentier.models.recency import microseconds_of_days, recency_weight
 from consentier.models.row_scorer import RowScorer
 from consentier.models.scoring import contributions
@@ -72,6 +73,8 @@ class Scored:
         What the list holds of each capped value, for whoever fills it up; None: nothing yet.
     explanations
         Of each item, where the query asks for them.
+    not_again
+        Items of the permitted history that are not recommended again, scored or not.
     """
 
     items: tuple[str, ...]
@@ -79,6 +82,7 @@ class Scored:
     unknown_items: int = 0
     mixture: Mixture | None = dataclasses.field(default=None, compare=False)
     explanations: tuple[Explanation, ...] | None = None
+    not_again: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -214,9 +218,16 @@ class _Shelf:
     """The items of one bundle, and which of them may be shown at all."""
 
     def __init__(
-        self, index: ItemIndex, catalogue: Catalogue | None, rules: Rules | None, further: Sequence[str] = ()
+        self,
+        index: ItemIndex,
+        catalogue: Catalogue | None,
+        rules: Rules | None,
+        further: Sequence[str] = (),
+        *,
+        compiled: bool = True,
     ) -> None:
         self.index = index
+        self.lookup = ItemLookup(index, compiled=compiled)
         self._further = further
         self._catalogue = catalogue
         self._columns: ItemColumns | None = None
@@ -226,16 +237,14 @@ class _Shelf:
         self.silent = np.zeros(len(index), dtype=np.bool_)
         if catalogue is not None:
             self.hidden[: len(index)] = True
-            shown = index.indices(sorted(catalogue.available))
-            self.hidden[shown[shown >= 0]] = False
-            silent = index.indices(sorted(self.sensitive))
-            self.silent[silent[silent >= 0]] = True
+            self.hidden[_ascending_numbers(self.lookup.numbers(list(catalogue.available)))] = False
+            self.silent[_ascending_numbers(self.lookup.numbers(list(self.sensitive)))] = True
         self.rules = None if rules is None else ShelfRules(rules, self._attributes(), self._items())
         if self.rules is not None:
             self.hidden |= self.rules.hidden
 
     def _items(self) -> list[str]:
-        return [*self.index.ids(np.arange(len(self.index))), *self._further]
+        return [*self.lookup.ids(np.arange(len(self.index))), *self._further]
 
     def _attributes(self) -> ItemColumns:
         """The attributes of the items, which most shelves never need."""
@@ -286,8 +295,9 @@ class _Shelf:
         self, query: Query, hidden: Iterable[int]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
         """The items that an answer must not hold, and the only ones that it may, each ascending."""
-        barred = _ascending_numbers([*hidden, *map(self.index.index, query.exclude)])
-        allowed = None if query.allow is None else _ascending_numbers(map(self.index.index, query.allow))
+        excluded = self.lookup.numbers(list(query.exclude)) if query.exclude else ()
+        barred = _ascending_numbers([*hidden, *excluded])
+        allowed = None if query.allow is None else _ascending_numbers(self.lookup.numbers(list(query.allow)))
         if query.where is None:
             return barred, allowed
         _, fitting = self.fitting(query.where)
@@ -325,23 +335,34 @@ class ItemScorer(ABC):
     Parameters
     ----------
     bundle
-        An opened bundle of a session, online, crm or fused model.
+        A bundle of a session, online, crm or fused model.
     catalogue
         What may be shown now; None: all items of the bundle.
     rules
         The shop's business rules; None: there are none.
+    compiled
+        Use compiled loops where Numba is installed; they are ready when this returns. Answers are the same,
+        bit for bit.
     """
 
-    def __init__(self, bundle: Bundle, catalogue: Catalogue | None, rules: Rules | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        catalogue: Catalogue | None,
+        rules: Rules | None = None,
+        *,
+        compiled: bool = True,
+    ) -> None:
         arrays = bundle.arrays
         self.digest = bundle.digest
+        self._compiled = compiled
         index = ItemIndex(arrays["item_ids"], arrays["item_offsets"], verify=False)  # open_bundle did
         settings = self._own_settings(dict(bundle.manifest.scoring))
         self._settings, self._attributes = read_scoring(settings, len(index))
         days = self._settings.recency_half_life
         self._half_life = None if days is None else microseconds_of_days(days)
         self._decays = [_decay(distance, self._settings.session_decay) for distance in range(_USUAL_SESSION)]
-        self._shelf = _Shelf(index, catalogue, rules)
+        self._shelf = _Shelf(index, catalogue, rules, compiled=compiled)
         self.main_parameters = tuple(main_parameters(bundle.manifest))
         self._read(arrays, len(index) + self._attributes.input_count, len(index))
 
@@ -380,7 +401,7 @@ class ItemScorer(ABC):
 
         Only items with a positive score are returned, at most ``query.n``.
         """
-        numbers = _Numbers(self._number)
+        numbers = self._numbers(view)
         weights, unknown = self._history(view, numbers)
         inputs = dict(weights)
         attributes = self._attributes.inputs(view.attributes)
@@ -389,10 +410,11 @@ class ItemScorer(ABC):
             inputs.update(dict.fromkeys(attributes, share / len(attributes)))
         if not inputs:
             return None
-        hidden = [numbers[item] for item in self.not_again(view, query)]
+        not_again = self._not_again(view, query)
+        hidden = [numbers[item] for item in not_again]
         given = _ascending(inputs)
         best = self._best_for(view, numbers, *given, self._candidates(query), hidden)
-        scored = self._scored(best, query, unknown)
+        scored = self._scored(best, query, unknown, not_again)
         if not query.explain:
             return scored
         return dataclasses.replace(scored, explanations=self._explained(view, numbers, *given, scored.items))
@@ -469,27 +491,31 @@ class ItemScorer(ABC):
         unknown = 0
         read = [(source, self._latest(events)) for source, events in _by_source(view) if events]
         newest = self._newest(event for _, events in read for event in events)
-        event_weights = self._settings.event_weights
         for source, events in read:
-            scale = self._settings.source_weights.get(source, 0.0)
-            weights: dict[int, float] = {}
-            places: dict[int, int] = {}
-            for event in reversed(events):
-                number = numbers[event.item_id]
-                if number < 0:
-                    unknown += 1
-                    continue
-                weight = event_weights.get(event.event_type or "", 1.0)
-                if source is Source.SESSION:
-                    weight *= self._decay(places.setdefault(number, len(places)))
-                weight = scale * weight * self._recency(event, newest)
-                if weight > weights.get(number, 0.0):
-                    weights[number] = weight
-            for number, weight in weights.items():
+            known = [(number, event) for event in reversed(events) if (number := numbers[event.item_id]) >= 0]
+            unknown += len(events) - len(known)
+            for number, weight in self._weights(source, known, newest).items():
                 total[number] = total.get(number, 0.0) + weight
         return total, unknown
 
-    def _latest(self, events: tuple[Event, ...]) -> list[Event]:
+    def _weights(self, source: Source, events: Iterable[tuple[int, Event]], newest: int) -> dict[int, float]:
+        """The largest weight of each item of one source, the latest events first."""
+        scale = self._settings.source_weights.get(source, 0.0)
+        of_type, in_session, ages = self._settings.event_weights, source is Source.SESSION, self._half_life
+        weights: dict[int, float] = {}
+        places: dict[int, int] = {}
+        for number, event in events:
+            weight = of_type.get(event.event_type or "", 1.0)
+            if in_session:
+                weight *= self._decay(places.setdefault(number, len(places)))
+            weight *= scale
+            if ages is not None:
+                weight *= self._recency(event, newest)
+            if weight > weights.get(number, 0.0):
+                weights[number] = weight
+        return weights
+
+    def _latest(self, events: tuple[Event, ...]) -> Sequence[Event]:
         """The latest events of a source that show an interest, oldest first."""
         shown = [event for event in events if event.event_type not in NO_INTEREST]
         return shown[-self._settings.max_history :]
@@ -514,8 +540,16 @@ class ItemScorer(ABC):
     def _number(self, item: str) -> int:
         return -1 if item in self._shelf.sensitive else self._shelf.index.index(item)
 
-    def not_again(self, view: PermittedView, query: Query) -> frozenset[str]:
-        """Items of the permitted history that are not recommended again, scored or not."""
+    def _numbers(self, view: PermittedView) -> _Numbers:
+        """The numbers of all items of a view, looked up together."""
+        names = list({event.item_id for _, events in _by_source(view) for event in events})
+        numbers = _Numbers(self._number)
+        numbers.update(zip(names, self._shelf.lookup.numbers(names), strict=True))
+        if self._shelf.sensitive:
+            numbers.update(dict.fromkeys(self._shelf.sensitive.intersection(names), -1))
+        return numbers
+
+    def _not_again(self, view: PermittedView, query: Query) -> frozenset[str]:
         rules = self._shelf.rules
         again = rules is not None and rules.rules.rebuy is not None
         hidden = {
@@ -529,13 +563,20 @@ class ItemScorer(ABC):
         return frozenset(hidden)
 
     def _scored(
-        self, best: tuple[NDArray[np.int64], NDArray[np.float64]], query: Query, unknown: int
+        self,
+        best: tuple[NDArray[np.int64], NDArray[np.float64]],
+        query: Query,
+        unknown: int,
+        not_again: frozenset[str] = frozenset(),
     ) -> Scored:
-        mixture = Mixture()
+        mixture = None
         if self._shelf.rules is not None and self._shelf.mixes:
+            mixture = Mixture()
             best = self._shelf.rules.chosen(*best, query.n, mixture)
         ids, scores = best
-        return Scored(tuple(self._shelf.index.ids(ids)), tuple(scores.tolist()), unknown, mixture)
+        return Scored(
+            tuple(self._shelf.lookup.ids(ids)), tuple(scores.tolist()), unknown, mixture, not_again=not_again
+        )
 
 
 def _bought_too_recently(events: Iterable[Event], rules: ShelfRules, index: ItemIndex, at: int) -> set[str]:
@@ -553,33 +594,16 @@ def _bought_too_recently(events: Iterable[Event], rules: ShelfRules, index: Item
 class LinearScorer(ItemScorer):
     """Scores ``x · W``: the weighted history times the sparse matrix of a linear item-to-item model.
 
-    Parameters
-    ----------
-    bundle, catalogue, rules
-        As for `ItemScorer`.
-    compiled
-        Use compiled loops where Numba is installed; they are ready when this returns.
-
     Notes
     -----
     A request costs what `models.scoring.score_rows` costs for the rows of its history, and with a second hop
-    the same again for these and the items that pass on. Compiled loops give the same answers bit for bit.
+    the same again for these and the items that pass on.
     """
-
-    def __init__(
-        self,
-        bundle: Bundle,
-        catalogue: Catalogue | None,
-        rules: Rules | None = None,
-        *,
-        compiled: bool = True,
-    ) -> None:
-        self._compiled = compiled
-        super().__init__(bundle, catalogue, rules)
 
     def _read(self, arrays: Mapping[str, NDArray[Any]], inputs: int, items: int) -> None:
         matrix = arrays["indptr"], arrays["indices"], arrays["data"]
-        check_csr(*matrix, (inputs, items))
+        if matrix[0].size != inputs + 1:  # all else about them has been checked when the bundle was opened
+            raise BundleMalformed(f"indptr has {matrix[0].size} entries; {inputs} inputs need {inputs + 1}")
         self._matrix = matrix
         self._rows = RowScorer(
             *matrix,
@@ -654,8 +678,8 @@ class LinearScorer(ItemScorer):
 
 def _ascending(inputs: Mapping[int, float]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Ascending inputs: the sum does not depend on the order in which a store returns a history."""
-    rows = np.array(sorted(inputs), dtype=np.int64)
-    return rows, np.array([inputs[row] for row in rows.tolist()], dtype=np.float32)
+    rows = sorted(inputs)
+    return np.array(rows, dtype=np.int64), np.array([inputs[row] for row in rows], dtype=np.float32)
 
 
 def _returns(table: NDArray[Any] | None) -> list[list[float]] | None:
@@ -682,15 +706,24 @@ class PopularScorer:
         What may be shown now. Its available items that no count knows come last.
     rules
         The shop's business rules; None: there are none.
+    compiled
+        Use compiled loops where Numba is installed.
     """
 
-    def __init__(self, bundle: Bundle, catalogue: Catalogue | None, rules: Rules | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        catalogue: Catalogue | None,
+        rules: Rules | None = None,
+        *,
+        compiled: bool = True,
+    ) -> None:
         self.digest = bundle.digest
         self.main_parameters = tuple(main_parameters(bundle.manifest))
         index = ItemIndex(bundle.arrays["item_ids"], bundle.arrays["item_offsets"], verify=False)
-        known = set(index.ids(np.arange(len(index))))
+        known = set(ItemLookup(index, compiled=compiled).ids(np.arange(len(index))))
         self._uncounted = [] if catalogue is None else sorted(catalogue.available - known, key=_utf8)
-        self._shelf = _Shelf(index, catalogue, rules, self._uncounted)
+        self._shelf = _Shelf(index, catalogue, rules, self._uncounted, compiled=compiled)
         everything = np.arange(len(index), len(index) + len(self._uncounted))
         self._order = {side: np.concatenate([self._ranking(bundle, side), everything]) for side in Side}
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from consentier.logs import bound
 from consentier.progress import progress
 
 
@@ -50,3 +51,15 @@ def test_switched_off_it_says_nothing() -> None:
     with progress("searching", 4, stream=stream, enabled=False) as advance:
         advance(note="best 1")
     assert stream.getvalue() == ""
+
+
+def test_a_line_says_of_which_run_and_tier_it_is() -> None:
+    stream = io.StringIO()
+    with bound(run="r1"):
+        with bound(tier="crm"), progress("fitting", 1, stream=stream):
+            pass
+        with progress("writing", 1, stream=stream):
+            pass
+    told = [(line["work"], line["run"], line.get("tier")) for line in lines(stream)]
+    assert told == [("fitting", "r1", "crm")] * 2 + [("writing", "r1", None)] * 2
+    assert all(line["time"].endswith("+00:00") for line in lines(stream))

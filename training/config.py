@@ -18,6 +18,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -28,6 +29,7 @@ from consentier.consent.toml_files import read_toml
 from consentier.errors import ConfigError, suggestion
 from consentier.features.schemas import EVENT_TYPES
 from consentier.serving.factor_scorer import FACTOR_ALGORITHMS
+from consentier.training.config_environment import with_environment
 
 __all__ = [
     "CONFIG_FILE",
@@ -495,7 +497,12 @@ class Config(_Section):
         return self.model_dump(mode="json")
 
 
-def load_config(path: str | Path | None = None, *, data: str | Path | None = None) -> Config:
+def load_config(
+    path: str | Path | None = None,
+    *,
+    data: str | Path | None = None,
+    environ: Mapping[str, str] = MappingProxyType({}),
+) -> Config:
     """Read the configuration.
 
     Parameters
@@ -505,23 +512,39 @@ def load_config(path: str | Path | None = None, *, data: str | Path | None = Non
     data
         Where no file is named: the shop's data. ``consentier.toml`` is read from it where it is a directory
         that holds one; otherwise the defaults hold.
+    environ
+        Variables that override what the file says, ``CONSENTIER__CRM__NEIGHBOURS`` say: see
+        `training.config_environment`. The command line gives its own environment.
 
     Raises
     ------
     ConfigError
         If the file cannot be read, is no TOML, or a key or value in it is wrong; the message names the file
-        and the key, and the name that was probably meant.
+        or variable and the key, and the name that was probably meant.
     """
     if path is None and data is not None and (Path(data) / CONFIG_FILE).is_file():
         path = Path(data) / CONFIG_FILE
-    if path is None:
-        return Config()
-    document = read_toml(path, str(path), ConfigError)
+    document, variables = with_environment(
+        {} if path is None else read_toml(path, str(path), ConfigError), environ
+    )
     try:
         return Config.model_validate(document)
     except ValidationError as error:
-        lines = [_message(failure["type"], failure["loc"], failure) for failure in error.errors()]
-        raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from error
+        lines = [
+            f"{_origin(failure['loc'], variables) or path}: "
+            f"{_message(failure['type'], failure['loc'], failure)}"
+            for failure in error.errors()
+        ]
+        raise ConfigError("\n".join(lines)) from error
+
+
+def _origin(location: Sequence[int | str], variables: Mapping[tuple[str, ...], str]) -> str:
+    """The variable of the environment that a failure is about; empty where it is about the file."""
+    place = tuple(str(part) for part in location)
+    about = [
+        name for each, name in variables.items() if each[: len(place)] == place or place[: len(each)] == each
+    ]
+    return f"the environment's {', '.join(about)}" if about else ""
 
 
 def config_hash(config: Config) -> str:

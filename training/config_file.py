@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,9 @@ from pydantic import BaseModel
 from consentier.errors import ConfigError
 from consentier.training.config import Config, TierConfig
 
-__all__ = ["config_toml"]
+__all__ = ["config_schema", "config_template", "config_toml", "resolved_toml"]
+
+_WIDTH = 100
 
 
 def config_toml(config: Config) -> str:
@@ -24,15 +27,68 @@ def config_toml(config: Config) -> str:
         A field is absent that has a value by default: TOML cannot say so.
     """
     sections = []
-    for name, field in Config.model_fields.items():
-        section = getattr(config, name)
-        defaults = field.default
-        if isinstance(section, TierConfig):
-            defaults = Config.defaults_of(name, section.algorithm)
-        lines = _lines(name, section, defaults)
+    for name in Config.model_fields:
+        lines = _lines(name, getattr(config, name), _defaults(config, name))
         if lines:
             sections.append("\n".join([f"[{name}]", *lines]) + "\n")
     return "\n".join(sections)
+
+
+def resolved_toml(config: Config) -> str:
+    """Write down every field that has a value, defaults included; a mark on those that differ from them."""
+    sections = []
+    for section in Config.model_fields:
+        values, defaults, lines = getattr(config, section), _defaults(config, section), [f"[{section}]"]
+        for name in type(values).model_fields:
+            value, default = getattr(values, name), getattr(defaults, name)
+            if value is not None:
+                shown = _toml(default) if default is not None else "absent"
+                lines.append(f"{name} = {_toml(value)}{'' if value == default else f'  # default: {shown}'}")
+        sections.append("\n".join(lines) + "\n")
+    return "\n".join(sections)
+
+
+def config_template(schema: str | None = None) -> str:
+    """A file to begin with: every field with what it means, at its default and switched off.
+
+    Parameters
+    ----------
+    schema
+        Where an editor finds the schema of `config_schema`: a path or an address; None: it is not told.
+    """
+    head = [] if schema is None else [f"#:schema {schema}"]
+    head.append("# Consentier. What is switched off by '#' has the value shown.")
+    sections = ["\n".join(head) + "\n"]
+    explained: set[type[BaseModel]] = set()
+    for section, field in Config.model_fields.items():
+        kind = type(field.default)
+        lines = [f"[{section}]"]
+        for name, described in kind.model_fields.items():
+            # The tiers have the same fields: each is explained once.
+            if kind not in explained and described.description:
+                lines += ["", *(f"# {line}" for line in textwrap.wrap(described.description, _WIDTH))]
+            value = getattr(field.default, name)
+            lines.append(f"# {name} = {'...' if value is None else _toml(value)}")
+        explained.add(kind)
+        sections.append("\n".join(lines) + "\n")
+    return "\n".join(sections)
+
+
+def config_schema() -> dict[str, Any]:
+    """The JSON schema of the file, for editors: names, types, limits, meanings, and each tier's defaults."""
+    schema = Config.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "Consentier configuration"
+    return schema
+
+
+def _defaults(config: Config, section: str) -> BaseModel:
+    """What a section has where a file names none of its fields but the algorithm."""
+    values = getattr(config, section)
+    if isinstance(values, TierConfig):
+        return Config.defaults_of(section, values.algorithm)
+    defaults: BaseModel = Config.model_fields[section].default
+    return defaults
 
 
 def _lines(section: str, values: BaseModel, defaults: BaseModel) -> list[str]:

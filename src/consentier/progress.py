@@ -5,12 +5,13 @@ Nothing that is reported here may name a subject: descriptions are fixed texts, 
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, TextIO
+
+from consentier.logs import log_line, shows_progress
 
 __all__ = ["Advance", "Report", "progress"]
 
@@ -41,7 +42,8 @@ def progress(
         Units of work, or None where that is unknown.
     stream
         Where to write; standard error by default. A terminal gets a bar (with ``rich``, where that is
-        installed); anything else gets one JSON line at the start, one at the end, and one for each new note.
+        installed); anything else gets one JSON line at the start, one at the end, and one for each new note,
+        with what `logs.bound` says of the run.
     enabled
         Switch all output off.
 
@@ -52,7 +54,7 @@ def progress(
         about the work and no identifiers of people.
     """
     out = stream if stream is not None else sys.stderr
-    if not enabled:
+    if not enabled or not shows_progress():
         yield _ignore
         return
     if out.isatty():
@@ -86,16 +88,16 @@ def progress(
         done += steps
         if note and note != said:
             said = note
-            _line(out, event="running", work=description, done=done, total=total, note=note)
+            log_line(out, event="running", work=description, done=done, total=total, note=note)
 
     started = time.monotonic()
-    _line(out, event="started", work=description, total=total)
+    log_line(out, event="started", work=description, total=total)
     finished = False
     try:
         yield count
         finished = True
     finally:
-        _line(
+        log_line(
             out, event="finished" if finished else "stopped", work=description, done=done, total=total,
             seconds=round(time.monotonic() - started, 2),
         )  # fmt: skip
@@ -103,8 +105,3 @@ def progress(
 
 def _ignore(steps: int = 1, /, *, note: str = "") -> None:
     """Take a step that nobody watches."""
-
-
-def _line(out: TextIO, **fields: object) -> None:
-    out.write(json.dumps(fields, separators=(", ", ": ")) + "\n")
-    out.flush()

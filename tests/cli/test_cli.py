@@ -65,6 +65,8 @@ class Workshop:
     config: Path
     cutoff: dt.datetime
     trained: dict[str, Any]
+    logged: str
+    """What the training run said on standard error, in detail."""
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +81,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
         f"[training]\ncutoff = {simulated['cutoff']}\n[tracking]\nenabled = false\n"
         f"[evaluation]\nbootstrap_samples = 100\n{tiers}"
     )
-    trained = run("train", shop, "--out", bundles, "--config", config, "--json")
+    trained = run("-vv", "train", shop, "--out", bundles, "--config", config, "--json")
     assert trained.code == 0, trained.err
-    return Workshop(shop, bundles, config, cutoff, trained.json)
+    return Workshop(shop, bundles, config, cutoff, trained.json, trained.err)
 
 
 # --- the whole ----------------------------------------------------------------------------------------------
@@ -244,6 +246,29 @@ def test_train_reports_digests_that_inspect_confirms(workshop: Workshop) -> None
     assert one.code == 0
     assert workshop.trained["digests"]["crm"] in one.out
     assert "intact" in one.out
+
+
+def test_all_that_a_run_says_is_json_and_names_nobody(workshop: Workshop) -> None:
+    lines = [json.loads(line) for line in workshop.logged.splitlines()]
+    assert len(lines) > 5
+    assert {line["command"] for line in lines} == {"train"}
+    assert len({line["run"] for line in lines}) == 1
+    shop = read_shop(workshop.shop)
+    subjects = {
+        *shop.events["visitor_id"].to_pylist(),
+        *shop.events["session_id"].to_pylist(),
+        *shop.customers["customer_id"].to_pylist(),
+        *shop.consents["subject_id"].to_pylist(),
+        *shop.consents["record_id"].to_pylist(),
+    }
+    assert not subjects & set(re.findall(r"[\w-]+", workshop.logged))
+
+
+def test_quiet_leaves_only_results(workshop: Workshop) -> None:
+    outcome = run("--quiet", "evaluate", workshop.shop, "--config", workshop.config, "--json")
+    assert outcome.code == 0
+    assert outcome.err == ""
+    assert outcome.json
 
 
 def test_train_of_one_tier_gives_the_same_bundle_and_a_table(workshop: Workshop, tmp_path: Path) -> None:

@@ -431,7 +431,7 @@ def test_the_tables_above_are_what_the_engine_does() -> None:
     ),
     Break(
         "what was bought is filtered out, whether or not that may be known",
-        recommender._query,
+        recommender._excluded,
         "frozenset(request.exclude)",
         "frozenset(request.exclude) | frozenset(event.item_id for event in request.crm_history or ())",
         between(online=True, n=30),
@@ -439,8 +439,9 @@ def test_the_tables_above_are_what_the_engine_does() -> None:
     Break(
         "what was bought fills up no list, whether or not that may be known",
         Recommender._try,
-        "scorer.not_again(view, asked.query)",
-        "frozenset(event.item_id for event in request.crm_history or ())",
+        "_Found(tier, view, scored, digests)",
+        "_Found(tier, view, dataclasses.replace(scored, not_again=scored.not_again | frozenset("
+        "event.item_id for event in request.crm_history or ())), digests)",
         between(online=True, n=30),
     ),
     Break(

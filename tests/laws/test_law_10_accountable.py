@@ -195,16 +195,16 @@ def differing(**change: Any) -> tuple[Inputs, Inputs, Channel, Permission]:
 @breaks(
     Break(
         "the type of an event is not in the digest",
-        recommender._plain,
-        "event.event_type",
-        "None",
+        recommender._event_json,
+        "encode_basestring_ascii(event.event_type)",
+        "'null'",
         differing(crm_history=(Event(ITEMS[0], event_type="cart"),)),
     ),
     Break(
         "the time of an event is not in the digest",
-        recommender._plain,
-        "moment, ",
-        "",
+        recommender._event_json,
+        "str(microseconds(event.ts))",
+        "'null'",
         differing(crm_history=(Event(ITEMS[0], ts=AT),)),
     ),
     Break(
@@ -217,8 +217,8 @@ def differing(**change: Any) -> tuple[Inputs, Inputs, Channel, Permission]:
     Break(
         "the digest does not say of what it is",
         Recommender._digest,
-        "[name, value]",
-        "[value]",
+        '["{name}",{value}]',
+        "[{value}]",
         ({**ONE, "online_history": ONE["crm_history"]}, ONE, Channel.EMAIL, BOTH),
     ),
     Break(

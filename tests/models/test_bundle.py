@@ -419,14 +419,24 @@ def csr_parts(draw: st.DrawFn) -> Any:
     return indptr, indices, np.ones(indices.size, np.float32), (rows, columns)
 
 
-@given(csr_parts())
-def test_every_canonical_matrix_passes(parts: Any) -> None:
-    check_csr(*parts)
+# Blocks of a check may end anywhere.
+BLOCKS = st.sampled_from([1, 2, 3, 1 << 20])
 
 
-@given(csr_parts(), st.data())
+def checked_in_blocks(size: int, *parts: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundle_module, "_ENTRIES_AT_ONCE", size)
+        check_csr(*parts)
+
+
+@given(csr_parts(), BLOCKS)
+def test_every_canonical_matrix_passes(parts: Any, block: int) -> None:
+    checked_in_blocks(block, *parts)
+
+
+@given(csr_parts(), BLOCKS, st.data())
 def test_a_matrix_with_one_changed_index_passes_only_if_it_is_still_canonical(
-    parts: Any, data: st.DataObject
+    parts: Any, block: int, data: st.DataObject
 ) -> None:
     indptr, indices, values, (rows, columns) = parts
     if not indices.size:
@@ -436,10 +446,10 @@ def test_a_matrix_with_one_changed_index_passes_only_if_it_is_still_canonical(
     bounds = indptr.tolist()
     split = [changed[start:stop].tolist() for start, stop in pairwise(bounds)]
     if all(row == sorted({column for column in row if 0 <= column < columns}) for row in split):
-        check_csr(indptr, changed, values, (rows, columns))
+        checked_in_blocks(block, indptr, changed, values, (rows, columns))
     else:
         with pytest.raises(BundleMalformed, match=r"^indices"):
-            check_csr(indptr, changed, values, (rows, columns))
+            checked_in_blocks(block, indptr, changed, values, (rows, columns))
 
 
 @pytest.mark.parametrize(

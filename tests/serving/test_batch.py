@@ -94,9 +94,6 @@ class Reader:
         items = tuple(dict.fromkeys(read))[: query.n]
         return Scored(items, tuple(1.0 / rank for rank in range(1, len(items) + 1))) if items else None
 
-    def not_again(self, view: PermittedView, query: Query) -> frozenset[str]:
-        return frozenset()
-
 
 class Shelf:
     """A popular list of one item."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import datetime as dt
+import json
 from typing import Any
 
 import pytest
@@ -12,9 +13,10 @@ from engines import CATALOGUE, ITEMS, bundles, engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consentier.consent import Channel, ConsentRecord, Ledger, Link, Permission, Policy, Tier
+from consentier.consent import Channel, ConsentRecord, Ledger, Link, Permission, Policy, Tier, microseconds
 from consentier.consent.keyring import Keyring
 from consentier.serving import Answer, Catalogue, Event, Profiles, Recommender, Request
+from consentier.serving import recommender as recommender_module
 
 AT = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
 BOTH = Permission.ONLINE | Permission.CRM
@@ -272,3 +274,24 @@ def test_a_request_without_an_instant_is_asked_now_by_the_clock() -> None:
     assert asked.recommend(request).tier is Tier.ONLINE
     now[0] = ends
     assert asked.recommend(request).tier is Tier.POPULAR
+
+
+@given(
+    st.lists(
+        st.builds(
+            Event,
+            st.text(),
+            st.none() | st.datetimes(timezones=st.just(dt.UTC)),
+            st.none() | st.text(),
+            st.none() | st.floats(allow_nan=False) | st.integers(),
+        ),
+        max_size=4,
+    )
+)
+def test_events_are_digested_as_what_a_json_encoder_gives(events: list[Event]) -> None:
+    moments = [None if event.ts is None else microseconds(event.ts) for event in events]
+    plain = [
+        [event.item_id, moment, event.event_type, event.quantity]
+        for event, moment in zip(events, moments, strict=True)
+    ]
+    assert recommender_module._json_of(events) == json.dumps(plain, separators=(",", ":"))

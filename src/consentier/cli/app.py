@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from consentier import __version__
-from consentier.cli import consent, experiment
+from consentier.cli import config, consent, experiment
 from consentier.cli.deliver import deliver
 from consentier.cli.demo import demo
 from consentier.cli.disclose import disclose
@@ -29,6 +29,7 @@ from consentier.cli.simulate import simulate
 from consentier.cli.train import train
 from consentier.cli.tune import tune
 from consentier.cli.validate import validate
+from consentier.logs import configured
 
 __all__ = ["app"]
 
@@ -82,6 +83,13 @@ _CONSENT_EXAMPLES: dict[Callable[..., None], str] = {
     consent.lineage: "consentier consent lineage c-42 --bundles bundles",
 }
 
+_CONFIG_EXAMPLES: dict[Callable[..., None], str] = {
+    config.init: "consentier config init shop/consentier.toml",
+    config.check: "consentier config check shop/consentier.toml",
+    config.show: "CONSENTIER__CRM__NEIGHBOURS=300 consentier config show shop",
+    config.schema: "consentier config schema",
+}
+
 _AB_EXAMPLES: dict[Callable[..., None], str] = {
     experiment.report: "consentier ab report outcomes --control current",
 }
@@ -97,17 +105,21 @@ _consent_app = typer.Typer(
     name="consent", help="The consent ledger and what follows from it.", no_args_is_help=True
 )
 
+_config_app = typer.Typer(name="config", help="The configuration of training.", no_args_is_help=True)
+
 _ab_app = typer.Typer(name="ab", help="Experiments between versions of the bundles.", no_args_is_help=True)
 
 for _group, _commands in (
     (app, _EXAMPLES),
     (_consent_app, _CONSENT_EXAMPLES),
+    (_config_app, _CONFIG_EXAMPLES),
     (_ab_app, _AB_EXAMPLES),
 ):
     for _command, _example in _commands.items():
         _group.command(_NAMES.get(_command), epilog=f"Example: {_example}")(guarded(_command))
 
 app.add_typer(_consent_app)
+app.add_typer(_config_app)
 app.add_typer(_ab_app)
 
 
@@ -119,6 +131,14 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _common(
+    context: typer.Context,
+    verbose: Annotated[
+        int,
+        typer.Option("--verbose", "-v", count=True, help="Say what happens; twice: in detail."),
+    ] = 0,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Say nothing but results and errors: no progress, no notes.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     _version: Annotated[
         bool,
@@ -126,3 +146,4 @@ def _common(
     ] = False,
 ) -> None:
     set_debug(debug)
+    context.with_resource(configured(-1 if quiet else verbose))

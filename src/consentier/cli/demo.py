@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime as dt
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -62,7 +63,7 @@ def demo(
 
         note("2/6 reading it back, as any shop's tables are read, and training each tier on what it may read")
         shop = read_shop(data)
-        config = load_config(data=data)
+        config = load_config(data=data, environ=os.environ)
         tiers = (Tier.SESSION, Tier.ONLINE, Tier.CRM, Tier.FUSED, Tier.POPULAR)
         result = train(shop, config, bundles, tiers=tiers)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,7 +42,7 @@ def evaluate(
     from consentier.training.config import load_config
     from consentier.training.evaluate import evaluate as evaluate_tiers
 
-    settings = load_config(config, data=data)
+    settings = load_config(config, data=data, environ=os.environ)
     if cutoff is not None:
         settings = settings.with_cutoff(cutoff)
     routing = None if policy is None else Policy.load(policy)

@@ -10,6 +10,7 @@ import datetime as dt
 import enum
 import functools
 import json
+import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from consentier.errors import ConsentierError, DataError
+from consentier.logs import bound, log_line, shows_progress
 from consentier.writing import whole_file
 
 __all__ = [
@@ -151,7 +153,8 @@ def guarded(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]
     @functools.wraps(command)
     def run(*args: _Parameters.args, **options: _Parameters.kwargs) -> None:
         try:
-            command(*args, **options)
+            with bound(command=command.__name__, run=secrets.token_hex(4)):
+                command(*args, **options)
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except KeyboardInterrupt:
@@ -193,7 +196,12 @@ def _error(message: str) -> None:
 
 
 def note(message: str) -> None:
-    """Say something on standard error."""
+    """Say something on standard error: in words on a terminal, as a line of JSON elsewhere."""
+    if not shows_progress():
+        return
+    if not sys.stderr.isatty():
+        log_line(sys.stderr, event="note", message=message.strip())
+        return
     Console(stderr=True, soft_wrap=True, highlight=False).print(Text(message, style="dim"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -71,7 +72,7 @@ def train(
     from consentier.training.restricted import Restricted
     from consentier.training.train import train as train_bundles
 
-    settings = load_config(config, data=data)
+    settings = load_config(config, data=data, environ=os.environ)
     if cutoff is not None:
         settings = settings.with_cutoff(cutoff)
     routing = None if policy is None else Policy.load(policy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -93,7 +94,7 @@ def tune(
 
     if out.exists() and not force:
         raise FileExistsError(f"{out}: there is a file already; use --force to replace it")
-    base = load_config(config, data=data)
+    base = load_config(config, data=data, environ=os.environ)
     settings = _for_this_search(base, horizon, trials, _names(algorithms), seed)
     if cutoff is not None:
         settings = settings.with_cutoff(cutoff)
