@@ -19,6 +19,7 @@ from consentier.models.scoring import top_items
 
 __all__ = [
     "FoldIn",
+    "approximate_scores",
     "contributions",
     "exact_scores",
     "expected_factors",
@@ -386,8 +387,7 @@ def _candidates(
     """Every visible item that may be one of the best of positive score, by products in float32."""
     items = visible.size
     if approximate is None:
-        with np.errstate(over="ignore", invalid="ignore"):
-            approximate = factors[:items] @ vector.astype(np.float32)
+        approximate = approximate_scores(factors, vector, items)
     # A product of k terms in float32, added in any order, of a vector rounded to float32, and twice to spare.
     terms = vector.size + 4
     error = 2 * terms * (_ROUNDING * norm * float(np.sqrt(np.square(vector).sum())) + 1e-37)
@@ -399,6 +399,30 @@ def _candidates(
             bar = max(bar, float(np.partition(near, near.size - n)[near.size - n]) - 2 * error)
         candidates = candidates[near >= bar]
     return candidates
+
+
+def approximate_scores(
+    factors: NDArray[np.float32], vector: NDArray[np.float64], items: int
+) -> NDArray[np.float32]:
+    """The scores of the first items by one matrix product: `positive_items` knows how far they may be off.
+
+    Parameters
+    ----------
+    factors
+        float32, shape (n_inputs, factors).
+    vector
+        float64, shape (factors,).
+    items
+        How many items.
+
+    Returns
+    -------
+    ndarray of float32
+        Shape (items,).
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        found: NDArray[np.float32] = factors[:items] @ vector.astype(np.float32)
+    return found
 
 
 def _with_added(

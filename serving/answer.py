@@ -8,7 +8,34 @@ from typing import Any
 from consentier.consent import Tier
 from consentier.serving.explanations import Explanation
 
-__all__ = ["Answer", "Basis"]
+__all__ = ["Answer", "Basis", "Exploration"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Exploration:
+    """What an answer holds by chance, because it is new.
+
+    Attributes
+    ----------
+    seed
+        What was drawn with: 16 hexadecimal digits, random for each request.
+    pool
+        How many new items there were to draw from, all as likely.
+    slots
+        How many were to be drawn.
+    items
+        Which of them stand in the answer, behind all others. Caps may have kept some out.
+    """
+
+    seed: str
+    pool: int
+    slots: int
+    items: tuple[str, ...]
+
+    @property
+    def propensity(self) -> float:
+        """With which probability each item of the pool was drawn, the number of slots given; before caps."""
+        return min(1.0, self.slots / self.pool)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,7 +55,7 @@ class Basis:
     bundle_digest
         The bundle that scored; None where no model did.
     fill_digest
-        The popular bundle, where its items fill up the list.
+        The popular bundle, where its items fill up the list, or it says what is new.
     sources
         What was read about the person.
     input_digests
@@ -48,6 +75,10 @@ class Basis:
         Which rules said how old a grant may grow; None without a ledger.
     experiment, arm
         The experiment that the answer took part in, and the arm that gave it; None without one.
+    trending_digest
+        The snapshot of what is trending, where it bore on what fills up the list; None elsewhere.
+    exploration
+        What was drawn by chance because it is new; None where nothing was.
     """
 
     reason: str
@@ -67,6 +98,8 @@ class Basis:
     lifetimes_version: str | None = None
     experiment: str | None = None
     arm: str | None = None
+    trending_digest: str | None = None
+    exploration: Exploration | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -86,6 +119,14 @@ class Answer:
     answer_id: str | None = dataclasses.field(default=None, compare=False)
     explanations: tuple[Explanation, ...] | None = None
     main_parameters: tuple[str, ...] | None = None
+
+    @property
+    def scored(self) -> int:
+        """How many items, the first ones, the tier scored; what fills up follows, then what is new."""
+        if self.tier is Tier.POPULAR:
+            return 0
+        drawn = self.basis.exploration
+        return len(self.items) - self.basis.filled - (0 if drawn is None else len(drawn.items))
 
     def to_dict(self) -> dict[str, Any]:
         """The answer as plain values for JSON."""

@@ -71,6 +71,8 @@ class Trace:
         login.
     contact
         Channels in which the person might be contacted; None where no ledger said.
+    trending, explored
+        Digest of the snapshot of what was trending, and the seed of what was drawn by chance; None without.
     """
 
     subjects: Mapping[str, str]
@@ -84,6 +86,8 @@ class Trace:
     product_page: bool
     vouched: bool
     contact: tuple[str, ...] | None
+    trending: str | None
+    explored: str | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -256,6 +260,8 @@ class JsonLinesAudit:
             product_page=request.placement == "product",
             vouched=request.linked,
             contact=answer.basis.contact,
+            trending=answer.basis.trending_digest,
+            explored=None if answer.basis.exploration is None else answer.basis.exploration.seed,
         )
 
 
@@ -388,7 +394,7 @@ def _checked_trace(fields: object) -> Trace:
     for name in ("subjects", "inputs"):
         _expect(name, fields[name], dict)
         _texts(name, list(fields[name].values()))
-    for name in ("exclude", "allow", "filter", "page"):
+    for name in ("exclude", "allow", "filter", "page", "trending", "explored"):
         _expect(name, fields[name], str, optional=True)
     _expect("answer", fields["answer"], str)
     _expect("n", fields["n"], int)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,20 +145,30 @@ def score_customers(
     return BatchSummary(rows, by_tier.total(), dict(sorted(by_tier.items())), dict(sorted(skipped.items())))
 
 
-def catalogue_of(shop: ShopTables) -> Catalogue | None:
-    """What the shop's ``items`` table says may be shown; None where the shop has no such table."""
+def catalogue_of(shop: ShopTables, attributes: Collection[str] | None = None) -> Catalogue | None:
+    """What the shop's ``items`` table says may be shown; None where the shop has no such table.
+
+    Parameters
+    ----------
+    shop
+        The shop's tables.
+    attributes
+        Names of the attributes to keep; None: all.
+    """
     items = shop.items
     if not items.num_rows:
         return None
     ids = items["item_id"].to_pylist()
     available = items["available"].to_pylist()
     others = [name for name in items.column_names if name not in ("item_id", "available", "sensitive")]
-    attributes = items.select(others).to_pylist()
-    known = Catalogue.of(dict(zip(ids, attributes, strict=True))) if others else Catalogue(frozenset())
+    kept = [name for name in others if attributes is None or name in attributes]
+    rows = items.select(kept).to_pylist()
+    known = Catalogue.of(dict(zip(ids, rows, strict=True))) if kept else Catalogue(frozenset())
     return Catalogue(
         frozenset(item for item, sold in zip(ids, available, strict=True) if sold is not False),
         _sensitive_items(items),
         known.attributes,
+        frozenset(others) - frozenset(kept),
     )
 
 

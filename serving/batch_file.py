@@ -145,8 +145,8 @@ class RowWriter:
 
 def _digests(answer: Answer) -> list[str | None]:
     """The bundle behind each item: the tier's, and the popular list's for those that fill up."""
-    scored = 0 if answer.tier is Tier.POPULAR else len(answer.items) - answer.basis.filled
-    return [answer.basis.bundle_digest] * scored + [answer.basis.fill_digest] * (len(answer.items) - scored)
+    filled = len(answer.items) - answer.scored
+    return [answer.basis.bundle_digest] * answer.scored + [answer.basis.fill_digest] * filled
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import dataclasses
 import datetime as dt
 import decimal
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,14 @@ class Catalogue:
         Ids of items that enter no history, answer or explanation.
     attributes
         By item id: category, price, whatever business rules ask for.
+    unread
+        Attributes that the source has and that were not asked for.
     """
 
     available: frozenset[str]
     sensitive: frozenset[str] = frozenset()
     attributes: Mapping[str, Mapping[str, Value]] = dataclasses.field(default_factory=dict, hash=False)
+    unread: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         for name in ("available", "sensitive"):
@@ -54,7 +57,9 @@ class Catalogue:
 
     @classmethod
     def of(
-        cls, source: Catalogue | Mapping[str, Mapping[str, Any]] | Iterable[str] | str | Path
+        cls,
+        source: Catalogue | Mapping[str, Mapping[str, Any]] | Iterable[str] | str | Path,
+        attributes: Collection[str] | None = None,
     ) -> Catalogue:
         """Make a catalogue out of what a shop has at hand.
 
@@ -65,6 +70,9 @@ class Catalogue:
             …, "category": …}``; or the path of an ``items`` table as CSV or Parquet (Parquet needs pyarrow).
             In a CSV file a column is one of numbers where each value is one and none begins with a 0 that
             means something (007), of truth values where each is true or false, and of texts elsewhere.
+        attributes
+            Names of the attributes to keep, as far as there are such; None: all. Of a Parquet file no other
+            column is read, of a CSV file none other kept. A catalogue stays as it is.
 
         Raises
         ------
@@ -76,13 +84,19 @@ class Catalogue:
         if isinstance(source, Catalogue):
             return source
         if isinstance(source, str | Path):
-            return cls._from_rows(_read(Path(source)), f"catalogue {source}")
+            rows, names = _read(Path(source), attributes)
+            return cls._from_rows(rows, f"catalogue {source}", _left_out(names, attributes))
         if isinstance(source, Mapping):
-            return cls._from_rows(({**facts, "item_id": item} for item, facts in source.items()), "catalogue")
+            left_out = _left_out({name for facts in source.values() for name in facts}, attributes)
+            rows = (
+                {**{name: facts[name] for name in facts if name not in left_out}, "item_id": item}
+                for item, facts in source.items()
+            )
+            return cls._from_rows(rows, "catalogue", left_out)
         return cls(frozenset(source))
 
     @classmethod
-    def _from_rows(cls, rows: Iterable[Mapping[str, Any]], origin: str) -> Catalogue:
+    def _from_rows(cls, rows: Iterable[Mapping[str, Any]], origin: str, unread: frozenset[str]) -> Catalogue:
         available, sensitive = set(), set()
         attributes: dict[str, Mapping[str, Value]] = {}
         for number, row in enumerate(rows, start=1):
@@ -97,7 +111,12 @@ class Catalogue:
                 attributes[item] = {
                     name: _value(value, f"{origin}: row {number}: {name}") for name, value in further.items()
                 }
-        return cls(frozenset(available), frozenset(sensitive), attributes)
+        return cls(frozenset(available), frozenset(sensitive), attributes, unread)
+
+
+def _left_out(names: Iterable[str], attributes: Collection[str] | None) -> frozenset[str]:
+    """Which of the names there are were not asked for."""
+    return frozenset() if attributes is None else frozenset(names) - frozenset(attributes) - _OWN
 
 
 def _flag(value: object, *, default: bool, where: str) -> bool:
@@ -111,16 +130,20 @@ def _flag(value: object, *, default: bool, where: str) -> bool:
     raise DataError(f"{where}: {value!r} is neither true nor false")
 
 
-def _read(path: Path) -> Iterable[Mapping[str, Any]]:
+_Rows = Iterable[Mapping[str, Any]]
+
+
+def _read(path: Path, attributes: Collection[str] | None) -> tuple[_Rows, Sequence[str]]:
+    """The rows of a table, with the columns that are asked for, and the names of all columns."""
     if not path.is_file():
         raise DataError(f"catalogue {path}: there is no such file")
     try:
-        return _rows_of(path)
+        return _rows_of(path, attributes)
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"catalogue {path}: cannot be read: {error}") from error
 
 
-def _rows_of(path: Path) -> Iterable[Mapping[str, Any]]:
+def _rows_of(path: Path, attributes: Collection[str] | None) -> tuple[_Rows, Sequence[str]]:
     if path.suffix == ".parquet":
         try:
             import pyarrow.parquet as pq
@@ -129,10 +152,16 @@ def _rows_of(path: Path) -> Iterable[Mapping[str, Any]]:
                 f"catalogue {path}: reading Parquet needs pyarrow (pip install 'consentier[train]'); "
                 "a CSV file needs nothing more"
             ) from None
-        rows: list[Mapping[str, Any]] = pq.read_table(path).to_pylist()
-        return rows
+        names: Sequence[str] = pq.read_schema(path).names
+        left_out = _left_out(names, attributes)
+        table = pq.read_table(path, columns=[name for name in names if name not in left_out])
+        return table.to_pylist(), names
     with path.open(newline="", encoding="utf-8") as file:
-        return _typed(list(csv.DictReader(file)))
+        reader = csv.DictReader(file)
+        names = reader.fieldnames or ()
+        left_out = _left_out(names, attributes)
+        kept = [name for name in names if name not in left_out]
+        return _typed([{name: row[name] for name in kept} for row in reader]), names
 
 
 def _typed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from consentier.consent import Source
 
-__all__ = ["FILLED", "Cause", "Explanation", "explained"]
+__all__ = ["FILLED", "NEW", "TITLES", "TRENDING", "Cause", "Explanation", "explained"]
+
+TITLES = ("name", "title")
+"""The attributes that say what to call an item; the first that it has."""
 
 _NAMED = 2
 """Causes that a sentence names."""
@@ -58,6 +61,8 @@ class Explanation:
 
 
 FILLED = Explanation((), "Popular in this shop")
+NEW = Explanation((), "New in this shop")
+TRENDING = Explanation((), "Popular in this shop right now")
 
 
 def explained(causes: Sequence[Cause], names: Mapping[str, str]) -> Explanation:

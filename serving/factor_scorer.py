@@ -13,6 +13,7 @@ from consentier.errors import BundleMalformed
 from consentier.models.bundle import check_factors, check_prior_factors
 from consentier.models.factor_scoring import (
     FoldIn,
+    approximate_scores,
     contributions,
     fold_in,
     largest_norm,
@@ -21,6 +22,7 @@ from consentier.models.factor_scoring import (
 )
 from consentier.models.quantised_factors import QuantisedFactors
 from consentier.models.row_scorer import compiled_kernel
+from consentier.serving.rules import Ranking
 from consentier.serving.scorer import ItemScorer, Query
 
 __all__ = ["FACTOR_ALGORITHMS", "FactorScorer", "take_folding"]
@@ -68,18 +70,27 @@ class FactorScorer(ItemScorer):
             found[np.ix_(rows == item, items == item)] += gain
         return found
 
-    def _best(
+    def _ranking(
         self,
         rows: NDArray[np.int64],
         weights: NDArray[np.float32],
         query: Query,
         hidden: Iterable[int],
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    ) -> Ranking:
         vector = fold_in(self._factors, self._gram, rows, weights, self._folding, self._priors)
         visible = self._shelf.visible(self._items, query, hidden)
         again = repeats(self._factors, rows, weights, self._settings.repeat_weight, self._items.size)
-        return positive_items(
-            self._factors, self._norm, vector, visible, query.n, quantised=self._quantised, added=again
+        # Codes are so quick to read that a longer list, which few requests ask for, may read them again.
+        near = approximate_scores(self._factors, vector, visible.size) if self._quantised is None else None
+        return lambda n: positive_items(
+            self._factors,
+            self._norm,
+            vector,
+            visible,
+            n,
+            approximate=near,
+            quantised=self._quantised,
+            added=again,
         )
 
 

@@ -89,6 +89,8 @@ class ItemColumns:
         Attributes by item id.
     items
         The items, in the order that bitmaps shall have. Those that are not in `rows` have no attributes.
+    unread
+        Attributes that items have elsewhere: named as such where somebody asks for one.
 
     Notes
     -----
@@ -96,8 +98,14 @@ class ItemColumns:
     decide that, so it is the same for every list of items. O(rows + items) for each column.
     """
 
-    def __init__(self, rows: Mapping[str, Mapping[str, Value]], items: Sequence[str]) -> None:
+    def __init__(
+        self,
+        rows: Mapping[str, Mapping[str, Value]],
+        items: Sequence[str],
+        unread: frozenset[str] = frozenset(),
+    ) -> None:
         self.item_count = len(items)
+        self._unread = unread
         self._rows, self._items = rows, items
         self._names = sorted({name for row in rows.values() for name in row})
         self._columns: dict[str, _Column] = {}
@@ -137,8 +145,11 @@ class ItemColumns:
 
     def _column(self, name: str) -> _Column:
         if name not in self._columns:
+            if name not in self._names and name in self._unread:
+                raise FilterError(f"the items' attribute {name!r} was not read: name it in filter_by")
             if name not in self._names:
-                hint = suggestion(name, self._names) if self._names else "; the catalogue holds no attributes"
+                known = sorted({*self._names, *self._unread})
+                hint = suggestion(name, known) if known else "; the catalogue holds no attributes"
                 raise FilterError(f"items have no attribute {name!r}{hint}")
             nothing: Mapping[str, Value] = {}
             values = [self._rows.get(item, nothing).get(name) for item in self._items]

@@ -5,22 +5,36 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from consentier.consent import Tier
-from consentier.errors import BundleError, BundleMissing
+from consentier.errors import BundleError, BundleMissing, ConfigError, suggestion
 from consentier.models.bundle import Bundle, open_bundle
 from consentier.serving.catalogue import Catalogue
+from consentier.serving.explanations import TITLES
 from consentier.serving.factor_scorer import FACTOR_ALGORITHMS, FactorScorer
 from consentier.serving.revocation import Deadlines
 from consentier.serving.rules import Rules
 from consentier.serving.scorer import ItemScorer, LinearScorer, PopularScorer
 
-__all__ = ["TIERS", "OpenedBundles", "OpenedTier", "open_bundles", "open_tier", "problem_of"]
+__all__ = [
+    "TIERS",
+    "CatalogueSource",
+    "OpenedBundles",
+    "OpenedTier",
+    "open_bundles",
+    "open_tier",
+    "problem_of",
+    "read_shop_rules",
+]
 
 _log = logging.getLogger("consentier.serving")
+
+CatalogueSource = Catalogue | Mapping[str, Mapping[str, Any]] | Iterable[str] | str | Path
+"""What a catalogue can be made of: see `Catalogue.of`."""
 
 TIERS = (Tier.SESSION, Tier.ONLINE, Tier.CRM, Tier.FUSED, Tier.POPULAR)
 """The tiers that have a bundle."""
@@ -73,6 +87,39 @@ class OpenedBundles:
         """The non-personal list; None where its bundle cannot be used."""
         opened = self.tiers.get(Tier.POPULAR)
         return opened.model if opened is not None and isinstance(opened.model, PopularScorer) else None
+
+
+def read_shop_rules(
+    catalogue: CatalogueSource | None, rules: Rules | str | Path | None, filter_by: Iterable[str]
+) -> tuple[Catalogue | None, Rules | None]:
+    """Read what may be shown and the business rules, with the attributes of items that anybody asks for.
+
+    Parameters
+    ----------
+    catalogue, rules, filter_by
+        As in `Recommender.load`.
+
+    Raises
+    ------
+    DataError, ConfigError
+        If either cannot be read, or rules or `filter_by` name attributes that items do not have.
+    TypeError
+        If `filter_by` is a text.
+    """
+    if isinstance(filter_by, str | bytes):
+        raise TypeError(f"filter_by must be a collection of names, not {filter_by!r}")
+    chosen = Rules.load(rules) if isinstance(rules, str | Path) else rules
+    filters = frozenset(filter_by)
+    asked = filters | frozenset(TITLES) | (frozenset() if chosen is None else chosen.columns)
+    known = None if catalogue is None else Catalogue.of(catalogue, asked)
+    there = Catalogue(frozenset()) if known is None else known
+    if chosen is not None:
+        chosen.check(there.attributes, there.unread)
+    names = {name for row in there.attributes.values() for name in row}
+    if missing := filters - names:
+        hint = suggestion(min(missing), sorted(names | there.unread))
+        raise ConfigError(f"filter_by: items have no attribute {min(missing)!r}{hint}")
+    return known, chosen
 
 
 def open_tier(

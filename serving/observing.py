@@ -18,6 +18,8 @@ from consentier.serving.profile_base import ProfileStore
 from consentier.serving.profiles import Profiles
 from consentier.serving.protocols import ConsentLedger
 from consentier.serving.request import Event
+from consentier.serving.scorer import NO_INTEREST
+from consentier.serving.trending import Counting
 
 __all__ = ["OBSERVE_SECONDS", "Observed", "observe"]
 
@@ -49,12 +51,15 @@ class Observed:
         Why it is stored, or why not. Quotes nothing of the event.
     ledger_position
         The position of the ledger's last entry when it was asked; None where it was not, or could not answer.
+    counted
+        Whether it counts for what is trending (`consentier.serving.trending`).
     """
 
     stored: bool
     source: Source
     reason: str
     ledger_position: int | None = None
+    counted: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,9 +74,16 @@ class _Arrival:
     ledger: ConsentLedger | None
     clock: Callable[[], dt.datetime]
 
-    def outcome(self, reason: str, *, stored: bool = False, resolution: Resolution | None = None) -> Observed:
+    def outcome(
+        self,
+        reason: str,
+        *,
+        stored: bool = False,
+        counted: bool = False,
+        resolution: Resolution | None = None,
+    ) -> Observed:
         position = None if resolution is None else resolution.ledger_position
-        return Observed(stored, self.source, reason, position)
+        return Observed(stored, self.source, reason, position, counted)
 
     def resolve(self, at: dt.datetime) -> Resolution:
         """What the subject permits at an instant; whatever is in doubt is denied."""
@@ -107,6 +119,34 @@ class _Arrival:
             return "not permitted from the event until now"
         return ""
 
+    def count(self, counting: Counting | None) -> bool:
+        """Count the event for what is trending, if that is permitted for as long as it counts."""
+        if counting is None or self.event.event_type in NO_INTEREST:
+            return False
+        try:
+            if not (counting.shows(self.event.item_id) and self.contributes(counting)):
+                return False
+        except Exception as error:  # noqa: BLE001 - a fault, whatever it is, lets nothing count and is reported
+            _log.warning("observe: whether the event counts could not be told: %s", type(error).__name__)
+            return False
+        return counting.trending.count(self.subject, self.event.item_id, self.at)
+
+    def contributes(self, counting: Counting) -> bool:
+        """Whether statistics may rest on the event, until it counts no more, by all that is known now.
+
+        A grant that ends before that lets nothing count: nobody would come and take it out then.
+        """
+        if self.ledger is None:
+            return not counting.model_purpose
+        ledger: Any = self.ledger  # one that cannot tell denies
+        standing = ledger.standing(
+            self.source,
+            self.subject,
+            at=counting.trending.ends(self.at),
+            model_purpose=counting.model_purpose,
+        )
+        return standing.since is not None and standing.since <= microseconds(self.at)
+
 
 def observe(
     event: Event,
@@ -118,8 +158,9 @@ def observe(
     customer_id: str | None = None,
     permission: Permission | None = None,
     at: dt.datetime | None = None,
+    counting: Counting | None = None,
 ) -> Observed:
-    """Store an event in the store of its source, if the subject permits it.
+    """Store an event in the store of its source, and count it, if the subject permits it.
 
     Parameters
     ----------
@@ -139,6 +180,8 @@ def observe(
         What the shop itself declares; with a ledger, what counts is the intersection.
     at
         When it happened, for an event that brings no time; now by default.
+    counting
+        Where a visitor's event counts for what is trending, with a store or without one; None: nowhere.
 
     Returns
     -------
@@ -152,9 +195,14 @@ def observe(
         For wrong arguments. Faults of ledger and stores are told in the result, and logged.
     """
     arrival = _arrival(event, visitor_id, customer_id, permission, at, ledger, clock)
+    if arrival.source is not Source.ONLINE:
+        counting = None  # one person's orders and visits would count twice, or need a link not to
     store: Any = None if profiles is None else profiles.store_of(arrival.source)
-    if profiles is None or not (hasattr(store, "append") and hasattr(store, "purge")):
-        return arrival.outcome(f"there is no store of {arrival.source} profiles that takes events")
+    no_store = f"there is no store of {arrival.source} profiles that takes events"
+    if not (hasattr(store, "append") and hasattr(store, "purge")):
+        profiles = None
+    if profiles is None and counting is None:
+        return arrival.outcome(no_store)
     now = clock()
     if arrival.at > now:
         return arrival.outcome("the event lies in the future")
@@ -165,30 +213,50 @@ def observe(
         _log.warning("observe: the consent ledger failed: %s", type(error).__name__)
         return arrival.outcome(f"the consent ledger failed with {type(error).__name__}")
     if refusal:
+        if _NEEDED[arrival.source] not in resolution.permission:
+            _take_back(arrival, counting)
         return arrival.outcome(refusal, resolution=resolution)
+    if profiles is None:
+        found = _taken_in(arrival, None, counting, resolution)
+        return dataclasses.replace(found, reason=no_store) if found.reason == "permitted" else found
     if isinstance(store, ProfileStore) and not store.keeps(arrival.event):
         return arrival.outcome("older than the store keeps anything", resolution=resolution)
     try:
-        return profiles.change(arrival.source, lambda: _stored(arrival, store, resolution), OBSERVE_SECONDS)
+        return profiles.change(
+            arrival.source, lambda: _taken_in(arrival, store, counting, resolution), OBSERVE_SECONDS
+        )
     except StoreUnread as unread:
         _log.warning("observe: %s", unread)
         return arrival.outcome(str(unread), resolution=resolution)
 
 
-def _stored(arrival: _Arrival, store: _TakesEvents, resolution: Resolution) -> Observed:
-    """Store an event, and take all of the subject away again if it has withdrawn in the meantime."""
-    store.append(arrival.subject, [arrival.event])
+def _taken_in(
+    arrival: _Arrival, store: _TakesEvents | None, counting: Counting | None, resolution: Resolution
+) -> Observed:
+    """Store and count an event, and take all of the subject away again if it has just withdrawn."""
+    stored = store is not None
+    if store is not None:
+        store.append(arrival.subject, [arrival.event])
+    counted = arrival.count(counting)
     try:
         now = arrival.clock()
         again = arrival.resolve(now)
         refusal = arrival.refusal(again, now)
     except Exception as error:  # noqa: BLE001 - it was permitted a moment ago; a fault is no withdrawal
         _log.warning("observe: the permission could not be confirmed: %s", type(error).__name__)
-        return arrival.outcome("permitted", stored=True, resolution=resolution)
+        return arrival.outcome("permitted", stored=stored, counted=counted, resolution=resolution)
     if refusal:
-        store.purge(arrival.subject)
+        if store is not None:
+            store.purge(arrival.subject)
+        _take_back(arrival, counting)
         return arrival.outcome(f"{refusal}; purged", resolution=again)
-    return arrival.outcome("permitted", stored=True, resolution=again)
+    return arrival.outcome("permitted", stored=stored, counted=counted, resolution=again)
+
+
+def _take_back(arrival: _Arrival, counting: Counting | None) -> None:
+    """Take out of what is trending all that a visitor counts there who permits nothing any more."""
+    if counting is not None:
+        counting.trending.purge(arrival.subject)
 
 
 def _arrival(

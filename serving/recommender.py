@@ -15,11 +15,11 @@ import hmac
 import json
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from consentier.consent import (
     Permission,
@@ -34,11 +34,11 @@ from consentier.consent import (
     sources_of,
 )
 from consentier.serving.answer import Answer, Basis
-from consentier.serving.catalogue import Catalogue
 from consentier.serving.clock import utc_now
-from consentier.serving.explanations import FILLED
+from consentier.serving.explanations import FILLED, TRENDING, Explanation
+from consentier.serving.exploration import new_seed, renewed
 from consentier.serving.item_columns import Expression, FilterError
-from consentier.serving.loading import OpenedBundles, open_bundles
+from consentier.serving.loading import CatalogueSource, OpenedBundles, open_bundles, read_shop_rules
 from consentier.serving.observing import Observed, observe
 from consentier.serving.patience import StoreUnread
 from consentier.serving.protocols import AuditSink, ConsentLedger, InputKeys
@@ -46,6 +46,7 @@ from consentier.serving.request import Event, Request
 from consentier.serving.revocation import Deadlines, Revocations
 from consentier.serving.rules import Rules
 from consentier.serving.scorer import ItemScorer, PopularScorer, Query, Scored
+from consentier.serving.trending import Counting, Trending, TrendingSnapshot, Trends
 from consentier.serving.view import PermittedView, Profiles, view_of
 
 __all__ = ["AuditSink", "ConsentLedger", "InputKeys", "Recommender", "utc_now"]
@@ -120,6 +121,10 @@ class Recommender:
         Gets each request with its answer.
     clock
         Says what time it is.
+    trending
+        What takes a share of what the popular list gives on the online side; None: nothing does.
+    exploration_seed
+        Draws the seed of each request where rules explore; None: nothing is explored.
 
     Raises
     ------
@@ -138,6 +143,8 @@ class Recommender:
     revocations: Revocations | None = None
     audit: AuditSink | None = None
     clock: Callable[[], dt.datetime] = utc_now
+    trending: Trends | None = None
+    exploration_seed: Callable[[], str] | None = new_seed
 
     def __post_init__(self) -> None:
         if not isinstance(self.audit_key, bytes):
@@ -154,12 +161,14 @@ class Recommender:
         policy: Policy | str | Path | None = None,
         profiles: Profiles | None = None,
         profile_deadline: float | None = None,
-        catalogue: Catalogue | Mapping[str, Mapping[str, Any]] | Iterable[str] | str | Path | None = None,
+        catalogue: CatalogueSource | None = None,
         rules: Rules | str | Path | None = None,
+        filter_by: Iterable[str] = (),
         audit_key: bytes | None = None,
         keyring: InputKeys | None = None,
         audit: AuditSink | None = None,
         clock: Callable[[], dt.datetime] = utc_now,
+        trending: Trends | None = None,
         compiled: bool = True,
     ) -> Recommender:
         """Open the bundles of a directory: ``session``, ``online``, ``crm``, ``fused`` and ``popular``.
@@ -184,12 +193,18 @@ class Recommender:
             What may be shown now: see `Catalogue.of`. Without one, all items of the bundles.
         rules
             The shop's business rules, or the path of a TOML file of them: see `serving.rules`.
+        filter_by
+            Attributes of items that requests may filter by (`where`). Of a catalogue that is read here, no
+            others are kept but those that rules name, and what items are called. A `Catalogue` brings its
+            attributes: requests may filter by all of them.
         audit_key, keyring
             Key of the input digests, or a keyring of them, to compare digests across processes.
         audit
             Where each answer is accounted for.
         clock
             Says what time it is, for withdrawal deadlines and for requests that name no instant.
+        trending
+            Counts of what is asked for right now, which `observe` fills: see `serving.trending`.
         compiled
             Score in compiled loops where Numba is installed (extra ``fast``); answers are the same, bit for
             bit. They are ready when this returns, so that no request waits for a compiler. False: NumPy, and
@@ -200,7 +215,8 @@ class Recommender:
         BundleMissing
             If the directory holds no bundle that can be used.
         DataError, PolicyError, ConfigError
-            If catalogue, policy or rules cannot be read, or rules ask for attributes that items do not have.
+            If catalogue, policy or rules cannot be read, or rules or `filter_by` name attributes that
+            items do not have.
         TypeError, ValueError
             If there are two kinds of keys, or `audit_key` or `profile_deadline` is not what it should be.
 
@@ -211,10 +227,7 @@ class Recommender:
         """
         root = Path(bundles)
         revocations = Revocations.open(root)
-        known = None if catalogue is None else Catalogue.of(catalogue)
-        chosen = Rules.load(rules) if isinstance(rules, str | Path) else rules
-        if chosen is not None:
-            chosen.check({} if known is None else known.attributes)
+        known, chosen = read_shop_rules(catalogue, rules, filter_by)
         return cls.over(
             open_bundles(root, known, chosen, revocations.current(), clock(), compiled=compiled),
             revocations,
@@ -226,6 +239,7 @@ class Recommender:
             keyring=keyring,
             audit=audit,
             clock=clock,
+            trending=trending,
         )
 
     @classmethod
@@ -242,6 +256,7 @@ class Recommender:
         keyring: InputKeys | None = None,
         audit: AuditSink | None = None,
         clock: Callable[[], dt.datetime] = utc_now,
+        trending: Trends | None = None,
     ) -> Recommender:
         """A recommender over bundles that are open already; all else is as in `load`."""
         if audit_key is not None and keyring is not None:
@@ -262,6 +277,7 @@ class Recommender:
             revocations=revocations,
             audit=audit,
             clock=clock,
+            trending=trending,
         )
 
     def recommend(self, request: Request) -> Answer:
@@ -334,7 +350,7 @@ class Recommender:
         permission: Permission | None = None,
         at: dt.datetime | None = None,
     ) -> Observed:
-        """Store what has just happened, if that is permitted, so that the next request knows of it.
+        """Store and count what has just happened, if that is permitted, so that the next request knows of it.
 
         See `consentier.serving.observing.observe`, which gets this recommender's ledger, stores and clock.
         """
@@ -347,7 +363,14 @@ class Recommender:
             ledger=self.ledger,
             profiles=self.profiles,
             clock=self.clock,
+            counting=self._counting(),
         )
+
+    def _counting(self) -> Counting | None:
+        """Where events count; nowhere if there is no popular list that could show what is trending."""
+        if self.popular is None or not isinstance(self.trending, Trending):
+            return None
+        return Counting(self.trending, self.popular.shows, self.policy.switches.model_purpose)
 
     def _decided(self, request: Request) -> _Asked:
         """What is permitted, and who may answer: all that is decided before a model is asked."""
@@ -389,10 +412,29 @@ class Recommender:
             if not problem:
                 answer = self._answer(found, asked)
                 if answer is not None:
-                    return answer
+                    return self._explored(answer, found, asked)
             else:
                 asked.passed_over.append(f"{tier}: {problem}")
         return self._nothing(asked)
+
+    def _explored(self, answer: Answer, found: _Found, asked: _Asked) -> Answer:
+        """The answer with what is new in some of its slots, where the shop's rules say so."""
+        popular, seed = self.popular, self.exploration_seed
+        if popular is None or seed is None or not popular.explores or asked.query.side is not Side.ONLINE:
+            return answer
+        try:
+            if asked.stopped(popular.digest):
+                return answer
+            listed, drawn = popular.explored(
+                answer.items, asked.query, seed(), without=found.scored.not_again
+            )
+            return answer if drawn is None else renewed(answer, listed, drawn, popular.digest)
+        except FilterError:  # the caller's fault
+            raise
+        except Exception as error:  # noqa: BLE001 - without anything new, the answer stands
+            problem = f"exploration: {_fault(Tier.POPULAR, error)}"
+            basis = dataclasses.replace(answer.basis, reasons=(*answer.basis.reasons, problem))
+            return dataclasses.replace(answer, basis=basis)
 
     def _accounted(self, request: Request, answer: Answer) -> Answer:
         """The answer, after the audit has been told of it."""
@@ -482,26 +524,40 @@ class Recommender:
         """A tier's items, filled up from the popular list where the policy names it; None without any."""
         items, scores = found.scored.items, found.scored.scores
         filling: Sequence[str] = ()
+        trending = self._trending(asked.query.side)
         if len(items) < asked.query.n and Tier.POPULAR in asked.route.tiers:
-            filling, problem = self._fill(found, asked)
+            filling, problem = self._fill(found, asked, trending)
             if problem:
                 asked.passed_over.append(f"{Tier.POPULAR}: {problem}")
         if not items and not filling:
             return None
-        basis = self._basis(found, asked, filled=len(filling))
+        basis = self._basis(found, asked, filled=len(filling), trending=trending)
         answer = Answer((*items, *filling), (*scores, *(0.0,) * len(filling)), found.tier, basis)
         if not asked.query.explain:
             return answer
         scorer = self.scorers.get(found.tier)
         return dataclasses.replace(
             answer,
-            explanations=(*(found.scored.explanations or ()), *(FILLED,) * len(filling)),
+            explanations=(*(found.scored.explanations or ()), *_why_filled(filling, trending)),
             main_parameters=(() if self.popular is None else self.popular.main_parameters)
             if scorer is None
             else scorer.main_parameters,
         )
 
-    def _fill(self, found: _Found, asked: _Asked) -> tuple[Sequence[str], str]:
+    def _trending(self, side: Side) -> TrendingSnapshot | None:
+        """What is trending among visitors; they say nothing about what goes into letters or calls."""
+        if self.trending is None or side is not Side.ONLINE:
+            return None
+        try:
+            snapshot = self.trending.current()
+        except Exception as error:  # noqa: BLE001 - without it, what is popular fills up as ever
+            _log.warning("what is trending cannot be read: %s", type(error).__name__)
+            return None
+        return snapshot if snapshot.items else None
+
+    def _fill(
+        self, found: _Found, asked: _Asked, trending: TrendingSnapshot | None
+    ) -> tuple[Sequence[str], str]:
         """The rest of a list from the popular one; and what is wrong with that one, if so."""
         if self.popular is None:
             return (), self.problems.get(Tier.POPULAR, "there is no list")
@@ -511,7 +567,10 @@ class Recommender:
             if problem := asked.stopped(self.popular.digest):
                 return (), problem
             filling = self.popular.top(
-                missing, without=frozenset(items) | found.scored.not_again, mixture=found.scored.mixture
+                missing,
+                without=frozenset(items) | found.scored.not_again,
+                mixture=found.scored.mixture,
+                trending=trending,
             )
         except FilterError:  # the caller's fault
             raise
@@ -522,7 +581,9 @@ class Recommender:
     def _nothing(self, asked: _Asked) -> Answer:
         return Answer((), (), Tier.NONE, self._basis(_Found(Tier.NONE), asked))
 
-    def _basis(self, found: _Found, asked: _Asked, *, filled: int = 0) -> Basis:
+    def _basis(
+        self, found: _Found, asked: _Asked, *, filled: int = 0, trending: TrendingSnapshot | None = None
+    ) -> Basis:
         request, resolution, route = asked.request, asked.resolution, asked.route
         scorer = self.scorers.get(found.tier)
         # Of a tier that has a model, the problem is that a newer bundle is not used.
@@ -545,6 +606,7 @@ class Recommender:
             unknown_items=found.scored.unknown_items,
             filled=filled,
             at=None if request.at is None else request.at.isoformat(),
+            trending_digest=trending.digest if filled and trending is not None else None,
         )
 
     def input_digests(self, view: PermittedView, state: State) -> dict[str, str]:
@@ -574,6 +636,11 @@ _WHAT = {
     Tier.POPULAR: "answered with what is popular",
     Tier.NONE: "not answered",
 }
+
+
+def _why_filled(filling: Sequence[str], trending: TrendingSnapshot | None) -> Iterator[Explanation]:
+    hot = frozenset() if trending is None else frozenset(trending.items)
+    return (TRENDING if item in hot else FILLED for item in filling)
 
 
 @functools.cache

@@ -25,18 +25,26 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Protocol, TypedDict, Unpack
+from typing import Protocol, TypedDict, Unpack
 
 from consentier.consent import Policy, Tier
 from consentier.errors import BundleError, BundleMissing
 from consentier.serving.answer import Answer
-from consentier.serving.catalogue import Catalogue
-from consentier.serving.loading import TIERS, OpenedBundles, OpenedTier, open_tier, problem_of
+from consentier.serving.loading import (
+    TIERS,
+    CatalogueSource,
+    OpenedBundles,
+    OpenedTier,
+    open_tier,
+    problem_of,
+    read_shop_rules,
+)
 from consentier.serving.protocols import AuditSink, ConsentLedger, InputKeys
 from consentier.serving.recommender import Recommender, utc_now
 from consentier.serving.request import Request
 from consentier.serving.revocation import Deadlines, Revocations
 from consentier.serving.rules import Rules
+from consentier.serving.trending import Trends
 from consentier.serving.view import Profiles
 from consentier.writing import REPLACED
 
@@ -74,6 +82,7 @@ class LoadOptions(TypedDict, total=False):
     keyring: InputKeys | None
     audit: AuditSink | None
     clock: Callable[[], dt.datetime]
+    trending: Trends | None
 
 
 class Outcome(enum.StrEnum):
@@ -161,7 +170,7 @@ class ReloadingRecommender:
         The directory of the bundles, or a `BundleSource` such as `RegistrySource` for MLflow.
     every
         Seconds between two looks of the background thread (`start`).
-    catalogue, rules, compiled, **options
+    catalogue, rules, filter_by, compiled, **options
         As in `Recommender.load`. They stay as they are: what is reloaded are the bundles.
 
     Raises
@@ -185,8 +194,9 @@ class ReloadingRecommender:
         source: str | Path | BundleSource,
         *,
         every: float = 60.0,
-        catalogue: Catalogue | Mapping[str, Mapping[str, Any]] | Iterable[str] | str | Path | None = None,
+        catalogue: CatalogueSource | None = None,
         rules: Rules | str | Path | None = None,
+        filter_by: Iterable[str] = (),
         compiled: bool = True,
         **options: Unpack[LoadOptions],
     ) -> None:
@@ -194,10 +204,7 @@ class ReloadingRecommender:
             raise ValueError(f"every must be a positive number of seconds, not {every}")
         self._source = _Directory(Path(source)) if isinstance(source, str | Path) else source
         self._every = every
-        self._catalogue = None if catalogue is None else Catalogue.of(catalogue)
-        self._rules = Rules.load(rules) if isinstance(rules, str | Path) else rules
-        if self._rules is not None:
-            self._rules.check({} if self._catalogue is None else self._catalogue.attributes)
+        self._catalogue, self._rules = read_shop_rules(catalogue, rules, filter_by)
         self._compiled = compiled
         self._clock = options.get("clock", utc_now)
         self._looking = threading.Lock()

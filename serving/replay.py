@@ -23,6 +23,7 @@ from consentier.serving.answer import Answer
 from consentier.serving.audit import AuditLine, Trace, answer_text, filter_text, subject_text
 from consentier.serving.recommender import Recommender
 from consentier.serving.request import Event, Request
+from consentier.serving.trending import TrendingSnapshot
 from consentier.serving.view import PermittedView, Profiles, view_of
 
 __all__ = ["Outcome", "Replay", "ReplayInputs", "replay"]
@@ -70,10 +71,13 @@ class ReplayInputs:
         Session, histories, attributes, ids and filters. All else in it is ignored: the line says it.
     devices
         The visitors whose data a fused answer read together; the request's own visitor where it is empty.
+    trending
+        What was trending, where the line names a snapshot.
     """
 
     request: Request
     devices: tuple[str, ...] = ()
+    trending: TrendingSnapshot | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> ReplayInputs:
@@ -81,7 +85,8 @@ class ReplayInputs:
 
         An object with any of ``session``, ``online_history``, ``crm_history`` (lists of item ids, or of
         objects with ``item_id``, ``ts``, ``event_type``, ``quantity``), ``attributes``, ``visitor_id``,
-        ``customer_id``, ``exclude``, ``allow``, ``where`` and ``devices``.
+        ``customer_id``, ``exclude``, ``allow``, ``where``, ``devices`` and ``trending`` (an object with the
+        ``items`` and the ``share`` of a snapshot).
 
         Raises
         ------
@@ -100,15 +105,17 @@ class ReplayInputs:
     def _from_fields(cls, fields: object) -> ReplayInputs:
         if not isinstance(fields, dict):
             raise TypeError("they are no JSON object")
-        if unknown := set(fields) - {*_INPUTS, "devices"}:
-            raise ValueError(f"unknown field {min(unknown)!r}; known are {', '.join((*_INPUTS, 'devices'))}")
+        known = (*_INPUTS, "devices", "trending")
+        if unknown := set(fields) - {*known}:
+            raise ValueError(f"unknown field {min(unknown)!r}; known are {', '.join(known)}")
+        trending = _snapshot(fields.pop("trending", None))
         devices = fields.pop("devices", [])
         if not isinstance(devices, list) or not all(isinstance(device, str) for device in devices):
             raise TypeError("devices must be a list of visitor ids")
         for name in _HISTORIES:
             if fields.get(name) is not None:
                 fields[name] = [_event(name, each) for each in _listed(name, fields[name])]
-        return cls(Request(**fields), tuple(devices))
+        return cls(Request(**fields), tuple(devices), trending)
 
 
 _HISTORIES = ("session", "online_history", "crm_history")
@@ -172,7 +179,11 @@ def replay(
     view = view_of(request, sources, stores, devices)
     if found := _input_problem(line, trace, request, view, engine, keys):
         return found
-    answer = _answered(line, engine, request, view)
+    if trace.trending is not None and (inputs.trending is None or inputs.trending.digest != trace.trending):
+        return Replay(
+            Outcome.INPUTS_DIFFER, f"what was trending then (snapshot {trace.trending}) is not what is given"
+        )
+    answer = _answered(line, _by_chance(engine, trace, inputs), request, view)
     if keys.digest("answer", answer_text(answer)) != trace.answer:
         return Replay(
             Outcome.ANSWER_DIFFERS,
@@ -246,6 +257,16 @@ class _Until(Mapping[str, Sequence[Event]]):
 
 def _as_of(profiles: Profiles, at: dt.datetime) -> Profiles:
     return dataclasses.replace(profiles, online=_Until(profiles.online, at), crm=_Until(profiles.crm, at))
+
+
+def _by_chance(engine: Recommender, trace: Trace, inputs: ReplayInputs) -> Recommender:
+    """The recommender with what was trending then, and with the seed of what was drawn by chance."""
+    seed = trace.explored
+    return dataclasses.replace(
+        engine,
+        trending=None if trace.trending is None else inputs.trending,
+        exploration_seed=None if seed is None else lambda: seed,
+    )
 
 
 def _policy_problem(line: AuditLine, engine: Recommender) -> str:
@@ -361,6 +382,14 @@ def _listed(name: str, value: object) -> list[Any]:
     if not isinstance(value, list):
         raise TypeError(f"{name} must be a list")
     return value
+
+
+def _snapshot(fields: object) -> TrendingSnapshot | None:
+    if fields is None:
+        return None
+    if not isinstance(fields, dict) or set(fields) != {"items", "share"}:
+        raise TypeError("trending must be an object with items and share")
+    return TrendingSnapshot(tuple(_listed("trending: items", fields["items"])), fields["share"])
 
 
 def _event(name: str, value: object) -> str | Event:

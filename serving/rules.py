@@ -7,21 +7,40 @@ view, so it acts only where CRM data may be read.
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from consentier.consent import microseconds
 from consentier.consent.toml_files import read_toml, require_known_keys
 from consentier.errors import ConfigError
 from consentier.serving.item_columns import Expression, FilterError, ItemColumns, Value
 
-__all__ = ["Boost", "Diversity", "Mixture", "Rebuy", "Rules", "ShelfRules"]
+__all__ = [
+    "Boost",
+    "Diversity",
+    "Explore",
+    "Mixture",
+    "Ranking",
+    "Rebuy",
+    "Rules",
+    "ShelfRules",
+    "candidates_for",
+]
 
 _MICROSECONDS_PER_DAY = 86_400_000_000
+_NEVER = -(2**62)
+
+Ranking = Callable[[int], tuple[NDArray[np.int64], NDArray[np.float64]]]
+"""Gives so many of the best items of one question, or all there are: numbers and scores, in their order."""
+
+_WIDER = 8
+"""How many times as many candidates are asked for where those before did not decide."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,6 +86,27 @@ class Diversity:
     columns: tuple[str, ...]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Explore:
+    """A share of slots for items that are new, drawn by chance.
+
+    Attributes
+    ----------
+    share
+        Of the slots of each list on the online side, on average; above 0 and at most 1.
+    persons
+        New is what fewer persons had, by the counts of the popular list; 1: what nobody had.
+    column, days
+        And, where they are given, what was added at most so many days before, by an attribute of items that
+        holds dates.
+    """
+
+    share: float
+    persons: int = 1
+    column: str | None = None
+    days: float | None = None
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """A shop's business rules.
@@ -86,6 +126,8 @@ class Rules:
         When what was bought may come again; None: as the models say (`hide`).
     diversity
         None: by score alone.
+    explore
+        None: nothing is drawn by chance.
     """
 
     show: Expression | None = None
@@ -94,6 +136,7 @@ class Rules:
     caps: Mapping[str, int] = dataclasses.field(default_factory=dict)
     rebuy: Rebuy | None = None
     diversity: Diversity | None = None
+    explore: Explore | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> Rules:
@@ -115,9 +158,8 @@ class Rules:
         ConfigError
             A key or value is wrong; the message names it.
         """
-        require_known_keys(
-            document, ("show", "deny", "boost", "caps", "rebuy", "diversity"), origin, ConfigError
-        )
+        known = [field.name for field in dataclasses.fields(cls) if field.name != "boosts"]
+        require_known_keys(document, [*known, "boost"], origin, ConfigError)
         return cls(
             show=_expression(document["show"], f"{origin}: show") if "show" in document else None,
             deny=frozenset(_texts(document.get("deny", []), f"{origin}: deny")),
@@ -127,10 +169,18 @@ class Rules:
             diversity=_diversity(document["diversity"], f"{origin}: diversity")
             if "diversity" in document
             else None,
+            explore=_explore(document["explore"], f"{origin}: explore") if "explore" in document else None,
         )
 
-    def check(self, attributes: Mapping[str, Mapping[str, Value]]) -> None:
+    def check(
+        self, attributes: Mapping[str, Mapping[str, Value]], unread: frozenset[str] = frozenset()
+    ) -> None:
         """Work the rules out for a catalogue's items, to see whether they fit its attributes.
+
+        Parameters
+        ----------
+        attributes, unread
+            As in `Catalogue`.
 
         Raises
         ------
@@ -139,14 +189,31 @@ class Rules:
         """
         items = list(attributes)
         try:
-            ShelfRules(self, ItemColumns(attributes, items), items)
+            ShelfRules(self, ItemColumns(attributes, items, unread), items)
         except FilterError as error:
             raise ConfigError(f"business rules: {error}") from None
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The attributes of items that the rules read."""
+        expressions = [*([] if self.show is None else [self.show]), *(boost.where for boost in self.boosts)]
+        return frozenset().union(
+            *(expression.names for expression in expressions),
+            self.caps,
+            () if self.rebuy is None else (self.rebuy.column,),
+            () if self.diversity is None else self.diversity.columns,
+            () if self.explore is None or self.explore.column is None else (self.explore.column,),
+        )
 
     @property
     def mixes(self) -> bool:
         """Whether a list is more than the best scores in their order."""
         return bool(self.boosts or self.caps or self.diversity)
+
+
+def candidates_for(n: int) -> int:
+    """From how many of the best items diversity chooses a list of n; the rest only fills what caps leave."""
+    return 10 * n + 100
 
 
 class Mixture:
@@ -189,9 +256,20 @@ class ShelfRules:
         self._factors = np.ones(len(items))
         for boost in rules.boosts:
             self._factors[boost.where.true_for(columns)] *= boost.factor
+        self._largest_factor = float(self._factors.max(initial=0.0, where=~self.hidden))
         self._caps = [(name, limit, columns.values(name)) for name, limit in sorted(rules.caps.items())]
         self._similar = [] if rules.diversity is None else [columns.codes(n) for n in rules.diversity.columns]
         self._rebuy = None if rules.rebuy is None else columns.values(rules.rebuy.column)
+        column = None if rules.explore is None else rules.explore.column
+        self._added = None if column is None else _instants(column, columns.values(column))
+
+    def recent(self, numbers: NDArray[np.int64], at: int) -> NDArray[np.int64]:
+        """Those of some items that were added lately enough to be explored at an instant, in microseconds."""
+        explore = self.rules.explore
+        if self._added is None or explore is None or explore.days is None:
+            return numbers
+        added = self._added[numbers]
+        return numbers[(added <= at) & (added >= at - round(explore.days * _MICROSECONDS_PER_DAY))]
 
     def rebuy_interval(self, number: int) -> int | None:
         """Microseconds after a purchase before an item may come again; None: never.
@@ -204,6 +282,45 @@ class ShelfRules:
         value = self._rebuy[number] if number >= 0 else None
         days = rule.otherwise if value is None else rule.days.get(str(value), rule.otherwise)
         return None if days is None else round(days * _MICROSECONDS_PER_DAY)
+
+    def list_of(
+        self, ranking: Ranking, n: int, item_count: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], Mixture]:
+        """Choose a list out of as many of the best items as it takes to know it: see `chosen`.
+
+        The first items of a ranking settle the list if nothing behind them can change it: with caps, if the
+        list is full; with boosts, as far as boosted scores are above what the largest factor could make of
+        the first score that was not asked for; with diversity, if all of its candidates are among them.
+        Else more are asked for, at last all.
+
+        Parameters
+        ----------
+        ranking
+            The items that may be shown, best first: asked for more and more of them.
+        n
+            How many items at most.
+        item_count
+            No ranking has more items than this.
+
+        Returns
+        -------
+        ids, scores
+            As `chosen` gives them for the whole ranking, bit for bit.
+        mixture
+            What the list holds.
+        """
+        needed = candidates_for(n) if self.rules.diversity is not None else n
+        asked = candidates_for(n)
+        while True:
+            ids, scores = ranking(min(asked, item_count))
+            whole = ids.size < asked or asked >= item_count
+            mixture = Mixture()
+            ids, scores = self._boosted(ids, scores, whole=whole)
+            if whole or ids.size >= needed:
+                ids, scores = self._picked(ids, scores, n, mixture)
+                if whole or ids.size == n:
+                    return ids, scores, mixture
+            asked *= _WIDER
 
     def chosen(
         self, ids: NDArray[np.int64], scores: NDArray[np.float64], n: int, mixture: Mixture
@@ -229,10 +346,25 @@ class ShelfRules:
         -----
         O(m log m) with boosts; O(n · candidates looked at) with diversity, at most 10 n + 100 candidates.
         """
-        if self.rules.boosts:
-            scores = scores * self._factors[ids]
-            order = np.lexsort((ids, -scores))
-            ids, scores = ids[order], scores[order]
+        return self._picked(*self._boosted(ids, scores, whole=True), n, mixture)
+
+    def _boosted(
+        self, ids: NDArray[np.int64], scores: NDArray[np.float64], *, whole: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Boosted scores in their order; of a ranking that goes on, those that nothing behind can reach."""
+        if not self.rules.boosts:
+            return ids, scores
+        boosted = scores * self._factors[ids]
+        order = np.lexsort((ids, -boosted))
+        if not whole:
+            # The most that one behind can have: rounding keeps the order of products of positive numbers.
+            order = order[boosted[order] > scores[-1] * self._largest_factor]
+        return ids[order], boosted[order]
+
+    def _picked(
+        self, ids: NDArray[np.int64], scores: NDArray[np.float64], n: int, mixture: Mixture
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """What caps and diversity choose."""
         if self.rules.diversity is None:
             kept = self._within_caps(ids.tolist(), n, mixture)
         else:
@@ -270,7 +402,7 @@ class ShelfRules:
         The next item is the one with the largest ``(1 - weight) · score / largest score - weight · (largest
         similarity to an item chosen before)``, equal ones in their order.
         """
-        pool = min(ids.size, 10 * n + 100)
+        pool = min(ids.size, candidates_for(n))
         if not pool:
             return []
         relevance = (1 - weight) * scores[:pool] / scores[0]
@@ -355,6 +487,37 @@ def _rebuy(value: object, where: str) -> Rebuy:
     return Rebuy(
         column, days, None if otherwise is None else _number(otherwise, f"{where}.otherwise", above=0)
     )
+
+
+def _explore(value: object, where: str) -> Explore:
+    table = _table(value, where)
+    require_known_keys(table, ("share", "persons", "column", "days"), where, ConfigError)
+    persons, column, days = table.get("persons", 1), table.get("column"), table.get("days")
+    if isinstance(persons, bool) or not isinstance(persons, int) or persons < 1:
+        raise ConfigError(f"{where}.persons must be a whole number of at least 1, not {persons!r}")
+    if (column is None) != (days is None):
+        raise ConfigError(f"{where} must have both column and days, or neither")
+    if column is not None and not isinstance(column, str):
+        raise ConfigError(f"{where}.column must name an attribute of items, not {column!r}")
+    return Explore(
+        _number(table.get("share"), f"{where}.share", above=0, most=1),
+        persons,
+        column,
+        None if days is None else _number(days, f"{where}.days", above=0),
+    )
+
+
+def _instants(name: str, dates: Sequence[Value]) -> NDArray[np.int64]:
+    """Dates as microseconds since the Unix epoch; those that are missing lie before all others."""
+    return np.array([_NEVER if date is None else _instant(name, date) for date in dates], dtype=np.int64)
+
+
+def _instant(name: str, date: Value) -> int:
+    try:
+        moment = dt.datetime.fromisoformat(str(date))
+    except ValueError:
+        raise FilterError(f"{name} must hold dates, as in 2026-03-31, not {date!r}") from None
+    return microseconds(moment if moment.tzinfo is not None else moment.replace(tzinfo=dt.UTC))
 
 
 def _diversity(value: object, where: str) -> Diversity:

@@ -22,12 +22,15 @@ from consentier.models.item_lookup import ItemLookup
 from consentier.models.recency import microseconds_of_days, recency_weight
 from consentier.models.row_scorer import RowScorer
 from consentier.models.scoring import contributions
+from consentier.serving.answer import Exploration
 from consentier.serving.catalogue import Catalogue
-from consentier.serving.explanations import Cause, Explanation, explained
+from consentier.serving.explanations import TITLES, Cause, Explanation, explained
+from consentier.serving.exploration import draws, slots_of, with_explored
 from consentier.serving.item_columns import Expression, ItemColumns
 from consentier.serving.main_parameters import main_parameters
 from consentier.serving.request import Event
-from consentier.serving.rules import Mixture, Rules, ShelfRules
+from consentier.serving.rules import Mixture, Ranking, Rules, ShelfRules
+from consentier.serving.trending import TrendingSnapshot
 from consentier.serving.view import PermittedView
 
 __all__ = [
@@ -249,15 +252,20 @@ class _Shelf:
     def _attributes(self) -> ItemColumns:
         """The attributes of the items, which most shelves never need."""
         if self._columns is None:
-            rows = {} if self._catalogue is None else self._catalogue.attributes
-            self._columns = ItemColumns(rows, self._items())
+            known = Catalogue(frozenset()) if self._catalogue is None else self._catalogue
+            self._columns = ItemColumns(known.attributes, self._items(), known.unread)
         return self._columns
 
     def titles(self, items: Iterable[str]) -> dict[str, str]:
         """What the catalogue calls some items: their name or title, where it has such an attribute."""
         rows = {} if self._catalogue is None else self._catalogue.attributes
-        found = {item: rows.get(item, {}).get("name") or rows.get(item, {}).get("title") for item in items}
-        return {item: str(title) for item, title in found.items() if title}
+        found = {}
+        for item in items:
+            row = rows.get(item, {})
+            title = next((row[name] for name in TITLES if row.get(name)), None)
+            if title is not None:
+                found[item] = str(title)
+        return found
 
     @property
     def mixes(self) -> bool:
@@ -375,16 +383,16 @@ class ItemScorer(ABC):
         """Take the model's arrays out of the bundle, and check them."""
 
     @abstractmethod
-    def _best(
+    def _ranking(
         self,
         rows: NDArray[np.int64],
         weights: NDArray[np.float32],
         query: Query,
         hidden: Iterable[int],
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The best items of positive score for some weighted inputs (ascending), among those on show."""
+    ) -> Ranking:
+        """The items of positive score for some weighted inputs (ascending), among those on show."""
 
-    def _best_for(
+    def _ranking_for(
         self,
         view: PermittedView,
         numbers: Mapping[str, int],
@@ -392,9 +400,9 @@ class ItemScorer(ABC):
         weights: NDArray[np.float32],
         query: Query,
         hidden: Iterable[int],
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    ) -> Ranking:
         """The same where a view is behind the inputs, of which a model may read more than its history."""
-        return self._best(rows, weights, query, hidden)
+        return self._ranking(rows, weights, query, hidden)
 
     def answer(self, view: PermittedView, query: Query) -> Scored | None:
         """Score the items for one view; None where the view holds nothing that the model knows.
@@ -413,8 +421,8 @@ class ItemScorer(ABC):
         not_again = self._not_again(view, query)
         hidden = [numbers[item] for item in not_again]
         given = _ascending(inputs)
-        best = self._best_for(view, numbers, *given, self._candidates(query), hidden)
-        scored = self._scored(best, query, unknown, not_again)
+        ranking = self._ranking_for(view, numbers, *given, query, hidden)
+        scored = self._scored(ranking, query, unknown, not_again)
         if not query.explain:
             return scored
         return dataclasses.replace(scored, explanations=self._explained(view, numbers, *given, scored.items))
@@ -476,14 +484,8 @@ class ItemScorer(ABC):
         numbers = {number for item in items if (number := self._number(item)) >= 0}
         if not numbers:
             return None
-        best = self._best(*_ascending(dict.fromkeys(numbers, 1.0)), self._candidates(query), numbers)
-        return self._scored(best, query, 0)
-
-    def _candidates(self, query: Query) -> Query:
-        """The query for all items that have a score, where rules choose among them."""
-        if not self._shelf.mixes:
-            return query
-        return dataclasses.replace(query, n=max(query.n, len(self._shelf.index)))
+        given = _ascending(dict.fromkeys(numbers, 1.0))
+        return self._scored(self._ranking(*given, query, numbers), query, 0)
 
     def _history(self, view: PermittedView, numbers: Mapping[str, int]) -> tuple[dict[int, float], int]:
         """Weight of each known item: the largest within a source, summed over the sources."""
@@ -563,17 +565,13 @@ class ItemScorer(ABC):
         return frozenset(hidden)
 
     def _scored(
-        self,
-        best: tuple[NDArray[np.int64], NDArray[np.float64]],
-        query: Query,
-        unknown: int,
-        not_again: frozenset[str] = frozenset(),
+        self, ranking: Ranking, query: Query, unknown: int, not_again: frozenset[str] = frozenset()
     ) -> Scored:
         mixture = None
         if self._shelf.rules is not None and self._shelf.mixes:
-            mixture = Mixture()
-            best = self._shelf.rules.chosen(*best, query.n, mixture)
-        ids, scores = best
+            ids, scores, mixture = self._shelf.rules.list_of(ranking, query.n, len(self._shelf.index))
+        else:
+            ids, scores = ranking(query.n)
         return Scored(
             tuple(self._shelf.lookup.ids(ids)), tuple(scores.tolist()), unknown, mixture, not_again=not_again
         )
@@ -642,17 +640,17 @@ class LinearScorer(ItemScorer):
             items,
         )
 
-    def _best(
+    def _ranking(
         self,
         rows: NDArray[np.int64],
         weights: NDArray[np.float32],
         query: Query,
         hidden: Iterable[int],
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    ) -> Ranking:
         barred, allowed = self._shelf.limits(query, hidden)
-        return self._rows.best(rows, weights, query.n, barred=barred, allowed=allowed)
+        return lambda n: self._rows.best(rows, weights, n, barred=barred, allowed=allowed)
 
-    def _best_for(
+    def _ranking_for(
         self,
         view: PermittedView,
         numbers: Mapping[str, int],
@@ -660,19 +658,15 @@ class LinearScorer(ItemScorer):
         weights: NDArray[np.float32],
         query: Query,
         hidden: Iterable[int],
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    ) -> Ranking:
         repeats = self._repeats(view, numbers)
         if not repeats:
-            return self._best(rows, weights, query, hidden)
+            return self._ranking(rows, weights, query, hidden)
         barred, allowed = self._shelf.limits(query, hidden)
-        return self._rows.best(
-            rows,
-            weights,
-            query.n,
-            added_items=np.array(list(repeats), dtype=np.int64),
-            added=np.array(list(repeats.values()), dtype=np.float64),
-            barred=barred,
-            allowed=allowed,
+        added_items = np.array(list(repeats), dtype=np.int64)
+        added = np.array(list(repeats.values()), dtype=np.float64)
+        return lambda n: self._rows.best(
+            rows, weights, n, added_items=added_items, added=added, barred=barred, allowed=allowed
         )
 
 
@@ -724,8 +718,18 @@ class PopularScorer:
         known = set(ItemLookup(index, compiled=compiled).ids(np.arange(len(index))))
         self._uncounted = [] if catalogue is None else sorted(catalogue.available - known, key=_utf8)
         self._shelf = _Shelf(index, catalogue, rules, self._uncounted, compiled=compiled)
+        self._further = {item: number for number, item in enumerate(self._uncounted, start=len(index))}
         everything = np.arange(len(index), len(index) + len(self._uncounted))
         self._order = {side: np.concatenate([self._ranking(bundle, side), everything]) for side in Side}
+        self._explore = None if rules is None else rules.explore
+        self._new = self._few(bundle.arrays[f"{Side.ONLINE}_counts"])
+
+    def _few(self, counts: NDArray[Any]) -> NDArray[np.int64]:
+        """What may be shown and too few persons had, ascending."""
+        if self._explore is None:
+            return np.empty(0, dtype=np.int64)
+        few = np.concatenate([counts < self._explore.persons, np.ones(len(self._uncounted), np.bool_)])
+        return np.flatnonzero(few & ~self._shelf.hidden).astype(np.int64)
 
     def _ranking(self, bundle: Bundle, side: Side) -> NDArray[np.int64]:
         counts = bundle.arrays[f"{side}_counts"]
@@ -733,8 +737,18 @@ class PopularScorer:
             raise BundleMalformed(f"{side}_counts.npy has shape {counts.shape}, not one count per item")
         return np.argsort(-counts.astype(np.int64), kind="stable").astype(np.int64)
 
+    def shows(self, item_id: str) -> bool:
+        """Whether an item may be shown at all, as far as catalogue and rules say."""
+        number = self._number(item_id)
+        return number >= 0 and not self._shelf.hidden[number]
+
     def top(
-        self, query: Query, *, without: frozenset[str] = frozenset(), mixture: Mixture | None = None
+        self,
+        query: Query,
+        *,
+        without: frozenset[str] = frozenset(),
+        mixture: Mixture | None = None,
+        trending: TrendingSnapshot | None = None,
     ) -> list[str]:
         """The first items of the list that may be shown and are not in `without`.
 
@@ -746,6 +760,8 @@ class PopularScorer:
             Items that are in the list already, or must not be.
         mixture
             What the list holds already.
+        trending
+            Its items come first, as many as its share allows; the others stay in their order.
 
         Notes
         -----
@@ -753,10 +769,73 @@ class PopularScorer:
         """
         barred = query.exclude | without
         mixture = Mixture() if mixture is None else mixture
+        ordered = _in_parts(self._order[query.side])
+        if trending is None:
+            return self._first(ordered, query.n, query, barred, mixture)
+        known = [number for item in trending.items if (number := self._number(item)) >= 0]
+        found = self._first(known, trending.slots(query.n), query, barred, mixture)
+        return found + self._first(ordered, query.n - len(found), query, barred | set(found), mixture)
+
+    @property
+    def explores(self) -> bool:
+        """Whether the shop gives slots to what is new."""
+        return self._explore is not None
+
+    def explored(
+        self, listed: Sequence[str], query: Query, seed: str, *, without: frozenset[str]
+    ) -> tuple[tuple[str, ...], Exploration | None]:
+        """Give slots of a list to new items, which a seed draws; see `serving.exploration`.
+
+        Parameters
+        ----------
+        listed
+            The list without them.
+        query
+            What is asked.
+        seed
+            What to draw with.
+        without
+            Items that must not be drawn.
+
+        Returns
+        -------
+        listed, exploration
+            What stays of the list, and what was drawn; all of it and None where nothing was.
+
+        Notes
+        -----
+        A pass over the new items for each limit of the query.
+        """
+        share = 0.0 if self._explore is None else self._explore.share
+        slots = slots_of(share, query.n, seed)
+        pool = self._pool(query, without.union(listed[: query.n - slots])) if slots else self._new[:0]
+        drawn = (self._item(int(pool[place])) for place in draws(seed, pool.size))
+        rules, mixture = self._shelf.rules, Mixture()
+
+        def fits(item: str) -> bool:
+            number = self._number(item)
+            return rules is None or number < 0 or rules.offer(number, mixture)
+
+        kept, new = with_explored(listed, query.n, slots, drawn, fits)
+        return kept, Exploration(seed, int(pool.size), slots, new) if new else None
+
+    def _pool(self, query: Query, barred: frozenset[str]) -> NDArray[np.int64]:
+        """The new items that may be drawn for a query."""
+        pool = self._new if self._shelf.rules is None else self._shelf.rules.recent(self._new, query.at)
+        if query.where is not None:
+            pool = pool[self._shelf.fitting(query.where)[0][pool]]
+        if query.allow is not None:
+            pool = pool[np.isin(pool, _ascending_numbers(map(self._number, query.allow)))]
+        return pool[~np.isin(pool, _ascending_numbers(map(self._number, barred | query.exclude)))]
+
+    def _first(
+        self, numbers: Iterable[int], n: int, query: Query, barred: frozenset[str], mixture: Mixture
+    ) -> list[str]:
+        """The first n of some items that may stand in a list."""
         fits = None if query.where is None else self._shelf.fitting(query.where)[0]
         found: list[str] = []
-        for number in _in_parts(self._order[query.side]):
-            if len(found) == query.n:
+        for number in numbers:
+            if len(found) == n:
                 break
             if self._shelf.hidden[number] or not (fits is None or fits[number]):
                 continue
@@ -766,6 +845,10 @@ class PopularScorer:
             if self._shelf.rules is None or self._shelf.rules.offer(number, mixture):
                 found.append(item)
         return found
+
+    def _number(self, item_id: str) -> int:
+        number = self._shelf.index.index(item_id)
+        return number if number >= 0 else self._further.get(item_id, -1)
 
     def _item(self, number: int) -> str:
         known = len(self._shelf.index)

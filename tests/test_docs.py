@@ -22,7 +22,16 @@ README = ROOT / "README.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 # Pages with Python examples, which use the bundles of the README's session.
-EXAMPLES = ("consent", "ledger", "accountability", "tuning", "profiles", "operations", "experiments")
+EXAMPLES = (
+    "consent",
+    "ledger",
+    "accountability",
+    "tuning",
+    "profiles",
+    "operations",
+    "experiments",
+    "cold-start",
+)
 
 _CODE = re.compile(r"```.*?```", re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")

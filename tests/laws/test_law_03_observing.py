@@ -215,14 +215,14 @@ def resolved_so(broken: Break, resolution: Resolution) -> None:
 @breaks(
     Break(
         "the permission is not asked for again",
-        observing._stored,
+        observing._taken_in,
         "if refusal:",
         "if False:",
         WITHDRAWN,
     ),
     Break(
         "what crossed a withdrawal is not purged",
-        observing._stored,
+        observing._taken_in,
         "store.purge(arrival.subject)",
         "pass",
         WITHDRAWN,

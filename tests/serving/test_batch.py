@@ -99,9 +99,15 @@ class Shelf:
     """A popular list of one item."""
 
     digest = "sha256:popular"
+    explores = False
 
     def top(
-        self, query: Query, *, without: frozenset[str] = frozenset(), mixture: object = None
+        self,
+        query: Query,
+        *,
+        without: frozenset[str] = frozenset(),
+        mixture: object = None,
+        trending: object = None,
     ) -> list[str]:
         return [item for item in ("bestseller",) if item not in without][: query.n]
 

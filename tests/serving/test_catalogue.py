@@ -8,10 +8,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from engines import ITEMS, bundles
 
-from consentier.errors import DataError
-from consentier.serving import Catalogue
-from consentier.serving.item_columns import ItemColumns
+from consentier.errors import ConfigError, DataError
+from consentier.serving import Catalogue, Recommender, Request
+from consentier.serving.item_columns import FilterError, ItemColumns
+from consentier.serving.loading import read_shop_rules
+from consentier.serving.reloading import ReloadingRecommender
 
 FACTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -104,3 +107,51 @@ def test_attributes_are_read_with_their_kinds(tmp_path: Path) -> None:
         assert columns.values("tags") == [None, None]
     with pytest.raises(DataError, match="row 1: price"):
         Catalogue.of({"a": {"price": object()}})
+
+
+def test_only_the_attributes_that_are_asked_for_are_read(tmp_path: Path) -> None:
+    facts = {"a": {"category": "shoes", "price": 1.5, "text": "long"}, "b": {"category": None, "text": "x"}}
+    rows = [{"item_id": item, "available": True, **row} for item, row in facts.items()]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "items.parquet")
+    (tmp_path / "items.csv").write_text(
+        "item_id,category,price,text,available\na,shoes,1.5,long,yes\nb,,,x,yes\n"
+    )
+    for source in (facts, tmp_path / "items.parquet", tmp_path / "items.csv"):
+        found = Catalogue.of(source, {"category", "unheard-of"})
+        assert found.available == {"a", "b"}
+        assert {name for row in found.attributes.values() for name in row} == {"category"}
+        assert found.unread == {"price", "text"}
+        assert ItemColumns(found.attributes, ("a", "b")).values("category") == ["shoes", None]
+        assert Catalogue.of(source, ()).attributes == {}
+        assert Catalogue.of(source).unread == frozenset()
+        with pytest.raises(FilterError, match="'price' was not read: name it in filter_by"):
+            ItemColumns(found.attributes, ("a",), found.unread).values("price")
+        with pytest.raises(FilterError, match="did you mean 'price'"):
+            ItemColumns(found.attributes, ("a",), found.unread).values("prise")
+    whole = Catalogue.of(facts)
+    assert Catalogue.of(whole, {"category"}) is whole
+
+
+def test_a_recommender_reads_what_rules_titles_and_filters_ask_for(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text(
+        "item_id,a,b,c,d,e,f,name,price,title,text\n"
+        + "".join(f"{item},1,true,x,2,3,u,N,{number},T,long\n" for number, item in enumerate(ITEMS))
+    )
+    (tmp_path / "rules.toml").write_text(
+        'show = "a == 1"\n[[boost]]\nwhere = "b"\nfactor = 2\n[caps]\nc = 9\n[rebuy]\ncolumn = "d"\n'
+        '[diversity]\nweight = 0.5\ncolumns = ["e", "f"]\n'
+    )
+    read, _ = read_shop_rules(tmp_path / "items.csv", tmp_path / "rules.toml", ["price"])
+    assert read is not None
+    assert set(read.attributes[ITEMS[0]]) == {*"abcdef", "name", "price", "title"}
+    assert read.unread == {"text"}
+    for load in (Recommender.load, ReloadingRecommender):
+        narrow = load(bundles(), catalogue=tmp_path / "items.csv", filter_by=["price"])
+        answer = narrow.recommend(Request(session=[ITEMS[1]], where="price < 3"))
+        assert set(answer.items) <= set(ITEMS[:3])
+        with pytest.raises(FilterError, match="'text' was not read"):
+            narrow.recommend(Request(session=[ITEMS[1]], where="text == 'long'"))
+        with pytest.raises(ConfigError, match=r"filter_by: items have no attribute 'prize'.*'price'"):
+            load(bundles(), catalogue=tmp_path / "items.csv", filter_by=["prize"])
+        with pytest.raises(TypeError, match="collection of names"):
+            load(bundles(), catalogue=tmp_path / "items.csv", filter_by="price")

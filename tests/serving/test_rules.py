@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from breaking import Break, assert_breaks, breaks
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -149,3 +152,121 @@ def test_a_rule_about_an_attribute_that_is_not_there_is_an_error() -> None:
     for document in ({"show": "prize < 3"}, {"caps": {"prize": 1}}, {"rebuy": {"column": "prize"}}):
         with pytest.raises(ValueError, match="did you mean 'price'"):
             shelf(**document)
+
+
+# ---- No more candidates than it takes ----------------------------------------------------------------------
+
+MANY = tuple(f"{number:03}" for number in range(700))
+
+
+@functools.cache
+def many(rules: str) -> ShelfRules:
+    """Rules over many items, most of which are alike in what caps and diversity look at."""
+    rows: dict[str, dict[str, Any]] = {
+        item: {
+            "kind": "common" if number < 500 else f"kind {number % 7}",
+            "brand": f"brand {number % 3}",
+            "own": number % 11 == 0,
+            "rare": number % 90 == 7,
+        }
+        for number, item in enumerate(MANY)
+    }
+    return ShelfRules(Rules.from_document(json.loads(rules)), ItemColumns(rows, MANY), MANY)
+
+
+documents = st.fixed_dictionaries(
+    {},
+    optional={
+        "boost": st.lists(
+            st.fixed_dictionaries(
+                {
+                    "where": st.sampled_from(["own", "rare", "kind == 'common'", "brand == 'brand 1'"]),
+                    "factor": st.sampled_from([0.25, 1.0, 1.5, 2.0, 7.0]),
+                }
+            ),
+            max_size=2,
+        ),
+        "caps": st.fixed_dictionaries({"kind": st.integers(1, 3)}),
+        "diversity": st.fixed_dictionaries(
+            {"weight": st.sampled_from([0.1, 0.5, 1.0]), "columns": st.just(["kind", "brand"])}
+        ),
+    },
+)
+DIVERSE = {"weight": 0.5, "columns": ["kind", "brand"]}
+mixing = st.tuples(
+    documents, st.integers(1, 12), st.sampled_from([3, 115, 700]), st.integers(1, 60), st.integers(0, 9)
+)
+Mixing = tuple[dict[str, Any], int, int, int, int]
+
+
+def check_a_prefix_gives_the_list_of_all(case: Mixing) -> None:
+    """Scores that fall slowly, with ties, so that the first look rarely decides."""
+    document, n, scored, levels, seed = case
+    rules = many(json.dumps(document))
+    rng = np.random.default_rng(seed)
+    ids = np.sort(rng.choice(len(MANY), scored, replace=False)).astype(np.int64)
+    steps = rng.integers(0, levels, scored)
+    scores = 2.0 ** (steps == 0) if seed < 4 else 1.0 + steps / 40
+    order = np.lexsort((ids, -scores))
+    ids, scores = ids[order], scores[order]
+    mixture = Mixture()
+    all_ids, all_scores = rules.chosen(ids, scores, n, mixture)
+    found, found_scores, found_mixture = rules.list_of(lambda most: (ids[:most], scores[:most]), n, len(MANY))
+    assert found.tolist() == all_ids.tolist()
+    assert found_scores.tobytes() == all_scores.tobytes()
+    assert found_mixture.counts == mixture.counts
+
+
+@given(mixing)
+def test_a_list_of_few_candidates_is_that_of_all(case: Mixing) -> None:
+    check_a_prefix_gives_the_list_of_all(case)
+
+
+def test_no_more_candidates_are_asked_for_than_it_takes() -> None:
+    def asked(n: int, **document: Any) -> list[int]:
+        numbers: list[int] = []
+        ids, scores = np.arange(700, dtype=np.int64), np.linspace(2.0, 1.0, 700)
+
+        def ranking(most: int) -> tuple[Any, Any]:
+            numbers.append(most)
+            return ids[:most], scores[:most]
+
+        many(json.dumps(document)).list_of(ranking, n, len(MANY))
+        return numbers
+
+    assert asked(1, caps={"kind": 1}) == [110]
+    assert asked(2, caps={"kind": 1}) == [120, 700], "what is common fills the first look, and the cap is 1"
+    assert asked(2, boost=[{"where": "own", "factor": 1.1}]) == [120]
+    assert asked(2, boost=[{"where": "kind == 'kind 1'", "factor": 3.0}]) == [120, 700]
+    assert asked(2, diversity={"weight": 0.5, "columns": ["kind"]}) == [120]
+
+
+@breaks(
+    Break("boosts are not allowed for", ShelfRules._boosted, " * self._largest_factor", ""),
+    Break("what is boosted counts as settled", ShelfRules._boosted, "if not whole:", "if False:"),
+    Break(
+        "ties count as settled",
+        ShelfRules._boosted,
+        "> scores[-1]",
+        ">= scores[-1]",
+        ({"boost": [{"where": "rare", "factor": 2.0}]}, 7, 700, 4, 1),
+    ),
+    Break("a short list is good enough", ShelfRules.list_of, "if whole or ids.size == n:", "if True:"),
+    Break(
+        "diversity chooses among fewer",
+        ShelfRules.list_of,
+        "if whole or ids.size >= needed:",
+        "if True:",
+        ({"boost": [{"where": "own", "factor": 2.0}], "diversity": DIVERSE}, 6, 700, 60, 7),
+    ),
+    Break(
+        "what an attempt counted stays",
+        ShelfRules.list_of,
+        "mixture = Mixture()",
+        "mixture = locals().get('mixture', Mixture())",
+    ),
+)
+def test_a_list_that_more_candidates_would_change_would_be_noticed(broken: Break) -> None:
+    many.cache_clear()
+    assert_breaks(check_a_prefix_gives_the_list_of_all, mixing, broken)
+    many.cache_clear()

@@ -72,7 +72,7 @@ def demo(
         write_json(out / "evaluation.json", evaluation)
 
         note("4/6 asking for one customer in four states of permission")
-        recommender = Recommender.load(bundles, catalogue=catalogue_of(shop))
+        recommender = Recommender.load(bundles, catalogue=catalogue_of(shop, ()))
         profiles = profiles_of(shop, simulation.cutoff)
         customer = _customer(ledger_of(shop), profiles, simulation.cutoff)
         answers = _answers(recommender, profiles, customer, simulation.cutoff)

@@ -17,7 +17,7 @@ from consentier.consent import Channel, Permission
 from consentier.models.attribute_encoding import AttributeValue
 
 if TYPE_CHECKING:
-    from consentier.serving import Answer, Recommender
+    from consentier.serving import Answer, Recommender, Request
 
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?")
 
@@ -132,6 +132,7 @@ def recommend(
             policy=policy,
             catalogue=catalogue,
             rules=rules,
+            filter_by=names_in(request),
             compiled=False,  # one answer does not make up for the time that Numba takes to start
         )
         answer = recommender.recommend(request)
@@ -140,6 +141,13 @@ def recommend(
         print_json(answer.to_dict())
     else:
         print_answer(answer)
+
+
+def names_in(request: Request) -> frozenset[str]:
+    """The attributes of items that a request filters by."""
+    from consentier.serving.item_columns import Expression
+
+    return request.where.names if isinstance(request.where, Expression) else frozenset()
 
 
 def warn_of_problems(recommender: Recommender) -> None:
@@ -165,18 +173,19 @@ def print_answer(answer: Answer) -> None:
     if not answer.items:
         say("no items")
         return
-    scored = len(answer.items) - basis.filled
     why = answer.explanations
+    kinds = ["popular"] * basis.filled + ["new"] * (len(answer.items) - answer.scored - basis.filled)
+    values = [*(f"{score:.4f}" for score in answer.scores[: answer.scored]), *kinds]
     print_table(
         ["rank", "item", "score", *(["why"] if why else [])],
         [
             [
                 rank,
                 item,
-                f"{score:.4f}" if rank <= scored else "popular",
+                value,
                 *([why[rank - 1].text] if why else []),
             ]
-            for rank, (item, score) in enumerate(zip(answer.items, answer.scores, strict=True), start=1)
+            for rank, (item, value) in enumerate(zip(answer.items, values, strict=True), start=1)
         ],
     )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from consentier.cli.output import CHECK_FAILED, AsJson, PolicyPath, print_json, say
-from consentier.cli.recommend import print_answer
+from consentier.cli.recommend import names_in, print_answer
 from consentier.errors import AuditError
 
 if TYPE_CHECKING:
@@ -67,10 +67,18 @@ def replay(
     if keys is None and file is None:
         raise AuditError("name the keyring under which the line was written: --keys")
     logging.getLogger("consentier.serving").addHandler(logging.NullHandler())
+    asked = ReplayInputs(Request()) if inputs is None else ReplayInputs.load(inputs)
     found = replay_line(
         recorded,
-        ReplayInputs(Request()) if inputs is None else ReplayInputs.load(inputs),
-        Recommender.load(bundles, policy=policy, catalogue=catalogue, rules=rules, compiled=False),
+        asked,
+        Recommender.load(
+            bundles,
+            policy=policy,
+            catalogue=catalogue,
+            rules=rules,
+            filter_by=names_in(asked.request),
+            compiled=False,
+        ),
         Keyring.open(keys or keyring_beside(file or Path()), create=False),
         profiles=_profiles(online_profiles, crm_profiles),
     )

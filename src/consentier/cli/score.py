@@ -50,10 +50,14 @@ def score(
     from consentier.features.tables import read_shop
     from consentier.serving import Recommender
     from consentier.serving.batch import catalogue_of, score_customers
+    from consentier.serving.rules import Rules
 
     logging.getLogger("consentier.serving").addHandler(logging.NullHandler())
     shop = read_shop(data, on_bad_rows=on_bad_rows.value)
-    recommender = Recommender.load(bundles, policy=policy, catalogue=catalogue_of(shop), rules=rules)
+    chosen = Rules() if rules is None else Rules.load(rules)
+    recommender = Recommender.load(
+        bundles, policy=policy, catalogue=catalogue_of(shop, chosen.columns), rules=chosen
+    )
     warn_of_problems(recommender)
     instant = dt.datetime.now(dt.UTC) if at is None else at
     with ledger_for(shop, ledger) as opened:
