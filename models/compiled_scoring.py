@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 
 from consentier.models.compiled import compiled
 
-__all__ = ["best_items", "best_lists", "dense_lists", "filled_lists", "weighted_histories"]
+__all__ = [
+    "best_items",
+    "best_lists",
+    "dense_lists",
+    "filled_lists",
+    "near_items",
+    "quantised",
+    "weighted_histories",
+]
 
 _TOUCHED, _BARRED = np.uint8(1), np.uint8(2)
 """What is noted of an item while one request is scored."""
@@ -505,6 +513,88 @@ def _take_best(
         if found == n:
             bar = scores[0]
     return found
+
+
+@compiled
+def quantised(
+    factors: NDArray[np.float32],
+) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.float32]]:
+    """Each row as whole numbers of steps. See `models.quantised_factors.QuantisedFactors`.
+
+    Returns the numbers, int8 (rows, factors), the size of each row's step, and at least the length of what
+    the numbers leave out. O(size).
+    """
+    rows, size = factors.shape
+    codes = np.zeros((rows, size), np.int8)
+    steps = np.zeros(rows, np.float32)
+    residuals = np.zeros(rows, np.float32)
+    for row in range(rows):
+        largest = np.float32(0.0)
+        for k in range(size):
+            largest = max(largest, abs(factors[row, k]))
+        steps[row] = largest / np.float32(127.0)
+        step, squares = np.float64(steps[row]), 0.0
+        for k in range(size):
+            value = np.float64(factors[row, k])
+            if step > 0.0:
+                codes[row, k] = np.int8(min(max(np.rint(value / step), -127.0), 127.0))
+            left = value - step * codes[row, k]
+            squares += left * left
+        # float32 is off by half of 2 ** -23 at most, but near 0.
+        residuals[row] = np.float32(np.sqrt(squares) * (1.0 + 2.0**-22) + 1e-44)
+    return codes, steps, residuals
+
+
+@compiled
+def near_items(
+    codes: NDArray[np.int8],
+    steps: NDArray[np.float32],
+    residuals: NDArray[np.float32],
+    visible: NDArray[np.bool_],
+    whole: NDArray[np.int16],
+    unit: float,
+    length: float,
+    slack: float,
+    n: int,
+) -> NDArray[np.int64]:
+    """Every visible item that may be one of the `n` best of positive score, ascending.
+
+    The score of an item lies within ``residual · length + slack`` of ``unit · step · (codes · whole)``; sums
+    of `codes` and `whole` must fit 32 bits, and n must be at least 1. See
+    `models.quantised_factors.QuantisedFactors.near`.
+
+    Notes
+    -----
+    One pass over the codes, in whole numbers, which no order of addition can change. The bar that an item has
+    to reach only rises, so few are remembered.
+    """
+    best, lows = np.empty(n, np.int64), np.empty(n, np.float64)
+    near, highs = np.empty(visible.size, np.int64), np.empty(visible.size, np.float64)
+    found, count, bar = 0, 0, 0.0
+    for item in range(visible.size):
+        total = np.int32(0)
+        for k in range(whole.size):
+            total += np.int32(codes[item, k]) * np.int32(whole[k])
+        product = np.float64(total) * np.float64(steps[item]) * unit
+        error = np.float64(residuals[item]) * length + slack
+        if not visible[item] or product + error < bar:
+            continue
+        near[count], highs[count] = item, product + error
+        count += 1
+        low = product - error
+        if found < n:
+            _rise(best, lows, found, item, low)
+            found += 1
+        elif low > lows[0]:
+            _sink(best, lows, n, item, low)
+        if found == n:
+            bar = max(lows[0], 0.0)
+    kept = 0
+    for k in range(count):
+        if highs[k] >= bar:
+            near[kept] = near[k]
+            kept += 1
+    return near[:kept].copy()
 
 
 @compiled

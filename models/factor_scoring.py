@@ -2,8 +2,8 @@
 
 Results are reproducible bit for bit: every sum is added in a written order by elementwise operations, whose
 results IEEE 754 fixes, so neither the number of threads, nor the vector width, nor the BLAS library can
-change a bit. Matrix products serve only to find candidates; they are off by at most a proven bound, and every
-item within it is scored again in the written order.
+change a bit. Matrix products, or factors in one byte a number, serve only to find candidates; they are off by
+at most a proven bound, and every item within it is scored again in the written order.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from consentier.models.quantised_factors import QuantisedFactors
 from consentier.models.scoring import top_items
 
 __all__ = [
@@ -327,6 +328,7 @@ def positive_items(
     n: int,
     *,
     approximate: NDArray[np.float32] | None = None,
+    quantised: QuantisedFactors | None = None,
     added: tuple[NDArray[np.int64], NDArray[np.float64]] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Find the best `n` visible items of positive score, exactly.
@@ -346,6 +348,8 @@ def positive_items(
     approximate
         float32, shape (n_items,): products of the items' factors with the vector in float32, in whatever
         order they were added. By default computed here.
+    quantised
+        The items' factors, quantised: finds candidates by less memory, where there are no products.
     added
         Distinct items, and what is added to their scores; see `repeats`.
 
@@ -361,7 +365,26 @@ def positive_items(
     n items.
     """
     if added is not None and added[0].size:
-        return _with_added(factors, norm, vector, visible, n, approximate, *added)
+        return _with_added(factors, norm, vector, visible, n, approximate, quantised, *added)
+    candidates = None
+    if approximate is None and quantised is not None and n > 0:
+        candidates = quantised.near(vector, visible, n)
+    if candidates is None:
+        candidates = _candidates(factors, norm, vector, visible, n, approximate)
+    scores = exact_scores(factors, candidates, vector)
+    positive = scores > 0
+    return top_items(candidates[positive], scores[positive], n)
+
+
+def _candidates(
+    factors: NDArray[np.float32],
+    norm: float,
+    vector: NDArray[np.float64],
+    visible: NDArray[np.bool_],
+    n: int,
+    approximate: NDArray[np.float32] | None,
+) -> NDArray[np.int64]:
+    """Every visible item that may be one of the best of positive score, by products in float32."""
     items = visible.size
     if approximate is None:
         approximate = approximate_scores(factors, vector, items)
@@ -375,9 +398,7 @@ def positive_items(
         if 0 < n < near.size:
             bar = max(bar, float(np.partition(near, near.size - n)[near.size - n]) - 2 * error)
         candidates = candidates[near >= bar]
-    scores = exact_scores(factors, candidates, vector)
-    positive = scores > 0
-    return top_items(candidates[positive], scores[positive], n)
+    return candidates
 
 
 def approximate_scores(
@@ -411,13 +432,16 @@ def _with_added(
     visible: NDArray[np.bool_],
     n: int,
     approximate: NDArray[np.float32] | None,
+    quantised: QuantisedFactors | None,
     items: NDArray[np.int64],
     added: NDArray[np.float64],
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The best of the other items and of those that something is added to, which are all scored exactly."""
     others = visible.copy()
     others[items] = False
-    ids, scores = positive_items(factors, norm, vector, others, n, approximate=approximate)
+    ids, scores = positive_items(
+        factors, norm, vector, others, n, approximate=approximate, quantised=quantised
+    )
     shown = visible[items]
     own, own_scores = items[shown], exact_scores(factors, items[shown], vector) + added[shown]
     positive = own_scores > 0

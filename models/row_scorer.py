@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from consentier.models.scoring import best_items
 
-__all__ = ["RowScorer", "compiled_ids", "compiled_kernel"]
+__all__ = ["RowScorer", "compiled_ids", "compiled_kernel", "plain"]
 
 _log = logging.getLogger("consentier.models")
 
@@ -52,8 +52,8 @@ class RowScorer:
         hop_items: int = 50,
         compiled: bool = True,
     ) -> None:
-        matrix = _plain(indptr), _plain(indices), _plain(data)
-        self._model = (*matrix, _plain(hidden), _plain(silent), float(hop_weight), hop_items)
+        matrix = plain(indptr), plain(indices), plain(data)
+        self._model = (*matrix, plain(hidden), plain(silent), float(hop_weight), hop_items)
         fits = tuple(str(array.dtype) for array in matrix) == _COMPILED_FOR
         self._kernel = compiled_kernel() if compiled and fits else None
 
@@ -170,14 +170,16 @@ def _run_once(kernel: ModuleType, look_ups: ModuleType) -> None:
     no_flags = np.empty(0, np.bool_)
     arrays = np.zeros(1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32), no_flags, no_flags
     asked = _NO_ITEMS, np.empty(0, np.float32), _NO_ITEMS, _NO_SCORES, _NO_ITEMS, _NO_ITEMS
-    kernel.best_items(*[_plain(array) for array in arrays], 0.0, 1, *asked, False, 1)
-    text = _plain(np.empty(0, np.uint8)), _plain(np.zeros(1, np.int64))
+    kernel.best_items(*[plain(array) for array in arrays], 0.0, 1, *asked, False, 1)
+    codes = kernel.quantised(plain(np.zeros((1, 1), np.float32)))
+    kernel.near_items(*codes, np.ones(1, np.bool_), np.zeros(1, np.int16), 0.0, 0.0, 0.0, 1)
+    text = plain(np.empty(0, np.uint8)), plain(np.zeros(1, np.int64))
     table, shift = look_ups.id_table(*text)
-    look_ups.numbers_of(text[0], 0, *text, _plain(table), shift)
+    look_ups.numbers_of(text[0], 0, *text, plain(table), shift)
     look_ups.ids_of(_NO_ITEMS, *text)
 
 
-def _plain(array: NDArray[Any]) -> NDArray[Any]:
+def plain(array: NDArray[Any]) -> NDArray[Any]:
     """The same numbers as a plain, read-only array.
 
     A slice of a memory-mapped array costs microseconds; and loops are compiled once for arrays of one type.

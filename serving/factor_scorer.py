@@ -20,6 +20,8 @@ from consentier.models.factor_scoring import (
     positive_items,
     repeats,
 )
+from consentier.models.quantised_factors import QuantisedFactors
+from consentier.models.row_scorer import compiled_kernel
 from consentier.serving.rules import Ranking
 from consentier.serving.scorer import ItemScorer, Query
 
@@ -38,8 +40,8 @@ class FactorScorer(ItemScorer):
     Notes
     -----
     A request costs `models.factor_scoring.fold_in` and `positive_items`, which reads the factors of all items
-    once. Given the bundle and the history, scores are the same in every bit whatever the machine, the threads
-    and the BLAS library.
+    once: in one byte a number where there are compiled loops. Given the bundle and the history, scores are
+    the same in every bit whatever the machine, the threads and the BLAS library, compiled or not.
     """
 
     _folding: FoldIn
@@ -55,6 +57,8 @@ class FactorScorer(ItemScorer):
         if self._priors is not None:
             check_prior_factors(self._priors, self._factors.shape, inputs - items, items)
         self._norm = largest_norm(self._factors[:items])
+        loops = self._compiled and compiled_kernel() is not None
+        self._quantised = QuantisedFactors(self._factors[:items]) if loops else None
         self._items = np.arange(items, dtype=np.int64)
 
     def _contributions(
@@ -76,9 +80,17 @@ class FactorScorer(ItemScorer):
         vector = fold_in(self._factors, self._gram, rows, weights, self._folding, self._priors)
         visible = self._shelf.visible(self._items, query, hidden)
         again = repeats(self._factors, rows, weights, self._settings.repeat_weight, self._items.size)
-        near = approximate_scores(self._factors, vector, visible.size)
+        # Codes are so quick to read that a longer list, which few requests ask for, may read them again.
+        near = approximate_scores(self._factors, vector, visible.size) if self._quantised is None else None
         return lambda n: positive_items(
-            self._factors, self._norm, vector, visible, n, approximate=near, added=again
+            self._factors,
+            self._norm,
+            vector,
+            visible,
+            n,
+            approximate=near,
+            quantised=self._quantised,
+            added=again,
         )
 
 

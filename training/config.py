@@ -56,6 +56,9 @@ _WEIGHED: Mapping[str, Sequence[str]] = {
     "event_weights": sorted((EVENT_TYPES - {"remove", "unfavourite"}) | {"usage"}),
 }
 
+_FACTOR_REPEATS: Mapping[str, float] = {"online": 0.02, "crm": 0.1, "fused": 0.02}
+"""Defaults of `repeat_weight` with factor models, by tier; docs/tuning.md says how they were chosen."""
+
 
 class _Section(BaseModel):
     """One table of the file: no unknown keys, no silent conversion of types, no change after reading."""
@@ -210,8 +213,9 @@ class TierConfig(_Section):
         default=0.0,
         ge=0,
         description="Weight of an item of the history for itself: above 0, items can come again. In the "
-        "session tier, weight of the learnt probability that a session returns to it. Scores of als, bpr and "
-        "spectral mostly lie between 0 and 1, those of the others do not: choose it anew with the algorithm.",
+        "session tier, weight of the learnt probability that a session returns to it. The tiers' defaults "
+        "were chosen for local_ridge; with als, bpr and spectral, whose scores mostly lie between 0 and 1, "
+        "they are 0.1 (crm) and 0.02 (online, fused): choose it anew with the algorithm.",
     )
     second_hop_weight: float = Field(
         default=0.0,
@@ -433,13 +437,31 @@ class Config(_Section):
         attribute_weight=0.5,
     )
 
+    @classmethod
+    def defaults_of(cls, tier: str, algorithm: object = None) -> TierConfig:
+        """What a tier's fields are where a file does not name them.
+
+        Parameters
+        ----------
+        tier
+            Name of the section.
+        algorithm
+            What the file names as its algorithm. Where that is a factor model, an item of the history counts
+            less for itself: the tiers' weights for it were chosen for local ridge, and would put whole
+            histories first.
+        """
+        defaults: TierConfig = cls.model_fields[tier].default
+        if isinstance(algorithm, str) and algorithm in FACTOR_ALGORITHMS and tier in _FACTOR_REPEATS:
+            return defaults.model_copy(update={"repeat_weight": _FACTOR_REPEATS[tier]})
+        return defaults
+
     @field_validator("session", "online", "crm", "fused", mode="before")
     @classmethod
     def _over_the_defaults(cls, value: object, info: ValidationInfo) -> object:
         """A file's table changes the fields that it names; the others keep the tier's defaults."""
         if not isinstance(value, Mapping):
             return value
-        defaults = cls.model_fields[str(info.field_name)].default.model_dump()
+        defaults = cls.defaults_of(str(info.field_name), value.get("algorithm")).model_dump()
         weights = {
             name: {**defaults[name], **value[name]}
             for name in ("source_weights", "event_weights")

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from consentier.errors import ConfigError
-from consentier.training.config import Config
+from consentier.training.config import Config, TierConfig
 
 __all__ = ["config_schema", "config_template", "config_toml", "resolved_toml"]
 
@@ -27,8 +27,8 @@ def config_toml(config: Config) -> str:
         A field is absent that has a value by default: TOML cannot say so.
     """
     sections = []
-    for name, field in Config.model_fields.items():
-        lines = _lines(name, getattr(config, name), field.default)
+    for name in Config.model_fields:
+        lines = _lines(name, getattr(config, name), _defaults(config, name))
         if lines:
             sections.append("\n".join([f"[{name}]", *lines]) + "\n")
     return "\n".join(sections)
@@ -37,10 +37,10 @@ def config_toml(config: Config) -> str:
 def resolved_toml(config: Config) -> str:
     """Write down every field that has a value, defaults included; a mark on those that differ from them."""
     sections = []
-    for section, field in Config.model_fields.items():
-        values, lines = getattr(config, section), [f"[{section}]"]
+    for section in Config.model_fields:
+        values, defaults, lines = getattr(config, section), _defaults(config, section), [f"[{section}]"]
         for name in type(values).model_fields:
-            value, default = getattr(values, name), getattr(field.default, name)
+            value, default = getattr(values, name), getattr(defaults, name)
             if value is not None:
                 shown = _toml(default) if default is not None else "absent"
                 lines.append(f"{name} = {_toml(value)}{'' if value == default else f'  # default: {shown}'}")
@@ -80,6 +80,15 @@ def config_schema() -> dict[str, Any]:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "Consentier configuration"
     return schema
+
+
+def _defaults(config: Config, section: str) -> BaseModel:
+    """What a section has where a file names none of its fields but the algorithm."""
+    values = getattr(config, section)
+    if isinstance(values, TierConfig):
+        return Config.defaults_of(section, values.algorithm)
+    defaults: BaseModel = Config.model_fields[section].default
+    return defaults
 
 
 def _lines(section: str, values: BaseModel, defaults: BaseModel) -> list[str]:

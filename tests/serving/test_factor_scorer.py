@@ -1,4 +1,4 @@
-"""The scorer of factor models answers what the model answers, to the last bit, with NumPy alone."""
+"""The scorer of factor models answers what the model answers, to the last bit, compiled or not."""
 
 from __future__ import annotations
 
@@ -36,11 +36,15 @@ def model(factors: NDArray[np.float32]) -> ALS:
 
 
 def scorer(
-    path: Path, factors: NDArray[np.float32], catalogue: Catalogue | None = None, **scoring: Any
+    path: Path,
+    factors: NDArray[np.float32],
+    catalogue: Catalogue | None = None,
+    compiled: bool = True,
+    **scoring: Any,
 ) -> FactorScorer:
     scoring = {"repeat_weight": 0.0, **scoring}
     write_factors(path / "fused", Tier.FUSED, factors=factors, scoring=scoring)
-    return FactorScorer(open_bundle(path / "fused"), catalogue)
+    return FactorScorer(open_bundle(path / "fused"), catalogue, compiled=compiled)
 
 
 def query(n: int = 20, **options: Any) -> Query:
@@ -57,11 +61,12 @@ def expected(model: ALS, weights: dict[int, float], n: int = 20) -> tuple[tuple[
     return tuple(ITEMS[number] for number in ids[kept]), tuple(scores[kept].tolist())
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("repeat_weight", [0.0, 0.3])
 def test_answers_are_those_of_the_model_bit_for_bit(
-    tmp_path: Path, factors: NDArray[np.float32], model: ALS, repeat_weight: float
+    tmp_path: Path, factors: NDArray[np.float32], model: ALS, repeat_weight: float, compiled: bool
 ) -> None:
-    own = scorer(tmp_path, factors, repeat_weight=repeat_weight)
+    own = scorer(tmp_path, factors, compiled=compiled, repeat_weight=repeat_weight)
     model = dataclasses.replace(model, repeat_weight=repeat_weight).set_fitted(
         factors, np.ones(len(ITEMS), np.int64)
     )

@@ -22,7 +22,10 @@ def configs(draw: st.DrawFn) -> Config:
             st.fixed_dictionaries(
                 {},
                 optional={
-                    "algorithm": st.sampled_from(("bm25", "cosine")),
+                    "algorithm": st.sampled_from(
+                        ("bm25", "cosine", *(() if name == "session" else ("als",)))
+                    ),
+                    "repeat_weight": st.sampled_from((0.0, tier.repeat_weight)) | st.floats(0, 100),
                     "neighbours": st.integers(1, 10_000),
                     "regularisation": st.floats(0, 1e300, allow_infinity=False),
                     "recency_half_life": st.none() | st.floats(1e-9, 1e6),

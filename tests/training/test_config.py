@@ -43,6 +43,21 @@ def test_a_file_changes_what_it_names_and_the_rest_keeps_the_tiers_own_defaults(
     assert crm.attribute_weight == default.attribute_weight != TierConfig().attribute_weight
 
 
+@pytest.mark.parametrize("algorithm", ["als", "bpr", "spectral"])
+@pytest.mark.parametrize("tier", ["online", "crm", "fused"])
+def test_with_a_factor_model_items_of_the_history_count_less_unless_a_file_says_so(
+    tmp_path: Path, tier: str, algorithm: str
+) -> None:
+    text, default = f'[{tier}]\nalgorithm = "{algorithm}"\n', getattr(Config(), tier)
+    found = getattr(load_config(written(tmp_path, text)), tier)
+    assert found.repeat_weight == {"online": 0.02, "crm": 0.1, "fused": 0.02}[tier] < default.repeat_weight
+    assert found == default.model_copy(update={"algorithm": algorithm, "repeat_weight": found.repeat_weight})
+    named = getattr(load_config(written(tmp_path, f"{text}repeat_weight = 0.25\n")), tier)
+    assert named.repeat_weight == 0.25
+    linear = getattr(load_config(written(tmp_path, f'[{tier}]\nalgorithm = "cosine"\n')), tier)
+    assert linear.repeat_weight == default.repeat_weight
+
+
 @pytest.mark.parametrize(
     "text",
     ["2026-03-01T00:00:00", '"2026-03-01T00:00:00"', "2026-03-01T01:00:00+01:00", '"2026-03-01T00:00:00Z"'],

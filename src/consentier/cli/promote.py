@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import enum
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -149,7 +150,7 @@ def registry_of(bundles: Path, config: Path | None, data: str | None) -> ModelRe
     from consentier.training.model_registry import ModelRegistry
     from consentier.training.track import store_client
 
-    settings = load_config(config, data=data)
+    settings = load_config(config, data=data, environ=os.environ)
     if not settings.tracking.uri and not (bundles / "mlflow.db").is_file():
         raise DataError(
             f"{bundles}: holds no mlflow.db with a record of runs; name the server in tracking.uri"
