@@ -15,6 +15,7 @@ from consentier.consent import Ledger, Policy, Tier
 from consentier.errors import TrainingError
 from consentier.features.gate import ConsentGate, Funnel, PermittedRows, ledger_of
 from consentier.features.tables import ShopTables
+from consentier.logs import bound
 from consentier.models.bundle import TIERS, write_bundle, write_run
 from consentier.progress import progress
 from consentier.serving.factor_scorer import FACTOR_ALGORITHMS
@@ -127,7 +128,8 @@ def train_bundles(
     skipped: dict[str, str] = {}
     for tier in tiers:
         try:
-            fitted[tier] = _fit(tier, gate, config, show_progress, keep=restricted is not None)
+            with bound(tier=str(tier)):
+                fitted[tier] = _fit(tier, gate, config, show_progress, keep=restricted is not None)
         except TrainingError as error:
             skipped[str(tier)] = str(error)
     for name in skipped:

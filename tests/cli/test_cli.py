@@ -253,6 +253,7 @@ def test_all_that_a_run_says_is_json_and_names_nobody(workshop: Workshop) -> Non
     assert len(lines) > 5
     assert {line["command"] for line in lines} == {"train"}
     assert len({line["run"] for line in lines}) == 1
+    assert {line["tier"] for line in lines if "tier" in line} == set(workshop.trained["digests"])
     shop = read_shop(workshop.shop)
     subjects = {
         *shop.events["visitor_id"].to_pylist(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -123,7 +122,6 @@ def recommend(
         explain=explain,
     )
     # Missing tiers are reported below, and in the answer.
-    logging.getLogger("consentier.serving").addHandler(logging.NullHandler())
     asked = contextlib.nullcontext() if ledger is None and data is None else ledger_from(ledger, data)
     with asked as opened:
         recommender = Recommender.load(

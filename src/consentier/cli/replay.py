@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,7 +65,6 @@ def replay(
     recorded, file = _line(line)
     if keys is None and file is None:
         raise AuditError("name the keyring under which the line was written: --keys")
-    logging.getLogger("consentier.serving").addHandler(logging.NullHandler())
     asked = ReplayInputs(Request()) if inputs is None else ReplayInputs.load(inputs)
     found = replay_line(
         recorded,

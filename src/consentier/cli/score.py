@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -73,7 +72,6 @@ def score(
     from consentier.serving.batch_table import BatchTable
     from consentier.serving.rules import Rules
 
-    logging.getLogger("consentier.serving").addHandler(logging.NullHandler())
     shop = read_shop(data, on_bad_rows=on_bad_rows.value)
     chosen = Rules() if rules is None else Rules.load(rules)
     recommender = Recommender.load(
