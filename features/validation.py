@@ -33,7 +33,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
@@ -250,10 +250,21 @@ def check_header(schema: TableSchema, names: Sequence[str], file: str = "") -> N
         near = [folded] if folded in others else []
         if column.required:
             near = near or difflib.get_close_matches(folded, others, n=1, cutoff=0.6)
-            remedy = f"rename {others[near[0]]!r}?" if near else f"it holds {column.doc}"
-            raise DataError(f"{place}: missing column {column.name} ({column.type}): {remedy}")
+            raise DataError(
+                f"{place}: missing column {column.name} ({column.type}): {_remedy(column, others, near)}"
+            )
         if near:
             raise DataError(f"{place}: column {others[near[0]]!r} must be called {column.name}: rename it")
+
+
+def _remedy(column: Column, others: Mapping[str, str], near: Sequence[str]) -> str:
+    """What to do about a missing column, given the names that the contract does not know."""
+    if near:
+        return f"rename {others[near[0]]!r}?"
+    if not 1 <= len(others) <= 5:
+        return f"it holds {column.doc}"
+    names = ", ".join(map(repr, others.values()))
+    return f"it holds {column.doc}: rename {'one of ' if len(others) > 1 else ''}{names}?"
 
 
 def _folded(name: str) -> str:
@@ -375,7 +386,7 @@ class TableValidator:
         message = f"{failure}; {_expectation(failure.rule, column)}"
         if self._drop:
             return DataError(f"{message}. It may not be dropped: {_WHY_PROTECTED[self._schema.name]}")
-        return DataError(f"{message}. Mend the row, or have bad rows dropped")
+        return DataError(f"{message}. Mend the row, or have bad rows dropped (--on-bad-rows drop)")
 
     def _protected(self, table: pa.Table, found: list[tuple[Column, Rule, _Mask]]) -> _Mask:
         """Rows that may not be dropped even where bad rows may."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 from typing import Any
 
 import pyarrow as pa
@@ -234,6 +235,20 @@ def test_prices_that_are_no_numbers_are_refused(value: float) -> None:
 def test_missing_column_suggests_the_near_miss() -> None:
     rows = texts(VALID["events"]).rename_columns(["visitorId", "session_id", "ts", "item", "event_type"])
     with pytest.raises(DataError, match=r"missing column visitor_id .*rename 'visitorId'"):
+        validate_table(rows, SCHEMAS["events"])
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["visitor_id", "session_id", "ts", "product", "event_type"], "rename 'product'?"),
+        (["visitor_id", "session_id", "ts", "product", "what"], "rename one of 'product', 'what'?"),
+        (["visitor_id", "session_id", "ts", "event_type"], "it holds the item"),
+    ],
+)
+def test_missing_column_names_those_that_may_hold_it(names: list[str], said: str) -> None:
+    rows = pa.table({name: pa.array(["x"]) for name in names})
+    with pytest.raises(DataError, match=rf"missing column item_id .*{re.escape(said)}$"):
         validate_table(rows, SCHEMAS["events"])
 
 
