@@ -79,7 +79,10 @@ def test_commands_are_found_wherever_they_stand() -> None:
 
 
 def test_the_workflow_of_airflow_compiles_and_the_manifest_of_kubernetes_is_one() -> None:
-    found = {block.head: block.body for block in guides.blocks((DOCS / "how-to" / "schedulers.md").read_text("utf-8"))}
+    found = {
+        block.head: block.body
+        for block in guides.blocks((DOCS / "how-to" / "schedulers.md").read_text("utf-8"))
+    }
 
     compile(found["python"], "dag.py", "exec", flags=ast.PyCF_ONLY_AST)
     manifest = yaml.safe_load(found["yaml"])

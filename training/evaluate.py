@@ -86,7 +86,7 @@ def evaluate(
     shop
         The shop's tables.
     config
-        The configuration; ``training.cutoff`` is the start of the test period and must be given.
+        The configuration; ``training.cutoff`` is the start of the test period. Without one the period ends now.
     policy
         The routing policy; the default one otherwise.
     name
@@ -97,20 +97,16 @@ def evaluate(
     Raises
     ------
     TrainingError
-        If there is no cut-off, or nothing after it to judge on.
+        If there is nothing to judge on.
 
     Notes
     -----
     One training run, then some 300 µs per test request and tier.
     """
-    if config.training.cutoff is None:
-        raise TrainingError(
-            "evaluation needs a cut-off before the end of the data: set training.cutoff in the "
-            "configuration, or pass --cutoff"
-        )
     policy = Policy.default() if policy is None else policy
-    start = config.training.cutoff
-    end = start + dt.timedelta(days=config.evaluation.horizon_days)
+    horizon = dt.timedelta(days=config.evaluation.horizon_days)
+    start = config.training.cutoff or dt.datetime.now(dt.UTC) - horizon
+    end = start + horizon
     ledger = ledger_of(shop)
     with tempfile.TemporaryDirectory(prefix="consentier-evaluate-") as folder:
         trained = train_bundles(

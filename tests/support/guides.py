@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 
 from consentier.cli.app import app
 
-_BLOCK = re.compile(r"^(?P<fence>```+)(?P<head>[^\n]*)\n(?P<body>.*?)^(?P=fence)[ \t]*$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(
+    r"^(?P<fence>```+)(?P<head>[^\n]*)\n(?P<body>.*?)^(?P=fence)[ \t]*$", re.MULTILINE | re.DOTALL
+)
 _TITLE = re.compile(r'python title="([^"]+)"')
 _FAILURES = ("error: ", "not valid: ")
 
@@ -98,7 +100,12 @@ def type_in(step: Step) -> None:
     else:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         ended = subprocess.run(
-            step.command, shell=True, env=os.environ | {"PATH": path}, text=True, capture_output=True, check=False
+            step.command,
+            shell=True,
+            env=os.environ | {"PATH": path},
+            text=True,
+            capture_output=True,
+            check=False,
         )
         code, output = ended.returncode, ended.stdout + ended.stderr
     fails = any(line.startswith(_FAILURES) for line in step.expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from typing import Any
 
@@ -59,6 +60,22 @@ def test_older_events_count_less_in_the_evaluation_too() -> None:
     assert (result["population"], result["customers"]) == ("orders", 25)
     assert hits(result, "crm") == 1.0
     assert hits(evaluated(forgetful_shop(), config(crm={"hide": ("crm",)})), "crm") == 0.0
+
+
+def test_without_a_cutoff_the_test_period_ends_now() -> None:
+    today = (dt.datetime.now(dt.UTC) - day(0)).days
+    orders = []
+    for number in range(25):
+        orders += [order(f"c{number}", "a", today - 40), order(f"c{number}", "b", today - 30)]
+        orders += [order(f"c{number}", "b", today - 1)]
+    settings = config().model_copy(update={"training": TrainingConfig(threads=1)})
+    result = evaluated(
+        shop(orders=orders, consents=[consent(f"c{number}", "crm", at=today - 60) for number in range(25)]),
+        settings,
+    )
+    assert (result["population"], result["customers"]) == ("orders", 25)
+    since = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(result["data"]["cutoff"])
+    assert dt.timedelta(days=14) < since < dt.timedelta(days=15)
 
 
 def test_items_that_nobody_had_before_are_found_by_their_metadata() -> None:
