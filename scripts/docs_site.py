@@ -3,7 +3,7 @@
 * Notebooks become pages. They are executed, in a folder of their own, unless the environment says
   ``CONSENTIER_DOCS_NOTEBOOKS=plain``: then they have no results.
 * The changelog and its neighbours in the repository's root become pages.
-* Links that lead from ``docs/`` to these lead to their pages; those to other files of the repository become text.
+* Links from ``docs/`` to these lead to their pages; those to other files of the repository become text.
 * The reference is read from the folders of the repository, laid out as the package that they install as.
 * Formulas, written as GitHub and GitLab show them too, become MathML: no script has to draw them.
 """
@@ -49,7 +49,7 @@ _LINK = re.compile(r"(?<!\!)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^)\s]+)\)")
 
 @event_priority(100)  # before mkdocstrings reads its configuration
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Lay the package out: an editable install has it in pieces, which the reader of docstrings does not find."""
+    """Lay the package out: the reader of docstrings does not find the pieces of an editable install."""
     laid_out = ROOT / ".build" / "docs-package"
     shutil.rmtree(laid_out, ignore_errors=True)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -75,7 +75,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     """Turn formulas into MathML, and links into those of the site."""
     pieces, end = [], 0
     for block in _FENCED.finditer(markdown):

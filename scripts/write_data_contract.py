@@ -1,7 +1,7 @@
 """Writes the tables of ``docs/data-contract.md`` from the schemas themselves.
 
-Run: ``python scripts/write_data_contract.py`` where consentier is installed with the extra ``train``. A test fails
-while the page differs from the schemas.
+Run: ``python scripts/write_data_contract.py`` where consentier is installed with the extra ``train``. A test
+fails while the page differs from the schemas.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def evaluate(
     shop
         The shop's tables.
     config
-        The configuration; ``training.cutoff`` is the start of the test period. Without one the period ends now.
+        The configuration; ``training.cutoff`` is the start of the test period. Without one it ends now.
     policy
         The routing policy; the default one otherwise.
     name

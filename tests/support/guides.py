@@ -27,7 +27,7 @@ _FAILURES = ("error: ", "not valid: ")
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A fenced block: what stands after the fence, what stands in it, and whether it directly follows another."""
+    """A fenced block: what stands after the fence and in it, and whether it directly follows another."""
 
     head: str
     body: str
