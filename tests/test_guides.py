@@ -31,7 +31,7 @@ def test_the_tutorial_leads_to_a_champion(tmp_path: Path) -> None:
     with contextlib.chdir(tmp_path):
         done = guides.work_through(DOCS / "tutorial.md")
 
-    assert done > 20
+    assert done >= 20
 
 
 @pytest.fixture(scope="module")
