@@ -11,7 +11,7 @@ LOCK := requirements/lock.txt
 LOWER_BOUNDS := requirements/lower-bounds.txt
 # All extras but spark, whose engine is larger than the rest together, fuzz, which few machines have wheels of, and
 # bench, which brings peers to compare with.
-LOCKED_EXTRAS := $(foreach extra,cli train notebooks dev services,--extra $(extra))
+LOCKED_EXTRAS := $(foreach extra,cli train notebooks docs dev services,--extra $(extra))
 PACKAGED := consent features models serving training src
 # Folders stand for files that were removed or renamed.
 SOURCES := pyproject.toml README.md LICENSE scripts/build_distributions.py \
@@ -27,7 +27,7 @@ SAY := @printf '\n==> %s\n'
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help demo service test lint types contracts tests test-services fuzz test-lower-bounds dev wheel \
-	benchmark-import bench-env lock clean
+	benchmark-import bench-env docs lock clean
 
 help:  ## Show this list
 	@printf 'Targets (PYTHON=%s):\n' '$(PYTHON)'
@@ -100,6 +100,11 @@ benchmark-import: $(TEST)/.wheel  ## Time of `import consentier` and of the firs
 
 bench-env: .venv-bench/.wheel  ## Consentier and its peers in .venv-bench, for benchmarks/quality
 	@echo 'Run, for instance: .venv-bench/bin/python -m benchmarks.quality.session --data DATA --set diginetica'
+
+docs: $(TEST)/.requirements  ## Build the documentation as a site in .build/site, its notebooks executed
+	$(SAY) 'Building the documentation'
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=.build/docs-package $(TEST)/bin/mkdocs build --quiet
+	@echo 'Open .build/site/index.html'
 
 lock:  ## Resolve requirements/*.txt anew
 	$(SAY) 'Resolving the lock and the lower bounds'
