@@ -103,8 +103,8 @@ bench-env: .venv-bench/.wheel  ## Consentier and its peers in .venv-bench, for b
 
 docs: $(TEST)/.requirements  ## Build the documentation as a site in .build/site, its notebooks executed
 	$(SAY) 'Building the documentation'
-	NO_MKDOCS_2_WARNING=1 PYTHONPATH=.build/docs-package $(TEST)/bin/mkdocs build --quiet
-	@echo 'Open .build/site/index.html'
+	NO_MKDOCS_2_WARNING=1 $(TEST)/bin/mkdocs build --quiet
+	@echo 'Open .build/site/index.html; to search, too: $(PYTHON) -m http.server --directory .build/site'
 
 lock:  ## Resolve requirements/*.txt anew
 	$(SAY) 'Resolving the lock and the lower bounds'

@@ -91,6 +91,10 @@ def notebook_files(path: Path) -> dict[str, str | bytes]:
     if os.environ.get(NOTEBOOKS, "") != "plain":
         with tempfile.TemporaryDirectory() as folder:
             run(notebook, Path(folder))
+    for cell in [
+        each for each in notebook.cells if each.cell_type == "code"
+    ]:  # what libraries warn of depends on what else is installed
+        cell.outputs = [each for each in cell.outputs if each.get("name") != "stderr"]
     # In a folder per notebook, or figures of two would bear one name.
     resources: dict[str, Any] = {"output_files_dir": path.stem}
     body, found = MarkdownExporter().from_notebook_node(notebook, resources)

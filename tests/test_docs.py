@@ -33,6 +33,7 @@ EXAMPLES = (
     "cold-start",
     "service",
     "mlflow",
+    "index",
 )
 
 _CODE = re.compile(r"```.*?```", re.DOTALL)
@@ -106,9 +107,11 @@ def test_the_session_of_the_readme_runs_and_so_do_the_python_examples(tmp_path: 
 
 
 def cli_docs() -> ModuleType:
-    specification = importlib.util.spec_from_file_location(
-        "write_cli_docs", ROOT / "scripts" / "write_cli_docs.py"
-    )
+    return script("write_cli_docs")
+
+
+def script(name: str) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
@@ -120,6 +123,14 @@ def test_the_page_of_commands_is_up_to_date() -> None:
     written = (ROOT / "docs" / "cli.md").read_text("utf-8")
 
     assert written == cli_docs().page(), "run: python scripts/write_cli_docs.py"
+
+
+def test_the_page_of_the_data_contract_is_up_to_date() -> None:
+    written = (ROOT / "docs" / "data-contract.md").read_text("utf-8")
+
+    assert written == script("write_data_contract").page(written), (
+        "run: python scripts/write_data_contract.py"
+    )
 
 
 def test_every_command_and_option_has_a_help_text() -> None:
