@@ -1,4 +1,4 @@
-"""The documentation builds as a site; its links and anchors lead somewhere; nothing is loaded from elsewhere."""
+"""The documentation builds as a site; its links lead somewhere; a browser loads nothing from elsewhere."""
 
 from __future__ import annotations
 
