@@ -183,7 +183,8 @@ def open_directory(source: str) -> Iterator[Source]:
     """
     folder = Path(source)
     if not folder.is_dir():
-        raise DataError(f"{source}: no such directory: give the directory that holds the shop's tables")
+        what = "is a file" if folder.exists() else "no such directory"
+        raise DataError(f"{source}: {what}: give the directory that holds the shop's tables")
     tables: dict[str, Chunks] = {}
     for name in SCHEMAS:
         candidates = [
