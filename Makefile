@@ -101,7 +101,7 @@ benchmark-import: $(TEST)/.wheel  ## Time of `import consentier` and of the firs
 bench-env: .venv-bench/.wheel  ## Consentier and its peers in .venv-bench, for benchmarks/quality
 	@echo 'Run, for instance: .venv-bench/bin/python -m benchmarks.quality.session --data DATA --set diginetica'
 
-docs: $(TEST)/.requirements  ## Build the documentation as a site in .build/site, its notebooks executed
+docs: $(TEST)/.wheel  ## Build the documentation as a site in .build/site, its notebooks executed
 	$(SAY) 'Building the documentation'
 	NO_MKDOCS_2_WARNING=1 $(TEST)/bin/mkdocs build --quiet
 	@echo 'Open .build/site/index.html; to search, too: $(PYTHON) -m http.server --directory .build/site'
