@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from consentier.consent import Ledger, Policy, Tier
 from consentier.consent.lifetimes import Lifetimes
-from consentier.consent.records import SubjectKind
 from consentier.errors import BundleMissing, TrainingError
 from consentier.features.consent_intervals import ConsentTables
 from consentier.features.gate import HOLDERS, ConsentGate, PermittedRows, ledger_of
@@ -79,7 +78,6 @@ from consentier.writing import remove_directory
 __all__ = ["ForgetResult", "ForgottenTier", "Subject", "forget", "without_subjects"]
 
 How = Literal["decremented", "refitted", "unchanged", "removed"]
-
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ from consentier.models.bundle import Bundle, open_bundle, read_run
 from consentier.models.item_index import ItemIndex
 from consentier.models.statistics import Fingerprints, KeptStatistics, StatisticsError, read_statistics
 from consentier.progress import progress
+from consentier.serving.factor_scorer import FACTOR_ALGORITHMS
 from consentier.training.bundles import (
     RETIRED,
     TRAINED_TIERS,
@@ -395,7 +396,7 @@ def _exchanged(
     course.changed = int((compared.known & ~compared.same).sum())
     course.new = int((~compared.known).sum())
     course.gone = int(compared.gone.size)
-    borrow = borrowing(config, permitted.items)
+    borrow = None if config.algorithm in FACTOR_ALGORITHMS else borrowing(config, permitted.items)
     facts = None if borrow is None else borrow.facts()
     if (
         not course.changed + course.new + course.gone

@@ -16,6 +16,8 @@ from unittest import mock
 
 import numpy as np
 import pyarrow as pa
+import pytest
+from breaking import Break, assert_breaks, breaks
 from hypothesis import Phase, given, settings
 from hypothesis import event as seen
 from hypothesis import strategies as st
@@ -25,9 +27,11 @@ from consentier.consent import Policy, Tier
 from consentier.consent.policy import Switches
 from consentier.errors import TrainingError
 from consentier.features.tables import ShopTables
+from consentier.models import local_ridge
 from consentier.models.bundle import open_bundle
 from consentier.models.statistics import read_statistics
 from consentier.serving.factor_scorer import FACTOR_ALGORITHMS
+from consentier.training import counted as found_again
 from consentier.training import retrain as retraining
 from consentier.training.config import Config, TierConfig, TrackingConfig, TrainingConfig
 from consentier.training.restricted import Restricted
@@ -235,7 +239,7 @@ def check_training_on_equals_training_from_scratch(case: Case) -> list[str]:
 
 _visitors, _customers = st.sampled_from(VISITORS), st.sampled_from(CUSTOMERS)
 _ages = st.tuples(*[st.integers(20, 50)] * 5)
-_links = st.lists(st.tuples(_visitors, _customers), max_size=4).map(tuple)
+_pairs = st.tuples(_visitors, _customers)
 
 
 def _events(least: int, most: int, days: st.SearchStrategy[int]) -> st.SearchStrategy[tuple[Row, ...]]:
@@ -256,11 +260,11 @@ steps = st.builds(
     cutoff=st.sampled_from((100, 104, 110, 110, 130)),
     events=_events(0, 5, st.integers(95, 125)),
     orders=_orders(0, 4, st.integers(95, 125)),
-    links=st.just(()) | _links,
+    links=st.lists(_pairs, max_size=2).map(tuple),
     withdrawn=st.lists(_visitors | _customers, max_size=2).map(tuple),
-    purged=st.sampled_from((None, None, None, None, 30)),
+    purged=st.sampled_from((*[None] * 9, 30)),
     ages=st.none() | st.none() | _ages,
-    regularisation=st.sampled_from((1.0, 1.0, 1.0, 1.0, 2.0)),
+    regularisation=st.sampled_from((*[1.0] * 9, 2.0)),
     recategorised=st.sampled_from((False, False, True)),
 )
 cases = st.builds(
@@ -268,16 +272,16 @@ cases = st.builds(
     tier=st.sampled_from(TRAINED_TIERS),
     events=_events(25, 50, st.integers(6, FIRST)),
     orders=_orders(15, 30, st.integers(6, FIRST)),
-    links=_links,
+    links=st.lists(_pairs, min_size=2, max_size=6).map(tuple),
     ages=st.just((20,) * 5) | _ages,
     steps=st.lists(steps, min_size=1, max_size=3).map(tuple),
-    algorithm=st.sampled_from(("local_ridge", "local_ridge", "local_ridge", "cosine", "tfidf", "als")),
+    algorithm=st.sampled_from((*["local_ridge"] * 6, "cosine", "cosine", "tfidf", "als")),
     neighbours=st.sampled_from((2, 2, 4, 12)),
     min_persons=st.sampled_from((1, 1, 2, 3)),
     metadata_persons=st.sampled_from((0, 0, 3)),
-    session_half_life=st.sampled_from((0.0, 0.0, 20.0)),
+    session_half_life=st.sampled_from((0.0, 0.0, 0.0, 20.0)),
     alone_too=st.booleans(),
-    killed=st.sampled_from((False, False, False, True)),
+    killed=st.sampled_from((*[False] * 5, True)),
 )
 
 
@@ -286,3 +290,175 @@ cases = st.builds(
 def test_training_on_equals_training_from_scratch(case: Case) -> None:
     for how in check_training_on_equals_training_from_scratch(case):
         seen(how)
+
+
+# ---- One shop in which everybody shares items with others --------------------------------------------------
+
+EVENTS = tuple(
+    event(visitor, ITEMS[(5 * number + step * step) % 9], 10 + 8 * step, session="st"[step % 2])
+    for number, visitor in enumerate(VISITORS[:7])
+    for step in range(7)
+)
+ORDERS = tuple(
+    order(customer, ITEMS[(number + 3 * step) % 10], 20 + 9 * step)
+    for number, customer in enumerate(CUSTOMERS)
+    for step in range(6)
+)
+USUAL = Case(
+    Tier.FUSED,
+    EVENTS,
+    ORDERS,
+    links=(("v1", "c1"), ("late", "c1"), ("v2", "c2"), ("v3", "c3"), ("v4", "c4"), ("v5", "c5")),
+    ages=(20, 21, 45, 46, 22),
+)
+LATER = Step(
+    110,
+    events=(
+        event("v1", "k", 104, session="u"),
+        event("v1", "a", 105, session="u"),
+        event("v2", "l", 90, session="w"),  # came in late
+        event("coming", "b", 103),
+        event("coming", "k", 104),
+    ),
+    orders=(order("c3", "k", 106), order("c1", "l", 107)),
+)
+
+
+def usual(tier: Tier, *later: Step, **changes: Any) -> Case:
+    """That shop, and what happens to it."""
+    return dataclasses.replace(USUAL, tier=tier, steps=later or (LATER,), **changes)
+
+
+@pytest.mark.parametrize(
+    ("tier", "changes"),
+    [
+        *((tier, {}) for tier in TRAINED_TIERS if tier is not Tier.POPULAR),
+        *((tier, {"algorithm": "cosine"}) for tier in (Tier.SESSION, Tier.FUSED)),
+        *((tier, {"min_persons": 3}) for tier in (Tier.SESSION, Tier.ONLINE, Tier.CRM)),
+        *((tier, {"metadata_persons": 3}) for tier in (Tier.ONLINE, Tier.CRM)),
+        (Tier.ONLINE, {"neighbours": 12}),
+    ],
+)
+def test_rows_are_exchanged_where_nothing_stands_against_it(tier: Tier, changes: dict[str, Any]) -> None:
+    """So that equal digests are not those of one fit and the same fit once more."""
+    case = usual(tier, **changes)
+    assert check_training_on_equals_training_from_scratch(case) == [f"{tier}: incremental"]
+
+
+@pytest.mark.parametrize(
+    ("tier", "later"),
+    [
+        (Tier.ONLINE, Step(110, withdrawn=("v2",))),
+        (Tier.SESSION, Step(110)),  # one visitor's permission lapsed
+        (Tier.CRM, Step(110, withdrawn=("c5",), ages=None)),
+        (Tier.FUSED, Step(110, withdrawn=("v3",))),
+        (Tier.FUSED, Step(110, LATER.events, LATER.orders, links=(("coming", "c2"), ("v4", "c5")))),
+        (Tier.ONLINE, Step(90)),
+        (Tier.ONLINE, Step(104, LATER.events, recategorised=True)),
+    ],
+)
+def test_whoever_left_or_came_is_exchanged_too(tier: Tier, later: Step) -> None:
+    case = usual(tier, later)
+    assert check_training_on_equals_training_from_scratch(case) == [f"{tier}: incremental"]
+
+
+@pytest.mark.parametrize(
+    ("tier", "changes", "later"),
+    [
+        (Tier.ONLINE, {}, dataclasses.replace(LATER, regularisation=2.0)),
+        (Tier.ONLINE, {}, dataclasses.replace(LATER, purged=30)),
+        (Tier.CRM, {}, dataclasses.replace(LATER, ages=(20, 21, 45, 46, 50))),
+        (Tier.SESSION, {"session_half_life": 20.0}, LATER),
+        (Tier.CRM, {"algorithm": "als"}, LATER),
+        (Tier.CRM, {"algorithm": "tfidf"}, LATER),
+        (Tier.POPULAR, {}, LATER),
+    ],
+)
+def test_where_it_would_not_be_exact_the_tier_is_fitted(
+    tier: Tier, changes: dict[str, Any], later: Step
+) -> None:
+    case = usual(tier, later, **changes)
+    assert check_training_on_equals_training_from_scratch(case) == [f"{tier}: refitted"]
+
+
+@breaks(
+    Break(
+        "who withdrew stays counted",
+        retraining._counted_rows,
+        "[compared.named(compared.known & ~compared.same), *gone]",
+        "[compared.named(compared.known & ~compared.same)]",
+        usual(Tier.ONLINE, Step(110, withdrawn=("v2",))),
+    ),
+    Break(
+        "rows are subtracted although they are not those that were counted",
+        retraining._counted_rows,
+        "not counted.matches(found)",
+        "False",
+        usual(Tier.ONLINE, dataclasses.replace(LATER, purged=30)),
+    ),
+    Break(
+        "whose rows changed is not looked at",
+        retraining._Comparison.of.__func__,
+        "counted.rows[places] == now.rows[known]",
+        "True",
+        usual(Tier.ONLINE),
+    ),
+    Break(
+        "the histories of others stay as they were when an item comes to be published",
+        retraining._persons_with,
+        "pa.array(items, pa.string())",
+        "pa.array([], pa.string())",
+        usual(Tier.CRM, min_persons=3),
+    ),
+    Break(
+        "attributes keep their inputs when limits move",
+        retraining._persons_moved,
+        "if attributes is None or old == new:",
+        "if True:",
+        usual(Tier.CRM, Step(110, withdrawn=("c5",))),
+    ),
+    Break(
+        "items whose neighbours changed are not solved again",
+        local_ridge.touched_targets,
+        "touched |= _choosing",
+        "touched | _choosing",
+        usual(Tier.ONLINE),
+    ),
+    Break(
+        "weights of before are kept although all inputs were taken then",
+        local_ridge.touched_targets,
+        "fewest = min(np.count_nonzero(statistics.counts) for statistics in (before, after))",
+        "fewest = np.count_nonzero(after.counts)",
+        None,
+    ),
+    Break(
+        "what borrows keeps the metadata of before",
+        retraining._exchanged,
+        'and facts == bundle.manifest.parameters.get("item_metadata")',
+        "",
+        usual(Tier.ONLINE, Step(100, recategorised=True), metadata_persons=3),
+    ),
+    Break(
+        "another configuration goes unnoticed",
+        retraining._require_same_parameters,
+        "if others:",
+        "if False:",
+        usual(Tier.ONLINE, dataclasses.replace(LATER, regularisation=2.0)),
+    ),
+    Break(
+        "sessions keep the age that they had",
+        retraining._exchanged,
+        "config.session_half_life and",
+        "False and",
+        usual(Tier.SESSION, session_half_life=20.0),
+    ),
+    Break(
+        "statistics are used that belong to another bundle",
+        found_again.statistics_of,
+        "if kept.bundle_digest != bundle.digest:",
+        "if False:",
+        usual(Tier.ONLINE, LATER, Step(120, (event("v3", "a", 115),)), killed=True),
+    ),
+)
+def test_training_on_carelessly_would_be_noticed(broken: Break) -> None:
+    assert_breaks(check_training_on_equals_training_from_scratch, cases, broken)
