@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import functools
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from consentier.consent.records import SubjectKind
 from consentier.errors import BundleError, BundleMissing, TrainingError
 from consentier.features.attributes import fit_attributes
 from consentier.features.consent_intervals import ConsentTables
-from consentier.features.gate import ConsentGate, PermittedRows, ledger_of
+from consentier.features.gate import ConsentGate, Funnel, PermittedRows, ledger_of
 from consentier.features.tables import ShopTables
 from consentier.models.attribute_encoding import (
     AttributeEncoder,
@@ -79,6 +80,7 @@ from consentier.training.decrement import (
 )
 from consentier.training.fingerprints import named_fingerprints, text_hashes
 from consentier.training.fit import PERSONS, FittedTier, attribute_counts, fit_tier
+from consentier.training.record import record_run
 from consentier.training.restricted import Restricted
 from consentier.training.run_facts import run_facts
 
@@ -139,7 +141,7 @@ class RetrainResult:
     tiers
         Bundle by bundle.
     training
-        The bundles that were written, as `train` would say it.
+        The bundles that were written and their record, as `train` says it.
     """
 
     tiers: tuple[RetrainedTier, ...]
@@ -156,8 +158,9 @@ def retrain(
     policy: Policy | None = None,
     ledger: Ledger | None = None,
     show_progress: bool = True,
+    name: str = "shop",
 ) -> RetrainResult:
-    """Bring bundles to a new cut-off: each becomes what `train` gives, byte for byte.
+    """Bring bundles to a new cut-off: each becomes what `train` gives, byte for byte; and record the run.
 
     Safe to kill and to run again: bundles are renamed into place, and statistics that do not belong to the
     bundle beside them are not used. A tier that is already as it would be trained is left alone.
@@ -180,6 +183,8 @@ def retrain(
         Consents and links; by default those of the shop's tables.
     show_progress
         Say on standard error what is being done.
+    name
+        What to call the data in the record.
 
     Raises
     ------
@@ -193,6 +198,10 @@ def retrain(
     The gate reads all rows, as in training. Beyond that: linear in the rows (fingerprints) and in the size of
     the statistics, quadratic in the histories that changed, and what is solved again: items among whose
     strongest neighbours is one of such a history. One tier after the other, each written before the next.
+
+    Recording measures the bundles that were written, which takes several fits more (`record_run`):
+    ``tracking.enabled = false`` spares it. Whoever kills a run before it is recorded has the bundles, not
+    the record: the next run finds them unchanged.
     """
     policy = Policy.default() if policy is None else policy
     cutoff = config.training.cutoff or dt.datetime.now(dt.UTC)
@@ -201,18 +210,24 @@ def retrain(
         gate = ConsentGate(shop, ledger, cutoff, policy)
         run = _Run(shop, config, out, restricted, ledger, gate, show_progress)
         done = [_retrained(tier, run) for tier in tiers]
-    if all(each.how == "removed" for each, _ in done):
-        raise TrainingError("; ".join(each.reason or "" for each, _ in done))
-    written = {str(each.tier): fit for each, fit in done if fit is not None}
-    training = TrainingResult(
+    told = tuple(each for each, _ in done)
+    if all(each.how == "removed" for each in told):
+        raise TrainingError("; ".join(each.reason or "" for each in told))
+    written = [each for each in told if each.how in ("incremental", "refitted")]
+    trained = TrainingResult(
         out,
-        {str(each.tier): each.after for each, fit in done if fit is not None and each.after is not None},
-        {str(each.tier): each.reason or "" for each, _ in done if each.how == "removed"},
-        [dataclasses.asdict(funnel) for fit in written.values() for funnel in fit.funnel],
-        {name: fit.seconds for name, fit in written.items()},
-        {},
+        {str(each.tier): each.after for each in written if each.after is not None},
+        {str(each.tier): each.reason or "" for each in told if each.how == "removed"},
+        [dataclasses.asdict(funnel) for _, funnels in done for funnel in funnels],
+        {str(each.tier): each.seconds for each in written},
+        cutoff,
     )
-    return RetrainResult(tuple(each for each, _ in done), training)
+    if config.tracking.enabled and written:
+        trained = record_run(
+            shop, config, trained, policy=policy, ledger=ledger, restricted=restricted, name=name,
+            show_progress=show_progress,
+        )  # fmt: skip
+    return RetrainResult(told, trained)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,8 +270,8 @@ class _Course:
     solved: int | None = None
 
 
-def _retrained(tier: Tier, run: _Run) -> tuple[RetrainedTier, Fit | None]:
-    """Fit a tier in the one way or the other, and put it in place."""
+def _retrained(tier: Tier, run: _Run) -> tuple[RetrainedTier, tuple[Funnel, ...]]:
+    """Fit a tier in the one way or the other, and put it in place; also say what the gate kept out of it."""
     started = time.perf_counter()
     course = _Course()
     before, fit = None, None
@@ -273,6 +288,9 @@ def _retrained(tier: Tier, run: _Run) -> tuple[RetrainedTier, Fit | None]:
         how = "unchanged"
     except TrainingError as error:
         how, course.reason = "removed", str(error) + (RETIRED if retire(run.out / tier) else "")
+        # They are of persons who may not be learnt from any more.
+        shutil.rmtree(run.restricted.statistics(tier), ignore_errors=True)
+        run.restricted.lineage().drop([] if before is None else [before.digest])
     after = None if before is None or how == "removed" else before.digest
     items = 0 if before is None or how == "removed" else before.manifest.item_count
     if fit is not None:
@@ -287,7 +305,7 @@ def _retrained(tier: Tier, run: _Run) -> tuple[RetrainedTier, Fit | None]:
         tier, how, course.reason, None if before is None else before.digest, after,
         course.changed, course.new, course.gone, course.solved, items, seconds,
     )  # fmt: skip
-    return told, fit
+    return told, () if fit is None else fit.funnel
 
 
 def _fitted(tier: Tier, before: Bundle | None, run: _Run, course: _Course) -> Fit:

@@ -316,7 +316,7 @@ LATER = Step(
     events=(
         event("v1", "k", 104, session="u"),
         event("v1", "a", 105, session="u"),
-        event("v2", "l", 90, session="w"),  # came in late
+        event("v2", "l", 104, session="u"),
         event("coming", "b", 103),
         event("coming", "k", 104),
     ),
@@ -367,6 +367,7 @@ def test_whoever_left_or_came_is_exchanged_too(tier: Tier, later: Step) -> None:
     [
         (Tier.ONLINE, {}, dataclasses.replace(LATER, regularisation=2.0)),
         (Tier.ONLINE, {}, dataclasses.replace(LATER, purged=30)),
+        (Tier.ONLINE, {}, Step(110, (event("v2", "l", 90),))),  # it came in late
         (Tier.CRM, {}, dataclasses.replace(LATER, ages=(20, 21, 45, 46, 50))),
         (Tier.SESSION, {"session_half_life": 20.0}, LATER),
         (Tier.CRM, {"algorithm": "als"}, LATER),
