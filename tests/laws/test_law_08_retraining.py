@@ -40,7 +40,7 @@ from consentier.training.train import TRAINED_TIERS, train
 
 FIRST = 100
 VISITORS = ("v1", "v2", "v3", "v4", "v5", "late", "lapsing", "coming")
-CUSTOMERS = ("c1", "c2", "c3", "c4", "c5")
+CUSTOMERS = ("c1", "c2", "c3", "c4", "c5", "c6")
 ITEMS = tuple("abcdefghijkl")
 CATALOGUE = (*ITEMS, "new 1", "new 2")
 
@@ -68,7 +68,7 @@ class Case:
     events: tuple[Row, ...] = ()
     orders: tuple[Row, ...] = ()
     links: tuple[tuple[str, str], ...] = ()
-    ages: tuple[int, ...] = (20, 20, 20, 20, 20)
+    ages: tuple[int, ...] = (20,) * 6
     steps: tuple[Step, ...] = ()
     algorithm: str = "local_ridge"
     neighbours: int = 2
@@ -96,7 +96,7 @@ def tables(case: Case, steps: int) -> ShopTables:
         )
         | {"subject_kind": "visitor"}
         for subject in VISITORS
-    ] + [consent(subject, "crm", at=3) for subject in CUSTOMERS]
+    ] + [consent(subject, "crm", at=102 if subject == "c6" else 3) for subject in CUSTOMERS]
     decisions += [
         consent(subject, "crm" if subject in CUSTOMERS else "online", "withdrawn", step.cutoff - 1)
         | {"subject_kind": "customer" if subject in CUSTOMERS else "visitor"}
@@ -238,7 +238,7 @@ def check_training_on_equals_training_from_scratch(case: Case) -> list[str]:
 
 
 _visitors, _customers = st.sampled_from(VISITORS), st.sampled_from(CUSTOMERS)
-_ages = st.tuples(*[st.integers(20, 50)] * 5)
+_ages = st.tuples(*[st.integers(20, 50)] * 6)
 _pairs = st.tuples(_visitors, _customers)
 
 
@@ -273,7 +273,7 @@ cases = st.builds(
     events=_events(25, 50, st.integers(6, FIRST)),
     orders=_orders(15, 30, st.integers(6, FIRST)),
     links=st.lists(_pairs, min_size=2, max_size=6).map(tuple),
-    ages=st.just((20,) * 5) | _ages,
+    ages=st.just((20,) * 6) | _ages,
     steps=st.lists(steps, min_size=1, max_size=3).map(tuple),
     algorithm=st.sampled_from((*["local_ridge"] * 6, "cosine", "cosine", "tfidf", "als")),
     neighbours=st.sampled_from((2, 2, 4, 12)),
@@ -301,7 +301,7 @@ EVENTS = tuple(
 )
 ORDERS = tuple(
     order(customer, ITEMS[(number + 3 * step) % 10], 20 + 9 * step)
-    for number, customer in enumerate(CUSTOMERS)
+    for number, customer in enumerate(CUSTOMERS[:5])
     for step in range(6)
 )
 USUAL = Case(
@@ -309,7 +309,7 @@ USUAL = Case(
     EVENTS,
     ORDERS,
     links=(("v1", "c1"), ("late", "c1"), ("v2", "c2"), ("v3", "c3"), ("v4", "c4"), ("v5", "c5")),
-    ages=(20, 21, 45, 46, 22),
+    ages=(20, 21, 45, 46, 22, 30),
 )
 LATER = Step(
     110,
@@ -320,8 +320,19 @@ LATER = Step(
         event("coming", "b", 103),
         event("coming", "k", 104),
     ),
-    orders=(order("c3", "k", 106), order("c1", "l", 107)),
+    orders=(order("c3", "k", 106), order("c1", "l", 107), order("c1", "b", 108)),
 )
+
+SHARED = tuple(
+    event(visitor, item, 9) for visitor in VISITORS[:5] for item in ITEMS if (visitor, item) != ("v2", "l")
+)
+"""What everybody did, but for one who did one thing less."""
+CHAIN = tuple(
+    event(visitor, item, 10 + number)
+    for number, (visitor, items) in enumerate([("v1", "ab"), ("v2", "bc"), ("v3", "cd"), ("v4", "de")])
+    for item in items
+)
+"""Few items, of which not all go together."""
 
 
 def usual(tier: Tier, *later: Step, **changes: Any) -> Case:
@@ -352,7 +363,7 @@ def test_rows_are_exchanged_where_nothing_stands_against_it(tier: Tier, changes:
         (Tier.SESSION, Step(110)),  # one visitor's permission lapsed
         (Tier.CRM, Step(110, withdrawn=("c5",), ages=None)),
         (Tier.FUSED, Step(110, withdrawn=("v3",))),
-        (Tier.FUSED, Step(110, LATER.events, LATER.orders, links=(("coming", "c2"), ("v4", "c5")))),
+        (Tier.FUSED, Step(110, LATER.events, LATER.orders, links=(("coming", "c2"),))),
         (Tier.ONLINE, Step(90)),
         (Tier.ONLINE, Step(104, LATER.events, recategorised=True)),
     ],
@@ -368,7 +379,7 @@ def test_whoever_left_or_came_is_exchanged_too(tier: Tier, later: Step) -> None:
         (Tier.ONLINE, {}, dataclasses.replace(LATER, regularisation=2.0)),
         (Tier.ONLINE, {}, dataclasses.replace(LATER, purged=30)),
         (Tier.ONLINE, {}, Step(110, (event("v2", "l", 90),))),  # it came in late
-        (Tier.CRM, {}, dataclasses.replace(LATER, ages=(20, 21, 45, 46, 50))),
+        (Tier.CRM, {}, dataclasses.replace(LATER, ages=(20, 21, 45, 46, 50, 30))),
         (Tier.SESSION, {"session_half_life": 20.0}, LATER),
         (Tier.CRM, {"algorithm": "als"}, LATER),
         (Tier.CRM, {"algorithm": "tfidf"}, LATER),
@@ -395,7 +406,7 @@ def test_where_it_would_not_be_exact_the_tier_is_fitted(
         retraining._counted_rows,
         "not counted.matches(found)",
         "False",
-        usual(Tier.ONLINE, dataclasses.replace(LATER, purged=30)),
+        usual(Tier.ONLINE, Step(110, (event("v2", "l", 90),)), events=SHARED),
     ),
     Break(
         "whose rows changed is not looked at",
@@ -409,14 +420,18 @@ def test_where_it_would_not_be_exact_the_tier_is_fitted(
         retraining._persons_with,
         "pa.array(items, pa.string())",
         "pa.array([], pa.string())",
-        usual(Tier.CRM, min_persons=3),
+        usual(
+            Tier.ONLINE,
+            Step(110, (event("coming", "c", 104), event("coming", "a", 104))),
+            min_persons=3,
+        ),
     ),
     Break(
         "attributes keep their inputs when limits move",
         retraining._persons_moved,
         "if attributes is None or old == new:",
         "if True:",
-        usual(Tier.CRM, Step(110, withdrawn=("c5",))),
+        usual(Tier.CRM, Step(110, withdrawn=("c5",)), ages=(20, 20, 30, 40, 10, 60)),
     ),
     Break(
         "items whose neighbours changed are not solved again",
@@ -430,7 +445,12 @@ def test_where_it_would_not_be_exact_the_tier_is_fitted(
         local_ridge.touched_targets,
         "fewest = min(np.count_nonzero(statistics.counts) for statistics in (before, after))",
         "fewest = np.count_nonzero(after.counts)",
-        None,
+        usual(
+            Tier.ONLINE,
+            Step(110, (event("coming", "k", 104), event("coming", "l", 105))),
+            events=CHAIN,
+            neighbours=4,
+        ),
     ),
     Break(
         "what borrows keeps the metadata of before",
