@@ -422,7 +422,7 @@ def test_where_it_would_not_be_exact_the_tier_is_fitted(
         "pa.array([], pa.string())",
         usual(
             Tier.ONLINE,
-            Step(110, (event("coming", "c", 104), event("coming", "a", 104))),
+            Step(104, (event("coming", "c", 103), event("coming", "a", 103))),
             min_persons=3,
         ),
     ),
