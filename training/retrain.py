@@ -87,7 +87,8 @@ from consentier.training.run_facts import run_facts
 __all__ = ["MOST_EXCHANGED", "RetrainResult", "RetrainedTier", "retrain"]
 
 MOST_EXCHANGED = 0.5
-"""Share of persons whose rows changed above which a fit from scratch is taken to be the quicker way."""
+"""Share of persons whose rows changed above which a fit from scratch is taken to be the quicker way. A guess:
+above it, more rows would be exchanged than a fit counts."""
 
 How = Literal["unchanged", "incremental", "refitted", "removed"]
 
