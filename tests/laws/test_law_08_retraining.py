@@ -478,7 +478,7 @@ def test_where_it_would_not_be_exact_the_tier_is_fitted(
         found_again.statistics_of,
         "if kept.bundle_digest != bundle.digest:",
         "if False:",
-        usual(Tier.ONLINE, LATER, Step(120, (event("v3", "a", 115),)), killed=True),
+        usual(Tier.ONLINE, Step(110, (event("v1", "c", 104),)), Step(100), killed=True),
     ),
 )
 def test_training_on_carelessly_would_be_noticed(broken: Break) -> None:
