@@ -32,6 +32,7 @@ __all__ = [
     "SessionOrder",
     "add",
     "gram_statistics",
+    "insert_inputs",
     "last_positions",
     "row_weights",
     "select_inputs",
@@ -444,6 +445,44 @@ def select_inputs(statistics: GramStatistics, kept: NDArray[np.bool_]) -> GramSt
         statistics,
         gram=_csr(gram.data, numbers[gram.indices].astype(np.int32), starts, int(kept.sum())),
         counts=statistics.counts[kept],
+    )
+
+
+def insert_inputs(statistics: GramStatistics, places: NDArray[np.integer], inputs: int) -> GramStatistics:
+    """Make room for inputs that nobody has yet: the inverse of `select_inputs`.
+
+    Parameters
+    ----------
+    statistics
+        The statistics; they are not changed.
+    places
+        Ascending, shape (n_inputs,): the new number of each input.
+    inputs
+        How many there are to be.
+
+    Raises
+    ------
+    ValueError
+        The places do not ascend, or lie outside of the new inputs.
+
+    Notes
+    -----
+    O(entries of the statistics); none are copied where there is nothing to insert.
+    """
+    gram = statistics.gram
+    given = np.concatenate([[-1], places, [inputs]])
+    if places.size != gram.shape[0] or (np.diff(given) <= 0).any():
+        raise ValueError(f"the {gram.shape[0]} inputs need as many ascending places below {inputs}")
+    if inputs == gram.shape[0]:
+        return statistics
+    lengths = np.zeros(inputs, dtype=np.int64)
+    lengths[places] = np.diff(gram.indptr)
+    counts = np.zeros(inputs, dtype=np.int64)
+    counts[places] = statistics.counts
+    return replace(
+        statistics,
+        gram=_csr(gram.data, places[gram.indices].astype(np.int32), np.append(0, np.cumsum(lengths)), inputs),
+        counts=counts,
     )
 
 

@@ -349,13 +349,14 @@ def touched_targets(
     ndarray of int64
         Ascending: the changed inputs themselves, and every target among whose strongest inputs one of them is
         or was. The system of any other target holds only entries between unchanged inputs. All targets, where
-        `neighbours` covers all inputs that anybody has.
+        `neighbours` covers, or covered, all inputs that anybody has.
 
     Notes
     -----
     O(entries in the rows of the targets that co-occur with a changed input), without solving anything.
     """
-    if neighbours >= np.count_nonzero(after.counts) - 1:
+    fewest = min(np.count_nonzero(statistics.counts) for statistics in (before, after))
+    if neighbours >= fewest - 1:
         return np.arange(targets, dtype=np.int64)
     changed = np.zeros(before.gram.shape[0], dtype=np.bool_)
     changed[changed_inputs] = True

@@ -7,7 +7,7 @@ import datetime as dt
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -25,7 +25,18 @@ from consentier.training.restricted import Restricted
 from consentier.training.run_facts import rows_digest, run_facts
 from consentier.writing import remove_directory
 
-__all__ = ["TRAINED_TIERS", "TrainingResult", "train_bundles"]
+__all__ = [
+    "RETIRED",
+    "TRAINED_TIERS",
+    "Fit",
+    "FitModel",
+    "TrainingResult",
+    "fit_one",
+    "parameters_of",
+    "put",
+    "retire",
+    "train_bundles",
+]
 
 TRAINED_TIERS = (Tier.SESSION, Tier.ONLINE, Tier.CRM, Tier.FUSED, Tier.POPULAR)
 """All that a full run trains, in this order."""
@@ -124,36 +135,58 @@ def train_bundles(
         raise FileExistsError(f"{', '.join(occupied)}: there is a bundle already; use --force to replace it")
     ledger = ledger_of(shop) if ledger is None else ledger
     gate = ConsentGate(shop, ledger, cutoff, policy, until)
-    fitted: dict[Tier, _Fit] = {}
+    fitted: dict[Tier, Fit] = {}
     skipped: dict[str, str] = {}
     for tier in tiers:
         try:
             with bound(tier=str(tier)):
-                fitted[tier] = _fit(tier, gate, config, show_progress, keep=restricted is not None)
+                fitted[tier] = fit_one(tier, gate, config, show_progress, keep=restricted is not None)
         except TrainingError as error:
             skipped[str(tier)] = str(error)
     for name in skipped:
-        if _retire(out / name):
-            skipped[name] += (
-                "; the earlier bundle, which rests on rows that may not be used any more, was removed"
-            )
+        if retire(out / name):
+            skipped[name] += RETIRED
     if not fitted:
         raise TrainingError("; ".join(skipped.values()))
     # Nothing is written before all is fitted: an interrupted run leaves the earlier bundles as they were.
     out.mkdir(parents=True, exist_ok=True)
     digests = {}
     for tier, fit in fitted.items():
-        digests[str(tier)] = _write(tier, fit, cutoff, out, force)
-        write_run(out / tier, run_facts(config, ledger, fit.funnel, fit.rows_digest, fit.seconds))
-        if restricted is not None:
-            _keep(restricted, tier, fit, digests[str(tier)], gate, ledger)
+        run = run_facts(config, ledger, fit.funnel, fit.rows_digest, fit.seconds)
+        digests[str(tier)] = put(
+            tier, fit, run, out, gate=gate, ledger=ledger, restricted=restricted, force=force
+        )
     rows = [dataclasses.asdict(funnel) for fit in fitted.values() for funnel in fit.funnel]
     seconds = {str(tier): fit.seconds for tier, fit in fitted.items()}
     return TrainingResult(out, digests, skipped, rows, seconds, cutoff)
 
 
+RETIRED = "; the earlier bundle, which rests on rows that may not be used any more, was removed"
+"""What is said of a tier that lost its bundle."""
+
+
+class FitModel(Protocol):
+    """Fits one of the four models, as `fit_tier` does."""
+
+    def __call__(
+        self,
+        tier: Tier,
+        permitted: PermittedRows,
+        config: TierConfig,
+        /,
+        *,
+        min_persons: int,
+        threads: int | None,
+        seed: int,
+        show_progress: bool,
+        keep: bool,
+    ) -> FittedTier:
+        """The model of a tier from what the gate let through."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Fit:
+class Fit:
     """One tier's model, what it was fitted with and on whom, and what the gate kept out of it."""
 
     model: FittedTier
@@ -164,11 +197,37 @@ class _Fit:
     seconds: float
 
 
-def _fit(tier: Tier, gate: ConsentGate, config: Config, show_progress: bool, *, keep: bool) -> _Fit:
+def fit_one(
+    tier: Tier,
+    gate: ConsentGate,
+    config: Config,
+    show_progress: bool,
+    *,
+    keep: bool,
+    fit_model: FitModel = fit_tier,
+) -> Fit:
+    """Fit one tier on what the gate lets through.
+
+    Parameters
+    ----------
+    tier, gate, config, show_progress
+        Which, on what and how.
+    keep
+        With its statistics.
+    fit_model
+        How a model comes out of permitted rows; the popular list is always counted.
+
+    Raises
+    ------
+    TrainingError
+        If nothing is left to train on.
+    """
     started = time.perf_counter()
-    fit_one = _fit_popular if tier is Tier.POPULAR else _fit_model
-    model, parameters, permitted = fit_one(tier, gate, config, show_progress, keep)
-    return _Fit(
+    if tier is Tier.POPULAR:
+        model, parameters, permitted = _fit_popular(tier, gate, config, show_progress, keep)
+    else:
+        model, parameters, permitted = _fit_model(tier, gate, config, show_progress, keep, fit_model)
+    return Fit(
         model,
         parameters,
         tuple(dataclasses.replace(funnel, tier=str(tier)) for part in permitted for funnel in part.funnel),
@@ -185,17 +244,18 @@ def _fit_popular(tier: Tier, gate: ConsentGate, config: Config, show_progress: b
     with progress(f"gate for the {tier} tier", None, enabled=show_progress):
         online, crm = gate.permitted(Tier.ONLINE), gate.permitted(Tier.CRM)
         anonymous = gate.anonymous_rows()
-    min_persons = config.training.min_persons
-    model = fit_popular(online, crm, anonymous, min_persons=min_persons, keep=keep)
+    model = fit_popular(online, crm, anonymous, min_persons=config.training.min_persons, keep=keep)
     # The popular list reads no attributes, and whoever was never asked is not in the ledger.
-    return model, {"min_persons": min_persons}, (online, dataclasses.replace(crm, attributes=None))
+    return model, parameters_of(tier, config), (online, dataclasses.replace(crm, attributes=None))
 
 
-def _fit_model(tier: Tier, gate: ConsentGate, config: Config, show_progress: bool, keep: bool) -> _Parts:
+def _fit_model(
+    tier: Tier, gate: ConsentGate, config: Config, show_progress: bool, keep: bool, fit_model: FitModel
+) -> _Parts:
     with progress(f"gate for the {tier} tier", None, enabled=show_progress):
         permitted = gate.permitted(tier)
     tier_config: TierConfig = getattr(config, tier)
-    model = fit_tier(
+    model = fit_model(
         tier,
         permitted,
         tier_config,
@@ -205,17 +265,21 @@ def _fit_model(tier: Tier, gate: ConsentGate, config: Config, show_progress: boo
         show_progress=show_progress,
         keep=keep,
     )
-    parameters = {
-        **tier_config.model_dump(mode="json"),
-        "min_persons": config.training.min_persons,
-        **model.facts,
-    }
+    return model, {**parameters_of(tier, config), **model.facts}, (permitted,)
+
+
+def parameters_of(tier: Tier, config: Config) -> dict[str, Any]:
+    """What a manifest says of a tier's configuration."""
+    if tier is Tier.POPULAR:
+        return {"min_persons": config.training.min_persons}
+    tier_config: TierConfig = getattr(config, tier)
+    parameters = {**tier_config.model_dump(mode="json"), "min_persons": config.training.min_persons}
     if tier_config.algorithm in FACTOR_ALGORITHMS:
         parameters["seed"] = config.training.seed
-    return model, parameters, (permitted,)
+    return parameters
 
 
-def _retire(path: Path) -> bool:
+def retire(path: Path) -> bool:
     """Take a bundle out of its slot, if there is one; whether there was."""
     if not (path / "manifest.json").is_file():
         return False
@@ -223,9 +287,23 @@ def _retire(path: Path) -> bool:
     return True
 
 
-def _write(tier: Tier, fit: _Fit, cutoff: dt.datetime, out: Path, force: bool) -> str:
+def put(
+    tier: Tier,
+    fit: Fit,
+    run: Mapping[str, Any],
+    out: Path,
+    *,
+    gate: ConsentGate,
+    ledger: Ledger,
+    restricted: Restricted | None,
+    force: bool,
+) -> str:
+    """Write a tier's bundle, and then what is kept of it on the training side; return its digest.
+
+    The statistics come last: where they belong to the bundle, all else is in place.
+    """
     sources, permission = TIERS[tier]
-    return write_bundle(
+    digest = write_bundle(
         out / tier,
         tier=tier,
         sources=sources,
@@ -234,14 +312,18 @@ def _write(tier: Tier, fit: _Fit, cutoff: dt.datetime, out: Path, force: bool) -
         parameters=fit.parameters,
         scoring=fit.model.scoring,
         item_count=fit.model.item_count,
-        cutoff=cutoff,
+        cutoff=gate.cutoff,
         arrays=fit.model.arrays,
         overwrite=force,
     )
+    write_run(out / tier, run)
+    if restricted is not None:
+        _keep(restricted, tier, fit, digest, gate, ledger)
+    return digest
 
 
 def _keep(
-    restricted: Restricted, tier: Tier, fit: _Fit, digest: str, gate: ConsentGate, ledger: Ledger
+    restricted: Restricted, tier: Tier, fit: Fit, digest: str, gate: ConsentGate, ledger: Ledger
 ) -> None:
     """Keep, on the training side, whom a bundle holds and what its weights were computed from."""
     kinds, ids = (fit.subjects[name].to_pylist() for name in ("kind", "subject_id"))

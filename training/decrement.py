@@ -1,14 +1,14 @@
-"""The arithmetic of forgetting: a model without the rows of some persons, from the statistics that were kept.
+"""The arithmetic of forgetting and of training on: a model from kept statistics in which rows were exchanged.
 
 Rows are exchanged in the statistics, and what they bear on is solved again. Where that would not give what a
 fit gives, byte for byte, it is refused (`NotExactError`). Whose rows these are, and what is written, is the
-matter of `training.forget`.
+matter of `training.forget` and `training.retrain`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,9 @@ from consentier.errors import BundleUnsupported, TrainingError
 from consentier.features.attributes import fit_attributes
 from consentier.features.gate import PermittedRows
 from consentier.features.interactions import Interactions
-from consentier.models.attribute_encoding import AttributeEncoder
+from consentier.models.attribute_encoding import AttributeEncoder, CategoryColumn
 from consentier.models.bundle import Bundle
-from consentier.models.gram import GramStatistics, add, select_inputs, subtract
+from consentier.models.gram import GramStatistics, add, insert_inputs, select_inputs, subtract
 from consentier.models.item_index import ItemIndex
 from consentier.models.local_ridge import LocalRidge, touched_targets
 from consentier.models.repeats import RepeatCounts
@@ -48,12 +48,19 @@ from consentier.training.fit import (
 
 __all__ = [
     "CHANGED",
+    "AttributePlaces",
     "Exchange",
     "NotExactError",
+    "Renewed",
+    "attribute_places",
     "config_of",
     "decremented",
+    "encoder_of",
+    "exchanged",
+    "exchanged_counts",
     "min_persons_of",
     "seed_of",
+    "with_items",
 ]
 
 
@@ -63,7 +70,7 @@ class NotExactError(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Exchange:
-    """The rows that go, and those that come in their place where a history lost a part of itself.
+    """The rows that go, and those that come: of each person who is in it the whole history.
 
     Attributes
     ----------
@@ -80,6 +87,31 @@ class Exchange:
     left: Fingerprints
     entered: Fingerprints
     devices: NDArray[np.uint64]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Renewed:
+    """What a model is to know of its data after an exchange.
+
+    Attributes
+    ----------
+    items
+        Every item with permitted rows.
+    persons
+        int64, shape (len(items),): distinct persons with each.
+    encoder
+        Of attributes, as a fit on the persons that are there then learns it.
+    attributes
+        How many of them have each value, by attribute.
+    borrow
+        How items borrow; None: not at all.
+    """
+
+    items: ItemIndex
+    persons: NDArray[np.int64]
+    encoder: AttributeEncoder
+    attributes: Mapping[str, ValueCounts]
+    borrow: Borrowing | None
 
 
 CHANGED = "the rows that were counted are not there any more, or have changed"
@@ -109,7 +141,7 @@ def decremented(
 def _decremented_popular(bundle: Bundle, statistics: Statistics, exchange: Exchange) -> FittedTier:
     counts = dict(statistics.counts)
     for side, source in ((Side.ONLINE, Source.ONLINE), (Side.CRM, Source.CRM)):
-        counts[str(side)] = _exchanged_counts(statistics, str(side), exchange, str(source))
+        counts[str(side)] = exchanged_counts(statistics, str(side), exchange, str(source))
     kept = np.logical_or.reduce([of_side > 0 for of_side in counts.values()])
     items = _kept_items(statistics.items, kept)
     counts = {name: of_side[kept] for name, of_side in counts.items()}
@@ -123,52 +155,93 @@ def _decremented_model(
     if statistics.gram is None:
         raise NotExactError(f"{bundle.manifest.algorithm} is no function of counts")
     config, min_persons = config_of(bundle), min_persons_of(bundle)
-    published = statistics.counts[PERSONS] >= min_persons
-    remaining = _remaining_persons(statistics, exchange, published, min_persons)
-    kept = remaining[published] > 0
-    if not kept.any():
+    remaining = exchanged_counts(statistics, PERSONS, exchange)
+    kept = remaining > 0
+    if not (remaining >= min_persons).any():
         raise TrainingError(
             f"the {tier} tier has no permitted rows to train on: everybody in it was forgotten"
         )
-    old_encoder = AttributeEncoder.from_json(
-        bundle.manifest.scoring.get("attributes"), first_input=bundle.manifest.item_count
+    encoder = encoder_of(bundle).moved_to(int((remaining >= min_persons).sum()))
+    after = Renewed(
+        _kept_items(statistics.items, kept),
+        remaining[kept],
+        encoder,
+        _remaining_attributes(statistics, exchange, encoder, config, min_persons),
+        _same_borrowing(bundle, config, exchange.removed),
     )
-    encoder = old_encoder.moved_to(int(kept.sum()))
-    attributes = _remaining_attributes(statistics, exchange, encoder, config, min_persons)
-    columns = _Columns(statistics.items, published, old_encoder)
+    return exchanged(tier, bundle, statistics, exchange, after, threads)
+
+
+def exchanged(
+    tier: Tier,
+    bundle: Bundle,
+    statistics: Statistics,
+    exchange: Exchange,
+    after: Renewed,
+    threads: int | None,
+) -> tuple[FittedTier, int]:
+    """The model after an exchange, with its statistics, and how many items were solved again.
+
+    Parameters
+    ----------
+    tier, bundle, statistics
+        The model, and what it was computed from.
+    exchange
+        Must hold everybody whose history is not the same before and after, be it only because an item of it
+        is published in one case and not in the other, or because an attribute has another input.
+    after
+        What the model is to know of its data then.
+    threads
+        Threads of the solver; the result does not depend on it. None: all cores.
+
+    Raises
+    ------
+    NotExactError
+        The rows to be removed were not counted, or the model is no function of counts.
+
+    Notes
+    -----
+    O(entries of the statistics + squared lengths of the exchanged histories), and what is solved.
+    """
+    config, min_persons = config_of(bundle), min_persons_of(bundle)
+    old, new = _spanned(
+        _published(statistics.items, statistics.counts[PERSONS], min_persons),
+        encoder_of(bundle),
+        _published(after.items, after.persons, min_persons),
+        after.encoder,
+    )
+    model = estimator(tier, config, len(new.shown), min_persons, threads)
+    if statistics.gram is None or not solves_counts(model):
+        raise NotExactError(f"{bundle.manifest.algorithm} is no function of counts")
     parts = [
         (columns.interactions(tier, rows, config), step)
-        for rows, step in ((exchange.removed, subtract), (exchange.added, add))
+        for columns, rows, step in ((old, exchange.removed, subtract), (new, exchange.added, add))
     ]
-    reduced, changed = _exchanged_gram(statistics.gram, parts)
-    gram = select_inputs(reduced, np.append(kept, np.ones(encoder.input_count, np.bool_)))
-    model = estimator(tier, config, int(kept.sum()), min_persons, threads)
-    if not solves_counts(model):
-        raise NotExactError(f"{bundle.manifest.algorithm} is no function of counts")
-    borrow = _same_borrowing(bundle, config, exchange.removed)
+    before = insert_inputs(statistics.gram, old.places, old.size)
+    counted, changed = _exchanged_gram(before, parts)
+    gram = _selected(counted, new.places)
     # What was borrowed is mixed into the bundle's weights: they are no solutions to keep.
-    if isinstance(model, LocalRidge) and borrow is None:
+    if isinstance(model, LocalRidge) and after.borrow is None and not _borrowed(bundle):
         touched = touched_targets(
-            statistics.gram,
-            reduced,
+            before,
+            counted,
             changed,
-            targets=kept.size,
+            targets=old.items,
             neighbours=config.neighbours,
             item_exponent=config.item_exponent,
             reverse_weight=model.reverse_weight,
         )
-        weights, solved = _solved_again(model, bundle, gram, kept, touched)
+        weights, solved = _solved_again(model, bundle, gram, old, new, touched)
     else:
-        weights, solved = model.solve(gram), int(kept.sum())
-    items = _kept_items(statistics.items, remaining > 0)
-    index = _kept_items(statistics.items, published & (remaining > 0))
+        weights, solved = model.solve(gram), len(new.shown)
     weights = with_repeats(tier, model, weights, config.repeat_weight)
-    persons = published_counts(gram, len(index))
-    fitted = linear_tier(tier, config, index, weights, persons, encoder, borrow, threads)
+    persons = published_counts(gram, len(new.shown))
+    encoder = after.encoder.moved_to(len(new.shown))
+    fitted = linear_tier(tier, config, new.shown, weights, persons, encoder, after.borrow, threads)
     repeats = _exchanged_repeats(statistics.repeats, *(data.repeats for data, _ in parts))
     if repeats is not None:
         fitted.arrays["repeats"] = repeats.probabilities(min_persons)
-    renewed = _renewed(statistics, exchange, items, {PERSONS: remaining[remaining > 0]}, gram, attributes)
+    renewed = _renewed(statistics, exchange, after.items, {PERSONS: after.persons}, gram, after.attributes)
     return dataclasses.replace(fitted, statistics=dataclasses.replace(renewed, repeats=repeats)), solved
 
 
@@ -179,25 +252,14 @@ def _same_borrowing(bundle: Bundle, config: TierConfig, permitted: PermittedRows
     """
     borrow = borrowing(config, permitted.items)
     facts = None if borrow is None else borrow.facts()
-    if facts != bundle.manifest.parameters.get("item_metadata"):
+    if facts != _borrowed(bundle):
         raise NotExactError("the items' metadata are not those of the fit")
     return borrow
 
 
-def _remaining_persons(
-    statistics: Statistics, exchange: Exchange, published: NDArray[np.bool_], min_persons: int
-) -> NDArray[np.int64]:
-    """How many persons have each item without those who go. Items may vanish, but not from others' histories.
-
-    Raises `NotExactError` where an item would.
-    """
-    remaining = _exchanged_counts(statistics, PERSONS, exchange)
-    if ((remaining >= min_persons) != (published & (remaining > 0))).any():
-        raise NotExactError(
-            f"an item is left with fewer than min_persons={min_persons} persons, so that histories of others "
-            "get shorter"
-        )
-    return remaining
+def _borrowed(bundle: Bundle) -> object:
+    """From which metadata the items of a bundle borrowed; None where they did not."""
+    return bundle.manifest.parameters.get("item_metadata")
 
 
 def _remaining_attributes(
@@ -244,61 +306,201 @@ def _exchanged_repeats(
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Columns:
-    """The inputs of a model: its published items, and the attributes behind them."""
+class AttributePlaces:
+    """Where the inputs of two encoders stand among those of both together.
 
-    items: ItemIndex
-    published: NDArray[np.bool_]
+    Attributes
+    ----------
+    old, new
+        int64, ascending: place of each input of either.
+    size
+        How many there are of both together.
+    """
+
+    old: NDArray[np.int64]
+    new: NDArray[np.int64]
+    size: int
+
+
+def attribute_places(old: AttributeEncoder, new: AttributeEncoder) -> AttributePlaces:
+    """Match the inputs of two encoders: levels by their text, the rare ones' and bins by their place.
+
+    Raises
+    ------
+    NotExactError
+        The attributes come in another order.
+    """
+    before, after = _input_keys(old), _input_keys(new)
+    shared = set(before) & set(after)
+    if [key for key in before if key in shared] != [key for key in after if key in shared]:
+        raise NotExactError("the attributes come in another order than those of the fit")
+    together: dict[tuple[str, ...], int] = {}
+    left = iter(after)
+    for key in before:
+        if key in shared:
+            for other in left:
+                together.setdefault(other, len(together))
+                if other == key:
+                    break
+        else:
+            together.setdefault(key, len(together))
+    for other in left:
+        together.setdefault(other, len(together))
+    placed, placed_after = (
+        np.array([together[key] for key in keys], dtype=np.int64) for keys in (before, after)
+    )
+    return AttributePlaces(placed, placed_after, len(together))
+
+
+def _input_keys(encoder: AttributeEncoder) -> list[tuple[str, ...]]:
+    """What an input stands for, in the order of the inputs."""
+    keys: list[tuple[str, ...]] = []
+    for column in encoder.columns:
+        if isinstance(column, CategoryColumn):
+            keys += [(column.name, "level", level) for level in column.levels]
+            keys += [(column.name, "rare")] if column.rare else []
+        else:
+            keys += [(column.name, "bin", str(number)) for number in range(column.input_count)]
+    return keys
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Columns:
+    """The inputs of a model, its published items and the attributes behind them, among those of two models.
+
+    Attributes
+    ----------
+    shown, encoder
+        The items, and the attributes' encoder.
+    places
+        int64, ascending: place of each input among those of both models.
+    items, size
+        Items, and inputs, of both models together.
+    """
+
+    shown: ItemIndex
     encoder: AttributeEncoder
+    places: NDArray[np.int64]
+    items: int
+    size: int
 
     def interactions(self, tier: Tier, permitted: PermittedRows, config: TierConfig) -> Interactions:
-        """The histories in some rows over these inputs."""
-        shown = self.items.ids(np.flatnonzero(self.published))
+        """The histories in some rows over the inputs of both models."""
+        names = self.shown.ids(np.arange(len(self.shown)))
         rows = permitted.rows.filter(
-            pc.is_in(permitted.rows["item_id"], value_set=pa.array(shown, pa.string()))
+            pc.is_in(permitted.rows["item_id"], value_set=pa.array(names, pa.string()))
         )
         few = len(pc.unique(rows["item_id"]))
         data = tier_interactions(
             tier, dataclasses.replace(permitted, rows=rows), config, self.encoder.moved_to(few)
         )
-        numbers = np.cumsum(self.published) - 1
-        items = numbers[self.items.indices(data.item_ids)]
         # Sessions have no attributes, and so no columns for them.
-        inputs = np.append(items, len(shown) + np.arange(data.matrix.shape[1] - few))
+        behind = len(self.shown) + np.arange(data.matrix.shape[1] - few)
+        inputs = self.places[np.append(self.shown.indices(data.item_ids), behind)]
         matrix = data.matrix
-        shape = (matrix.shape[0], len(shown) + self.encoder.input_count)
         # Inputs keep their order, so that what is aligned with the entries stays so.
-        over_inputs = sp.csr_matrix((matrix.data, inputs[matrix.indices], matrix.indptr), shape=shape)
+        over_inputs = sp.csr_matrix(
+            (matrix.data, inputs[matrix.indices], matrix.indptr), shape=(matrix.shape[0], self.size)
+        )
         return dataclasses.replace(data, matrix=over_inputs)
+
+
+def _spanned(
+    shown: ItemIndex, encoder: AttributeEncoder, shown_after: ItemIndex, encoder_after: AttributeEncoder
+) -> tuple[_Columns, _Columns]:
+    """The inputs of a model before and after an exchange, in one order that both keep."""
+    before, after = (items.ids(np.arange(len(items))) for items in (shown, shown_after))
+    together = shown if before == after else ItemIndex.from_ids({*before, *after})
+    attributes = attribute_places(encoder, encoder_after)
+    items, size = len(together), len(together) + attributes.size
+    old, new = (
+        np.append(together.indices(ids), items + places)
+        for ids, places in ((before, attributes.old), (after, attributes.new))
+    )
+    return (
+        _Columns(shown, encoder, old, items, size),
+        _Columns(shown_after, encoder_after, new, items, size),
+    )
+
+
+def _selected(gram: GramStatistics, places: NDArray[np.int64]) -> GramStatistics:
+    """The co-occurrences of some inputs.
+
+    Raises `NotExactError` where somebody has another one.
+    """
+    kept = np.zeros(gram.gram.shape[0], dtype=np.bool_)
+    kept[places] = True
+    try:
+        return select_inputs(gram, kept)
+    except ValueError as error:
+        raise NotExactError(
+            f"an item is left with fewer than min_persons={gram.min_persons} persons, so that histories of "
+            "others get shorter"
+        ) from error
 
 
 def _solved_again(
     model: LocalRidge,
     bundle: Bundle,
     gram: GramStatistics,
-    kept: NDArray[np.bool_],
+    old: _Columns,
+    new: _Columns,
     touched: NDArray[np.int64],
 ) -> tuple[sp.csr_matrix, int]:
     """The old weights with the touched items' replaced, and how many these are."""
-    numbers = np.cumsum(kept) - 1
-    again = numbers[touched[kept[touched]]]
+    numbers = np.full(old.size, -1, dtype=np.int64)
+    numbers[new.places] = np.arange(new.places.size)
+    again = numbers[touched]
+    again = again[again >= 0]
     solved = model.solve(gram, columns=again)
-    stays = kept.copy()
-    stays[touched] = False
-    starts, old, data = (bundle.arrays[name] for name in ("indptr", "indices", "data"))
-    entries = stays[old]
-    # The inputs that vanished stood in touched items only: their rows are empty now.
-    inputs = np.append(kept, np.ones(starts.size - 1 - kept.size, np.bool_))
-    lengths = np.diff(np.append(0, np.cumsum(entries))[starts])[inputs]
+    inputs = numbers[old.places]
+    items = inputs[: len(old.shown)]
+    stays = items >= 0
+    stays[np.isin(old.places[: len(old.shown)], touched)] = False
+    starts, targets, data = (bundle.arrays[name] for name in ("indptr", "indices", "data"))
+    entries = stays[targets]
+    lengths = np.zeros(new.places.size, dtype=np.int64)
+    # The inputs that vanished stood in touched items only: nothing is left in their rows.
+    there = inputs >= 0
+    lengths[inputs[there]] = np.diff(np.append(0, np.cumsum(entries))[starts])[there]
     untouched = sp.csr_matrix(
-        (data[entries], numbers[old[entries]], np.append(0, np.cumsum(lengths))), shape=solved.shape
+        (data[entries], items[targets[entries]], np.append(0, np.cumsum(lengths))), shape=solved.shape
     )
     return sp.csr_matrix(untouched + solved), again.size
 
 
-def _exchanged_counts(
+def with_items(statistics: Statistics, ids: Iterable[str]) -> Statistics:
+    """Statistics that know further items, which nobody has yet. The co-occurrences are those of before."""
+    known = statistics.items.ids(np.arange(len(statistics.items)))
+    items = ItemIndex.from_ids({*known, *ids})
+    if len(items) == len(known):
+        return statistics
+    places = items.indices(known)
+    counts = {name: np.zeros(len(items), dtype=np.int64) for name in statistics.counts}
+    for name, of_name in statistics.counts.items():
+        counts[name][places] = of_name
+    return dataclasses.replace(statistics, items=items, counts=counts)
+
+
+def exchanged_counts(
     statistics: Statistics, name: str, exchange: Exchange, source: str | None = None
 ) -> NDArray[np.int64]:
+    """How many distinct persons have each item after an exchange.
+
+    Parameters
+    ----------
+    statistics
+        They must know all items of the exchange, see `with_items`.
+    name
+        Of the counts.
+    source
+        Count rows of this source only.
+
+    Raises
+    ------
+    NotExactError
+        The rows to be removed were not counted.
+    """
     counts = statistics.counts[name].copy()
     for permitted, sign in ((exchange.removed, -1), (exchange.added, 1)):
         rows = permitted.rows
@@ -347,6 +549,10 @@ def _fitted_encoder(
     )
 
 
+def _published(items: ItemIndex, persons: NDArray[np.int64], min_persons: int) -> ItemIndex:
+    return _kept_items(items, persons >= min_persons)
+
+
 def _kept_items(items: ItemIndex, kept: NDArray[np.bool_]) -> ItemIndex:
     return items if kept.all() else ItemIndex.from_ids(items.ids(np.flatnonzero(kept)))
 
@@ -376,6 +582,13 @@ def config_of(bundle: Bundle) -> TierConfig:
         raise BundleUnsupported(
             f"bundle {bundle.path}: its parameters are not those of this release: train again"
         ) from error
+
+
+def encoder_of(bundle: Bundle) -> AttributeEncoder:
+    """The encoder of a bundle's attributes."""
+    return AttributeEncoder.from_json(
+        bundle.manifest.scoring.get("attributes"), first_input=bundle.manifest.item_count
+    )
 
 
 def min_persons_of(bundle: Bundle) -> int:

@@ -9,14 +9,12 @@ from what remains, and the result says so.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime as dt
-import fcntl
 import functools
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,24 +23,36 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from consentier.consent import Ledger, Policy, Switches, Tier
+from consentier.consent import Ledger, Policy, Tier
 from consentier.consent.lifetimes import Lifetimes
-from consentier.consent.records import SubjectKind
 from consentier.errors import BundleMissing, TrainingError
-from consentier.features.consent_intervals import MISSING, ConsentTables
+from consentier.features.consent_intervals import ConsentTables
 from consentier.features.gate import HOLDERS, ConsentGate, PermittedRows, ledger_of
 from consentier.features.tables import ShopTables
 from consentier.models.bundle import Bundle, open_bundle, read_run, write_bundle, write_run
 from consentier.models.statistics import (
-    Fingerprints,
-    KeptStatistics,
     Statistics,
-    StatisticsError,
-    read_statistics,
     write_statistics,
 )
 from consentier.progress import progress
 from consentier.training.bundles import TRAINED_TIERS
+from consentier.training.counted import (
+    COLUMNS,
+    Circumstances,
+    Subject,
+    Tables,
+    around,
+    circumstances_of,
+    distinct,
+    fingerprints_of,
+    ids_of,
+    of_persons,
+    one_at_a_time,
+    permitted_rows,
+    person_names,
+    rows_of,
+    statistics_of,
+)
 from consentier.training.decrement import (
     CHANGED,
     Exchange,
@@ -67,16 +77,7 @@ from consentier.writing import remove_directory
 
 __all__ = ["ForgetResult", "ForgottenTier", "Subject", "forget", "without_subjects"]
 
-Subject = tuple[SubjectKind, str]
-"""A visitor or a customer."""
-
 How = Literal["decremented", "refitted", "unchanged", "removed"]
-
-_COLUMNS: Mapping[SubjectKind, tuple[str, tuple[str, ...]]] = {
-    "visitor": ("visitor_id", ("events",)),
-    "customer": ("customer_id", ("orders", "product_usage", "customers")),
-}
-"""Where a subject's rows stand."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -183,7 +184,7 @@ def forget(
     present = [tier for tier in tiers if (out / tier / "manifest.json").is_file()]
     if not present:
         raise BundleMissing(f"{out}: there is no bundle to forget anybody in; train first")
-    with _one_at_a_time(restricted):
+    with one_at_a_time(restricted):
         request = _Request(shop, ledger, chosen, out, restricted, policy, threads, show_progress)
         return ForgetResult(tuple(_forget_in(tier, request) for tier in present))
 
@@ -197,10 +198,10 @@ def without_subjects(
     others: a record id that somebody else used too stays contradicted, and a device on which a forgotten and
     another customer were seen stays shared.
     """
-    gone = {kind: pa.array(_ids(subjects, kind), pa.string()) for kind in _COLUMNS}
+    gone = {kind: pa.array(ids_of(subjects, kind), pa.string()) for kind in COLUMNS}
     kept = {
-        table: _rows_of(getattr(shop, table), column, gone[kind], keep=False)
-        for kind, (column, tables) in _COLUMNS.items()
+        table: rows_of(getattr(shop, table), column, gone[kind], keep=False)
+        for kind, (column, tables) in COLUMNS.items()
         for table in tables
     }
     records, links = consents.records, consents.links
@@ -212,25 +213,13 @@ def without_subjects(
     )
     others_ids = records.filter(pc.invert(forgotten))["record_id"]
     records = records.filter(
-        pc.or_(pc.invert(forgotten), pc.is_in(records["record_id"], _distinct(others_ids)))
+        pc.or_(pc.invert(forgotten), pc.is_in(records["record_id"], distinct(others_ids)))
     )
-    links = _rows_of(links, "visitor_id", gone["visitor"], keep=False)
+    links = rows_of(links, "visitor_id", gone["visitor"], keep=False)
     leaving = pc.is_in(links["customer_id"], gone["customer"])
     shared = links.filter(pc.invert(leaving))["visitor_id"]
-    links = links.filter(pc.or_(pc.invert(leaving), pc.is_in(links["visitor_id"], _distinct(shared))))
+    links = links.filter(pc.or_(pc.invert(leaving), pc.is_in(links["visitor_id"], distinct(shared))))
     return dataclasses.replace(shop, **kept), dataclasses.replace(consents, records=records, links=links)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Circumstances:
-    """Under what a bundle was fitted."""
-
-    cutoff: dt.datetime
-    until: dt.datetime | None
-    policy: Policy
-
-
-_Tables = tuple[ShopTables, ConsentTables]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,21 +244,21 @@ class _Request:
         return ConsentTables.of_shop(self.shop, Lifetimes.default())
 
     @functools.cached_property
-    def around(self) -> _Tables:
+    def around(self) -> Tables:
         """The part of the tables that can bear on the subjects."""
-        return _around(self.shop, self.consents, self.subjects)
+        return around(self.shop, self.consents, self.subjects)
 
     @functools.cached_property
-    def around_without(self) -> _Tables:
+    def around_without(self) -> Tables:
         """The same part without the subjects."""
         return without_subjects(*self.around, self.subjects)
 
     @functools.cached_property
-    def without(self) -> _Tables:
+    def without(self) -> Tables:
         """All tables without the subjects."""
         return without_subjects(self.shop, self.consents, self.subjects)
 
-    def gate(self, part: str, circumstances: _Circumstances) -> ConsentGate:
+    def gate(self, part: str, circumstances: Circumstances) -> ConsentGate:
         """The gate over ``around``, ``around_without`` or ``without``."""
         key = (part, circumstances.cutoff, circumstances.until, circumstances.policy.switches)
         if key not in self._gates:
@@ -286,7 +275,7 @@ class _Outcome:
 
     how: How
     reason: str | None
-    circumstances: _Circumstances
+    circumstances: Circumstances
     fitted: FittedTier | None = None
     solved: int | None = None
     run: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -298,7 +287,7 @@ _NOT_IN_IT = "none of the subjects is in it"
 def _forget_in(tier: Tier, request: _Request) -> ForgottenTier:
     started = time.perf_counter()
     bundle = open_bundle(request.out / tier)
-    circumstances = _Circumstances(
+    circumstances = Circumstances(
         dt.datetime.fromisoformat(bundle.manifest.cutoff), None, request.policy or Policy.default()
     )
     outcome = _Outcome("unchanged", _NOT_IN_IT, circumstances)
@@ -320,12 +309,12 @@ def _forget_in(tier: Tier, request: _Request) -> ForgottenTier:
 
 
 def _without_subjects(
-    tier: Tier, bundle: Bundle, circumstances: _Circumstances, request: _Request
+    tier: Tier, bundle: Bundle, circumstances: Circumstances, request: _Request
 ) -> _Outcome:
     """The model without the subjects: by subtraction if that is exact, by another fit if not."""
     try:
-        kept = _statistics_of(tier, bundle, request.restricted)
-        circumstances = _circumstances(kept, request.policy)
+        kept = statistics_of(tier, bundle, request.restricted)
+        circumstances = circumstances_of(kept, request.policy)
         exchange = _exchange(tier, bundle, kept.statistics, circumstances, request)
         if exchange is None:
             return _Outcome("unchanged", _NOT_IN_IT, circumstances)
@@ -345,68 +334,11 @@ def _without_subjects(
 # ---- What was counted --------------------------------------------------------------------------------------
 
 
-def _statistics_of(tier: Tier, bundle: Bundle, restricted: Restricted) -> KeptStatistics:
-    try:
-        kept = read_statistics(restricted.statistics(tier))
-    except StatisticsError as error:
-        raise NotExactError(str(error)) from error
-    if kept.bundle_digest != bundle.digest:
-        raise NotExactError("the kept statistics belong to another bundle")
-    return kept
-
-
-def _circumstances(kept: KeptStatistics, policy: Policy | None) -> _Circumstances:
-    facts = kept.facts
-    switches = Switches(**facts["switches"])
-    if policy is not None and policy.switches != switches:
-        raise NotExactError("the policy's switches are not those of the fit")
-    until = facts["until"]
-    return _Circumstances(
-        dt.datetime.fromisoformat(facts["cutoff"]),
-        None if until is None else dt.datetime.fromisoformat(until),
-        dataclasses.replace(Policy.default() if policy is None else policy, switches=switches),
-    )
-
-
-def _around(shop: ShopTables, consents: ConsentTables, subjects: Sequence[Subject]) -> _Tables:
-    """The part of the tables that can bear on the subjects' rows, and on histories joined with them.
-
-    These are the subjects, the customers of forgotten devices, the devices of all these customers; of all of
-    them every row, every record (with all that share a record's id) and every login.
-    """
-    records, links = consents.records, consents.links
-    visitors, customers = (_ids(subjects, kind) for kind in ("visitor", "customer"))
-    of_devices = _rows_of(links, "visitor_id", pa.array(visitors, pa.string()))["customer_id"]
-    customers = _distinct(of_devices.filter(pc.not_equal(of_devices, MISSING)), customers)
-    visitors = _distinct(_rows_of(links, "customer_id", customers)["visitor_id"], visitors)
-    near: dict[str, pa.Array] = {"visitor": visitors, "customer": customers}
-    tables = {
-        table: _rows_of(getattr(shop, table), column, near[kind])
-        for kind, (column, names) in _COLUMNS.items()
-        for table in names
-    }
-    theirs = pc.or_kleene(
-        *(
-            pc.and_(pc.equal(records["subject_kind"], kind), pc.is_in(records["subject_id"], ids))
-            for kind, ids in near.items()
-        )
-    )
-    ids = _distinct(records.filter(theirs)["record_id"])
-    near_consents = dataclasses.replace(
-        consents,
-        records=_rows_of(records, "record_id", ids),
-        links=links.filter(
-            pc.or_kleene(pc.is_in(links["visitor_id"], visitors), pc.is_in(links["customer_id"], customers))
-        ),
-    )
-    return dataclasses.replace(shop, **tables), near_consents
-
-
 def _exchange(
     tier: Tier,
     bundle: Bundle,
     statistics: Statistics,
-    circumstances: _Circumstances,
+    circumstances: Circumstances,
     request: _Request,
 ) -> Exchange | None:
     """Find out what was counted of the subjects; None where nothing was.
@@ -415,7 +347,8 @@ def _exchange(
     """
     counted = statistics.fingerprints
     own = {
-        kind: _names(kind, _ids(request.subjects, kind) if kind in HOLDERS[tier] else ()) for kind in _COLUMNS
+        kind: person_names(kind, ids_of(request.subjects, kind) if kind in HOLDERS[tier] else ())
+        for kind in COLUMNS
     }
     visitors, customers = (text_hashes(own[kind], counted.key) for kind in ("visitor", "customer"))
     keyless = tier is Tier.POPULAR and circumstances.policy.switches.anonymous_statistics
@@ -428,23 +361,23 @@ def _exchange(
         return None
     gate = request.gate("around", circumstances)
     attributes = bool(bundle.manifest.scoring.get("attribute_weight"))
-    there = _permitted(gate, tier, attributes=attributes)
+    there = permitted_rows(gate, tier, attributes=attributes)
     links, links_after = {}, {}
     if tier is Tier.FUSED:
         gate_after = request.gate("around_without", circumstances)
-        remaining = _permitted(gate_after, tier, attributes=attributes)
+        remaining = permitted_rows(gate_after, tier, attributes=attributes)
         links, links_after = linked_devices(gate), linked_devices(gate_after)
     else:
         # Nobody else's rows depend on the subjects where nothing is joined.
-        remaining = _of_persons(there, pa.concat_arrays(list(own.values())), keep=False)
+        remaining = of_persons(there, pa.concat_arrays(list(own.values())), keep=False)
     old, new = (rows_by_person(permitted, counted.key) for permitted in (there, remaining))
     leaving = [person for person, rows in old.items() if new.get(person) != rows]
     coming = [person for person, rows in new.items() if old.get(person) != rows]
     left, entered = (
-        _fingerprints_of(rows, names, counted.key) for rows, names in ((old, leaving), (new, coming))
+        fingerprints_of(rows, names, counted.key) for rows, names in ((old, leaving), (new, coming))
     )
     owners = _owners(devices, links, counted.key)
-    known = _fingerprints_of(old, sorted(owners & old.keys()), counted.key)
+    known = fingerprints_of(old, sorted(owners & old.keys()), counted.key)
     unknown = text_hashes(pa.array(sorted(owners - old.keys()), pa.string()), counted.key)
     if (
         not np.isin(persons, left.persons).all()
@@ -453,10 +386,10 @@ def _exchange(
         or counted.holds(np.setdiff1d(entered.persons, left.persons)).any()
     ):
         raise NotExactError(CHANGED)
-    lost = text_hashes(_names("visitor", sorted(links.keys() - links_after.keys())), counted.key)
+    lost = text_hashes(person_names("visitor", sorted(links.keys() - links_after.keys())), counted.key)
     return Exchange(
-        _of_persons(there, pa.array(leaving, pa.string())),
-        _of_persons(remaining, pa.array(coming, pa.string())),
+        of_persons(there, pa.array(leaving, pa.string())),
+        of_persons(remaining, pa.array(coming, pa.string())),
         left,
         entered,
         np.setdiff1d(statistics.devices, lost),
@@ -465,7 +398,7 @@ def _exchange(
 
 def _owners(devices: NDArray[np.uint64], links: Mapping[str, str], key: bytes) -> set[str]:
     """The persons as part of whom some devices were counted."""
-    linked = np.isin(text_hashes(_names("visitor", links), key), devices)
+    linked = np.isin(text_hashes(person_names("visitor", links), key), devices)
     if linked.sum() != devices.size:
         raise NotExactError("a device was counted with a customer to whom nothing links it any more")
     return {
@@ -475,37 +408,11 @@ def _owners(devices: NDArray[np.uint64], links: Mapping[str, str], key: bytes) -
     }
 
 
-def _permitted(gate: ConsentGate, tier: Tier, *, attributes: bool) -> PermittedRows:
-    """What the gate lets through, of what carries a person's key."""
-    if tier is Tier.POPULAR:
-        online, crm = gate.permitted(Tier.ONLINE), gate.permitted(Tier.CRM)
-        return dataclasses.replace(online, rows=pa.concat_tables([online.rows, crm.rows]))
-    permitted = gate.permitted(tier)
-    return permitted if attributes else dataclasses.replace(permitted, attributes=None)
-
-
-def _of_persons(permitted: PermittedRows, persons: pa.Array, *, keep: bool = True) -> PermittedRows:
-    """The rows of some persons, or of all others."""
-    attributes = permitted.attributes
-    return dataclasses.replace(
-        permitted,
-        rows=_rows_of(permitted.rows, "person", persons, keep=keep),
-        attributes=None if attributes is None else _rows_of(attributes, "person", persons, keep=keep),
-    )
-
-
-def _fingerprints_of(rows: Mapping[str, int], persons: Sequence[str], key: bytes) -> Fingerprints:
-    hashes = text_hashes(pa.array(persons, pa.string()), key)
-    order = np.argsort(hashes, kind="stable")
-    of_rows = np.array([rows[person] for person in persons], dtype=np.uint64)
-    return Fingerprints(key, hashes[order], of_rows[order])
-
-
 # ---- Another fit -------------------------------------------------------------------------------------------
 
 
 def _refitted(
-    tier: Tier, bundle: Bundle, circumstances: _Circumstances, request: _Request
+    tier: Tier, bundle: Bundle, circumstances: Circumstances, request: _Request
 ) -> tuple[FittedTier, dict[str, Any]]:
     """The tier fitted on what remains, and on which rows and which state of the ledger it rests."""
     gate = request.gate("without", circumstances)
@@ -594,7 +501,7 @@ def _without_facts(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in parameters.items() if name != "item_metadata"}
 
 
-def _gone(tier: Tier, circumstances: _Circumstances, request: _Request) -> set[Subject]:
+def _gone(tier: Tier, circumstances: Circumstances, request: _Request) -> set[Subject]:
     """Who is not in a bundle any more: the subjects, and in the joint model whom only a link let in."""
     gone = set(request.subjects)
     if tier is Tier.FUSED and not circumstances.policy.switches.include_single_source_in_fused:
@@ -613,15 +520,6 @@ def _remove(tier: Tier, digest: str, request: _Request) -> None:
     request.restricted.lineage().drop([digest])
 
 
-@contextlib.contextmanager
-def _one_at_a_time(restricted: Restricted) -> Iterator[None]:
-    """Two runs at once would each bring back whom the other forgot."""
-    restricted.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (restricted.path / "forget.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 # ---- Small helpers -----------------------------------------------------------------------------------------
 
 
@@ -630,25 +528,6 @@ def _checked(subjects: Iterable[Subject]) -> tuple[Subject, ...]:
     if not chosen:
         raise ValueError("name somebody to forget")
     for kind, subject_id in chosen:
-        if kind not in _COLUMNS or not subject_id:
+        if kind not in COLUMNS or not subject_id:
             raise ValueError("a subject is ('customer', ID) or ('visitor', ID), and the ID is not empty")
     return chosen
-
-
-def _ids(subjects: Iterable[Subject], kind: SubjectKind) -> list[str]:
-    return [subject_id for each, subject_id in subjects if each == kind]
-
-
-def _names(kind: SubjectKind, ids: Iterable[str]) -> pa.Array:
-    """The gate's names of persons."""
-    return pa.array([f"{kind}:{subject_id}" for subject_id in ids], pa.string())
-
-
-def _rows_of(table: pa.Table, column: str, values: pa.Array, *, keep: bool = True) -> pa.Table:
-    """The rows whose value is (or is not) among some."""
-    among = pc.is_in(table[column], value_set=values)
-    return table.filter(among if keep else pc.invert(among))
-
-
-def _distinct(column: pa.ChunkedArray, more: Sequence[str] = ()) -> pa.Array:
-    return pc.unique(pa.chunked_array([*column.chunks, pa.array(more, pa.string())], pa.string())).drop_null()

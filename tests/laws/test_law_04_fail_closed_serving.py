@@ -296,7 +296,7 @@ def test_a_store_that_cannot_be_read_escapes_on_no_channel(store: str, fault: ob
     Break(
         "where the ledger fails the caller is believed",
         Recommender._resolve,
-        'return Resolution(reasons=("the consent ledger failed",)), (f"ledger: {type(error).__name__}",)',
+        'return Resolution(reasons=("the consent ledger failed",)), (fault,)',
         "return Resolution.declared(permission or request.permission, linked=True), ()",
         Fault(ledger="is gone", declared=BOTH),
     ),

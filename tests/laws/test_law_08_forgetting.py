@@ -31,6 +31,7 @@ from consentier.models import gram, local_ridge
 from consentier.models.bundle import open_bundle
 from consentier.models.statistics import read_statistics
 from consentier.serving.factor_scorer import FACTOR_ALGORITHMS
+from consentier.training import counted as found_again
 from consentier.training import decrement
 from consentier.training import forget as forgetting
 from consentier.training.config import Config, TierConfig, TrackingConfig, TrainingConfig
@@ -366,9 +367,9 @@ SPARSE = tuple(
     ),
     Break(
         "items keep what they borrowed from counts of before",
-        decrement._decremented_model,
-        "published_counts(gram, len(index))",
-        "published_counts(statistics.gram, len(index))",
+        decrement.exchanged,
+        "published_counts(gram, len(new.shown))",
+        "published_counts(statistics.gram, len(new.shown))",
         usual(Tier.ONLINE, V1, events=SHARED, metadata_persons=9),
     ),
     Break(
@@ -387,8 +388,8 @@ SPARSE = tuple(
     ),
     Break(
         "items that too few others have stay in their histories",
-        decrement._remaining_persons,
-        "if ((remaining >= min_persons) != (published & (remaining > 0))).any():",
+        gram.select_inputs,
+        "if statistics.counts[~kept].any():",
         "if False:",
         usual(Tier.ONLINE, V1, min_persons=3),
     ),
@@ -408,7 +409,7 @@ SPARSE = tuple(
     ),
     Break(
         "statistics are used that belong to another bundle",
-        forgetting._statistics_of,
+        found_again.statistics_of,
         "if kept.bundle_digest != bundle.digest:",
         "if False:",
         usual(Tier.ONLINE, V1, (("visitor", "v2"),), killed=True),

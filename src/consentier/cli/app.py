@@ -26,6 +26,7 @@ from consentier.cli.recommend import recommend
 from consentier.cli.replay import replay
 from consentier.cli.report import report
 from consentier.cli.retention import retention
+from consentier.cli.retrain import retrain
 from consentier.cli.score import score
 from consentier.cli.simulate import simulate
 from consentier.cli.train import train
@@ -52,6 +53,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     train: "consentier train shop --out bundles --tier all",
     promote: "consentier promote --bundles bundles --ledger sqlite:///consents.db --dry-run",
     rollback: "consentier rollback fused --bundles bundles",
+    retrain: "consentier retrain shop --bundles bundles",
     tune: "consentier tune shop --tier crm --trials 40 --out tuned.toml",
     evaluate: "consentier evaluate shop --out evaluation.json",
     report: "consentier report evaluation.json --out report.html",

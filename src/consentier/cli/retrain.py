@@ -1,0 +1,93 @@
+"""``consentier retrain``: bundles brought to a later cut-off, from what the earlier fit counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from consentier.cli.ledgers import TrainingLedgerUrl, ledger_for
+from consentier.cli.output import (
+    AsJson,
+    BadRows,
+    ConfigPath,
+    Cutoff,
+    OnBadRowsOption,
+    PolicyPath,
+    name_of,
+    print_json,
+    print_table,
+    say,
+    short,
+)
+from consentier.cli.train import TierChoice, chosen_tiers
+from consentier.consent import Policy
+
+
+def retrain(
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="Directory of the shop's tables, or the URL of a database.")
+    ],
+    bundles: Annotated[Path, typer.Option("--bundles", help="The directory that 'consentier train' wrote.")],
+    tier: Annotated[
+        list[TierChoice] | None,
+        typer.Option("--tier", help="What to train; may be given more than once. By default all."),
+    ] = None,
+    config: ConfigPath = None,
+    cutoff: Cutoff = None,
+    policy: PolicyPath = None,
+    ledger: TrainingLedgerUrl = None,
+    restricted: Annotated[
+        Path | None,
+        typer.Option(
+            "--restricted", help="The trainer's restricted directory. By default BUNDLES-restricted."
+        ),
+    ] = None,
+    on_bad_rows: OnBadRowsOption = BadRows.ERROR,
+    as_json: AsJson = False,
+) -> None:
+    """Bring the bundles to a new cut-off: each becomes, byte for byte, what 'consentier train' would make.
+
+    Rows that changed are exchanged in the statistics of the earlier fit, where that is exact; else the tier
+    is fitted from scratch, and it says why. May be killed at any moment, and run again.
+    """
+    from consentier.features.tables import read_shop
+    from consentier.training.config import load_config
+    from consentier.training.restricted import Restricted
+    from consentier.training.retrain import retrain as retrain_bundles
+
+    settings = load_config(config, data=data, environ=os.environ)
+    if cutoff is not None:
+        settings = settings.with_cutoff(cutoff)
+    shop = read_shop(data, on_bad_rows=on_bad_rows.value)
+    with ledger_for(shop, ledger) as opened:
+        result = retrain_bundles(
+            shop,
+            settings,
+            bundles,
+            Restricted.beside(bundles) if restricted is None else Restricted(restricted),
+            tiers=chosen_tiers(tier or []),
+            policy=None if policy is None else Policy.load(policy),
+            ledger=opened,
+            name=name_of(data),
+        )
+    if as_json:
+        told = dataclasses.asdict(result)
+        print_json({**told, "training": {**told["training"], "out": str(bundles)}})
+        return
+    print_table(
+        ["tier", "how", "bundle", "changed", "new", "gone", "items solved", "seconds"],
+        [
+            [
+                each.tier, each.how, None if each.after is None else short(each.after),
+                each.changed, each.new, each.gone, each.solved, each.seconds,
+            ]
+            for each in result.tiers
+        ],
+    )  # fmt: skip
+    for each in result.tiers:
+        if each.reason is not None:
+            say(f"\n{each.tier} was {each.how}: {each.reason}", style="yellow")
