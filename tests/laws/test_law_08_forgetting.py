@@ -417,14 +417,14 @@ SPARSE = tuple(
     Break(
         "a shared device becomes one person's when the other is forgotten",
         forgetting.without_subjects,
-        'pc.is_in(links["visitor_id"], _distinct(shared))',
+        'pc.is_in(links["visitor_id"], distinct(shared))',
         "pc.invert(leaving)",
         usual(Tier.FUSED, C1, links=(("v1", "c1"), ("v1", "c2"), ("v2", "c2")), lost=True),
     ),
     Break(
         "a contradicted record is believed when the contradiction is forgotten",
         forgetting.without_subjects,
-        'pc.is_in(records["record_id"], _distinct(others_ids))',
+        'pc.is_in(records["record_id"], distinct(others_ids))',
         "pc.invert(forgotten)",
         usual(Tier.CRM, C1, reused_id="c2", lost=True),
     ),
