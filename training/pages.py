@@ -109,7 +109,7 @@ def write_page(path: str | Path, text: str) -> None:
 
 
 def section(identifier: str, heading: str, *parts: str) -> str:
-    """A section with its heading, linked to by ``identifier`` unless that is empty; empty parts are left out."""
+    """A section with its heading and, unless empty, its identifier; empty parts are left out."""
     mark = f' id="{identifier}"' if identifier else ""
     return "\n".join(
         [f"<section>\n<h2{mark}>{escape(heading)}</h2>", *(part for part in parts if part), "</section>"]
