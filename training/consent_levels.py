@@ -31,20 +31,19 @@ _DAYS: Mapping[Interval, int] = {"week": 7, "month": 30}
 
 LEVELS: Mapping[SubjectKind, Mapping[str, frozenset[State]]] = {
     "customer": {
-        "none": frozenset({State.NONE}),
+        "none": frozenset({State.NONE, State.OBJECTED}),
         "crm": frozenset({State.CRM, State.BOTH_UNLINKED}),
         "both": frozenset({State.BOTH_LINKED}),
-        "objected": frozenset({State.OBJECTED}),
     },
     "visitor": {
-        "none": frozenset({State.NONE}),
+        "none": frozenset({State.NONE, State.OBJECTED}),
         "online": frozenset({State.ONLINE, State.BOTH_UNLINKED}),
         "both": frozenset({State.BOTH_LINKED}),
-        "objected": frozenset({State.OBJECTED}),
     },
 }
-"""The levels of each kind of subject. Whether a customer without a lawful link also permits online usage on
-some device may not be looked up: such a customer counts by the CRM permission alone, and a visitor likewise."""
+"""The levels of each kind of subject; an objection, or minority without parental consent, leaves nothing.
+Whether a customer without a lawful link also permits online usage on some device may not be looked up: such a
+customer counts by the CRM permission alone, and a visitor likewise."""
 
 
 class LevelCounts(TypedDict):

@@ -1,11 +1,13 @@
-"""The page "What is consent worth?": what each permission adds, for whom that is known, and how many stand where."""
+"""The page "What is consent worth?": what each permission adds, for whom, and how many stand where."""
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from consentier.consent import Tier
 from consentier.consent.records import SubjectKind
 from consentier.training.consent_levels import LevelCounts, ReachRow
 from consentier.training.consent_worth import LEVEL_TIERS, Bounds, Coverage, Worth
@@ -29,11 +31,17 @@ LEVEL_NAMES: Mapping[str, str] = {
     "online": "online",
     "crm": "CRM",
     "both": "both",
-    "objected": "objection",
 }
 """What a page calls the levels: by what is permitted."""
 
 _TIER_NAMES = {str(tier): LEVEL_NAMES[level] for level, tier in LEVEL_TIERS.items()}
+
+_IF_PERMITTED: Mapping[str, str] = {
+    str(Tier.SESSION): "with nothing permitted",
+    str(Tier.ONLINE): "with online usage only",
+    str(Tier.CRM): "with CRM data only",
+    str(Tier.FUSED): "with both",
+}
 
 _PANELS: Mapping[SubjectKind, str] = {
     "customer": "customers (accounts)",
@@ -85,18 +93,35 @@ def _summary(worth: Worth) -> str:
     customers = "too few" if worth["customers"] is None else f"{worth['customers']:,}"
     facts = {
         "Asked": f"{customers} customers with both permissions and a lawful link",
-        "When": f"once each, at {data['cutoff']}",
+        "When": f"once each, at {_moment(data['cutoff'])}",
         "Judged by": f"what they ordered within {data['horizon_days']:g} days",
         "Score": f"{worth['metric']}: 1 if the list holds all that was ordered, in front; 0 if none of it",
     }
     pairs = "".join(f"<dt>{escape(name)}</dt><dd>{escape(fact)}</dd>" for name, fact in facts.items())
     rows = _rows_of(worth["designs"][0], worth["metric"]) if worth["designs"] else []
     findings = "".join(f"<li>{escape(finding(row))}</li>" for row in rows)
+    words = _in_words(worth["designs"][0], worth["metric"].partition("@")[2]) if worth["designs"] else ""
     notes = "".join(f"<li>{escape(note)}</li>" for note in worth["notes"])
     return (
-        f"<dl>{pairs}</dl>"
+        f"<dl>{pairs}</dl>{words}"
         + (f'<ul class="verdict">{findings}</ul>' if findings else "")
         + (f"<ul>{notes}</ul>" if notes else "")
+    )
+
+
+def _moment(text: str) -> str:
+    return f"{dt.datetime.fromisoformat(text):%Y-%m-%d %H:%M} UTC"
+
+
+def _in_words(design: Contrast, cutoff: str) -> str:
+    """The scores as a share of customers, which needs no explanation."""
+    hits = {
+        _TIER_NAMES[tier["tier"]]: tier["metrics"][f"hit_rate@{cutoff}"]["mean"] for tier in design["tiers"]
+    }
+    first, *others = (f"{mean:.0%} if {name} is permitted" for name, mean in hits.items())
+    return (
+        f"<p>In a list of {cutoff} items, the share of these customers who find something that they go on to "
+        f"order is {first}, {', '.join(others)}.</p>"
     )
 
 
@@ -138,9 +163,9 @@ def _additions(worth: Worth) -> str:
             scores,
         ),
         *(_design(design, metric) for design in worth["designs"]),
-        "<p>Intervals are 95 % bootstrap intervals over customers, of paired differences. p-values are of the "
-        "paired randomisation test, corrected after Holm for all differences in both designs and all metrics "
-        "of the JSON file.</p>",
+        "<p>Intervals are 95 % bootstrap intervals over customers, of paired differences. p-values are of "
+        "the paired randomisation test, corrected after Holm for all differences in both designs and all "
+        "metrics of the JSON file.</p>",
     )
 
 
@@ -163,14 +188,15 @@ def _estimand(worth: Worth) -> str:
     return section(
         "estimand",
         "Of whom this is true",
-        "<p><strong>The estimand:</strong> for customers with <em>both</em> permissions and a lawful link, who "
-        f"had visited before and who ordered within {days:g} days: how well a list covers what they ordered, "
-        "if the same customer is asked as each level of permission in turn. All items are ranked. Everybody "
-        "here still permitted it at the end of the test period.</p>",
+        "<p><strong>The estimand:</strong> for customers with <em>both</em> permissions and a lawful link, "
+        f"who had visited before and who ordered within {days:g} days: how well a list covers what they "
+        "ordered, if the same customer is asked as each level of permission in turn. All items are ranked. "
+        "Everybody here still permitted it at the end of the test period.</p>",
         "<p><strong>Not identified:</strong> what other customers would gain by consenting. Who consents "
         "differs from who does not, and of those who do not nothing may be read. Neither is it known what a "
-        "recommendation <em>causes</em>: orders were made under what the shop showed then. Only an experiment "
-        "tells that. Do not multiply these figures by the number of customers without consent.</p>",
+        "recommendation <em>causes</em>: orders were made under what the shop showed then. Only an "
+        "experiment tells that. Do not multiply these figures by the number of customers without consent."
+        "</p>",
     )
 
 
@@ -189,8 +215,8 @@ def _coverage(rows: Sequence[Coverage], minimum_group: int) -> str:
     return section(
         "coverage",
         "Who gets an answer of their own, and of how many items",
-        "<p>At “nothing” the running visit is answered; at the other levels the customer's permitted history. "
-        "Where a tier has nothing to say, another stands in, and the popular list fills up.</p>",
+        "<p>At “nothing” the running visit is answered; at the other levels the customer's permitted "
+        "history. Where a tier has nothing to say, another stands in, and the popular list fills up.</p>",
         table(
             "Coverage by what is permitted, on the test customers",
             ["permitted", "customers answered by the level's tier", "places it filled", "items shown"],
@@ -206,8 +232,9 @@ def _levels(worth: Worth) -> str:
     return section(
         "levels",
         "How many stand at each level",
-        f"<p>Counts out of the ledger, {distance} apart: who held which permission at that very instant, as it "
-        "is known now. Known are those with at least one record by then. A customer without a lawful link "
+        f"<p>Counts out of the ledger, {distance} apart: who held which permission at that very instant, as "
+        "it is known now. Who objected, or is a minor without parental consent, permits nothing. Known are "
+        "those with at least one record by then. A customer without a lawful link "
         "counts by the CRM permission alone, a visitor by the online permission alone: whether they are the "
         "same person may not be looked up.</p>",
         figure_of(
@@ -251,8 +278,8 @@ def _reach(worth: Worth) -> str:
     return section(
         "reach",
         "Who may be contacted",
-        "<p>Contact permission is a third question: it decides whether somebody may be written to, never what "
-        f"is read. Shares of the customers of each level at {escape(worth['now']['at'])}.</p>",
+        "<p>Contact permission is a third question: it decides whether somebody may be written to, never "
+        f"what is read. Shares of the customers of each level at {_moment(worth['now']['at'])}.</p>",
         table("Customers whom a channel may contact, by what they permit to be read", header, body),
     )
 
@@ -295,9 +322,9 @@ def _withheld(minimum_group: int) -> str:
     return section(
         "withheld",
         "What is withheld",
-        f"<p>No group of fewer than {minimum_group} persons is shown, and none of nobody. Where one count of a "
-        "row is withheld, others are too, until nobody can subtract it from the total. Shares are given as "
-        f"“over” or “under” where the rest would count out fewer than {minimum_group}. Two dates compared show "
-        "how a large group changed, which can be by one person. This limits what is told about few; it proves "
-        "no anonymity.</p>",
+        f"<p>No group of fewer than {minimum_group} persons is shown, and none of nobody. Where one count of "
+        "a row is withheld, others are too, until nobody can subtract it from the total. Shares are given as "
+        f"“over” or “under” where the rest would count out fewer than {minimum_group}. Two dates compared "
+        "show how a large group changed, which can be by one person. This limits what is told about few; it "
+        "proves no anonymity.</p>",
     )

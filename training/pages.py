@@ -52,7 +52,7 @@ dl {{ display: grid; gap: .2rem 1.2rem; grid-template-columns: max-content auto;
 dt {{ font-weight: 600; }}
 dd {{ margin: 0; overflow-wrap: anywhere; }}
 figure {{ margin: 1.5rem 0; }}
-figure svg {{ height: auto; max-width: 100%; }}
+figure svg {{ height: auto; min-width: 38rem; width: 100%; max-width: 56rem; }}
 .verdict {{ border-left: .3rem solid var(--line); font-weight: 600; list-style: none; padding-left: 1rem; }}
 .verdict li + li {{ margin-top: .6rem; }}
 summary {{ cursor: pointer; }}
@@ -122,7 +122,10 @@ def figure_of(figure: Figure | None, identifier: str, label: str, caption: str) 
         return "<p>There is nothing to draw: every group is too small or empty.</p>"
     opening = f'<svg role="img" aria-label="{escape(label)}"'
     svg = to_svg(figure, identifier).replace("<svg", opening, 1)
-    return f"<figure>\n{svg}\n<figcaption>{escape(label)}. {escape(caption)}</figcaption>\n</figure>"
+    # A name apart from the picture's own, so that a screen reader does not say the same twice.
+    region = f'<div class="scroll" role="region" aria-label="figure {escape(identifier)}" tabindex="0">'
+    says = f"<figcaption>{escape(label)}. {escape(caption)}</figcaption>"
+    return f"<figure>\n{region}\n{svg}\n</div>\n{says}\n</figure>"
 
 
 def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -31,6 +31,7 @@ from consentier.cli.simulate import simulate
 from consentier.cli.train import train
 from consentier.cli.tune import tune
 from consentier.cli.validate import validate
+from consentier.cli.worth import worth
 from consentier.logs import configured
 
 __all__ = ["app"]
@@ -55,6 +56,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     tune: "consentier tune shop --tier crm --trials 40 --out tuned.toml",
     evaluate: "consentier evaluate shop --out evaluation.json",
     report: "consentier report evaluation.json --out report.html",
+    worth: "consentier worth shop --out worth.html --figures worth.json",
     recommend: "consentier recommend --bundles bundles --session i00012,i00040 --permission none",
     score: "consentier score shop --bundles bundles --channel email --out recs.parquet",
     package: "consentier package bundles --out model --catalogue items.csv",
