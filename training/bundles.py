@@ -19,6 +19,7 @@ from consentier.models.bundle import TIERS, write_bundle, write_run
 from consentier.progress import progress
 from consentier.serving.factor_scorer import FACTOR_ALGORITHMS
 from consentier.training.config import Config, TierConfig
+from consentier.training.data_summary import DataSummary, data_summary
 from consentier.training.fit import FittedTier, fit_popular, fit_tier, keep_statistics
 from consentier.training.restricted import Restricted
 from consentier.training.run_facts import rows_digest, run_facts
@@ -142,7 +143,8 @@ def train_bundles(
     digests = {}
     for tier, fit in fitted.items():
         digests[str(tier)] = _write(tier, fit, cutoff, out, force)
-        write_run(out / tier, run_facts(config, ledger, fit.funnel, fit.rows_digest, fit.seconds))
+        facts = run_facts(config, ledger, fit.funnel, fit.rows_digest, fit.seconds)
+        write_run(out / tier, {**facts, "data_summary": fit.summary})
         if restricted is not None:
             _keep(restricted, tier, fit, digests[str(tier)], gate, ledger)
     rows = [dataclasses.asdict(funnel) for fit in fitted.values() for funnel in fit.funnel]
@@ -159,6 +161,7 @@ class _Fit:
     funnel: tuple[Funnel, ...]
     subjects: pa.Table
     rows_digest: str
+    summary: DataSummary | None
     seconds: float
 
 
@@ -172,6 +175,7 @@ def _fit(tier: Tier, gate: ConsentGate, config: Config, show_progress: bool, *, 
         tuple(dataclasses.replace(funnel, tier=str(tier)) for part in permitted for funnel in part.funnel),
         pa.concat_tables([part.subjects for part in permitted]),
         rows_digest(permitted),
+        data_summary(permitted, gate.standing_counts(tier), config.drift.window_days),
         round(time.perf_counter() - started, 3),
     )
 

@@ -21,7 +21,7 @@ from consentier.consent.policy import State
 from consentier.consent.records import SubjectKind
 from consentier.features.consent_intervals import ConsentTables
 from consentier.serving.bulk_reach import BulkReach, bulk_reach
-from consentier.training.suppression import PublishedShare, published_counts, published_share
+from consentier.training.suppression import published_counts, published_share
 
 __all__ = ["LEVELS", "Interval", "LevelCounts", "ReachRow", "counts_over_time", "reach_by_level"]
 
@@ -121,12 +121,8 @@ def reach_by_level(
         reached = np.array([not cell.barrier for cell in found.states], dtype=np.bool_)[found.cells]
         for level, members in _members(found, "customer").items():
             share = published_share(int((members & reached).sum()), counts["levels"][level], threshold)
-            rows.append({"level": level, "channel": str(channel), **_plain(share)})
+            rows.append({"level": level, "channel": str(channel), "value": share.value, "says": share.says})
     return counts, rows
-
-
-def _plain(share: PublishedShare) -> dict[str, object]:
-    return dataclasses.asdict(share)
 
 
 def _first_records(consents: ConsentTables, kind: SubjectKind) -> pa.Table:

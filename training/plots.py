@@ -236,7 +236,9 @@ def levels_figure(panels: Mapping[str, Sequence[LevelCounts]], names: Mapping[st
                     )
             axes.set_title(title, loc="left", fontsize=10.0)
             axes.set_ylim(bottom=0)
-            axes.xaxis.set_major_formatter(ConciseDateFormatter(AutoDateLocator(maxticks=6)))
+            locator = AutoDateLocator(maxticks=6)  # type: ignore[no-untyped-call]
+            axes.xaxis.set_major_locator(locator)
+            axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
             axes.grid(axis="y")
         ordered = [handles[name] for name in names.values() if name in handles]

@@ -13,6 +13,7 @@ from consentier.cli.deliver import deliver
 from consentier.cli.demo import demo
 from consentier.cli.disclose import disclose
 from consentier.cli.doctor import doctor
+from consentier.cli.drift import drift
 from consentier.cli.evaluate import evaluate
 from consentier.cli.export import export
 from consentier.cli.exposure import exposure
@@ -53,6 +54,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     train: "consentier train shop --out bundles --tier all",
     promote: "consentier promote --bundles bundles --ledger sqlite:///consents.db --dry-run",
     rollback: "consentier rollback fused --bundles bundles",
+    drift: "consentier drift shop --bundles bundles",
     tune: "consentier tune shop --tier crm --trials 40 --out tuned.toml",
     evaluate: "consentier evaluate shop --out evaluation.json",
     report: "consentier report evaluation.json --out report.html",
