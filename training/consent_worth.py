@@ -168,7 +168,7 @@ def consent_worth(
 
     Notes
     -----
-    One training run, nine requests per test customer, and for each instant n log n in the ledger's entries.
+    One training run, eight requests per test customer, and for each instant n log n in the ledger's entries.
     """
     if config.training.cutoff is None:
         raise TrainingError(
