@@ -144,7 +144,8 @@ def train_bundles(
     for tier, fit in fitted.items():
         digests[str(tier)] = _write(tier, fit, cutoff, out, force)
         facts = run_facts(config, ledger, fit.funnel, fit.rows_digest, fit.seconds)
-        write_run(out / tier, {**facts, "data_summary": fit.summary})
+        facts["data_summary"] = fit.summary
+        write_run(out / tier, facts)
         if restricted is not None:
             _keep(restricted, tier, fit, digests[str(tier)], gate, ledger)
     rows = [dataclasses.asdict(funnel) for fit in fitted.values() for funnel in fit.funnel]

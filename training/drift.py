@@ -184,8 +184,9 @@ def _checks(
         _mix(tier, "event mix", then["event_mix"], now["event_mix"], settings.event_mix_distance),
     ]
     for kind in HOLDERS[tier]:
-        mixes = (summary["permission_mix"].get(kind, {}) for summary in (then, now))
-        checks.append(_mix(tier, f"permissions of {kind}s", *mixes, settings.permission_mix_distance))
+        before, after = (summary["permission_mix"].get(kind, {}) for summary in (then, now))
+        name = f"permissions of {kind}s"
+        checks.append(_mix(tier, name, before, after, settings.permission_mix_distance))
     return [*checks, _columns(tier, then["columns"], now["columns"])]
 
 
