@@ -38,7 +38,7 @@ from consentier.training.consent_worth_report import render_worth
 
 _TIER = TierConfig(neighbours=5, regularisation=1.0, repeat_weight=0.2)
 CONFIG = Config(
-    evaluation=EvaluationConfig(horizon_days=CUTOFF - START, cutoffs=(3,), bootstrap_samples=100),
+    evaluation=EvaluationConfig(horizon_days=CUTOFF - START, cutoffs=(8,), bootstrap_samples=100),
     tracking=TrackingConfig(enabled=False),
     session=_TIER,
     online=_TIER,
