@@ -214,6 +214,19 @@ class ConsentGate:
                 )
         return pa.concat_tables(found)
 
+    def standing_counts(self, tier: Tier) -> dict[str, dict[str, int]]:
+        """How many of those whose data a tier can rest on stand how at the cut-off, by kind and reason.
+
+        The reason is ``granted`` where the permission holds. Counts of decisions: no row is read.
+        """
+        found: dict[str, dict[str, int]] = {}
+        for kind in HOLDERS[tier]:
+            of_kind = self._subjects.filter(pc.equal(self._subjects["subject_kind"], kind))
+            counted = of_kind.group_by("reason").aggregate([([], "count_all")])
+            reasons, counts = counted["reason"].to_pylist(), counted["count_all"].to_pylist()
+            found[kind] = dict(sorted(zip(reasons, counts, strict=True)))
+        return found
+
     def anonymous_rows(self) -> PermittedRows:
         """Rows of visitors who were never asked, for counts without any key; none under the strict policy."""
         with self._running() as engine:

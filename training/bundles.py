@@ -20,6 +20,7 @@ from consentier.models.bundle import TIERS, write_bundle, write_run
 from consentier.progress import progress
 from consentier.serving.factor_scorer import FACTOR_ALGORITHMS
 from consentier.training.config import Config, TierConfig
+from consentier.training.data_summary import DataSummary, data_summary
 from consentier.training.fit import FittedTier, fit_popular, fit_tier, keep_statistics
 from consentier.training.restricted import Restricted
 from consentier.training.run_facts import rows_digest, run_facts
@@ -153,6 +154,7 @@ def train_bundles(
     digests = {}
     for tier, fit in fitted.items():
         run = run_facts(config, ledger, fit.funnel, fit.rows_digest, fit.seconds)
+        run["data_summary"] = fit.summary
         digests[str(tier)] = put(
             tier, fit, run, out, gate=gate, ledger=ledger, restricted=restricted, force=force
         )
@@ -194,6 +196,7 @@ class Fit:
     funnel: tuple[Funnel, ...]
     subjects: pa.Table
     rows_digest: str
+    summary: DataSummary | None
     seconds: float
 
 
@@ -233,6 +236,7 @@ def fit_one(
         tuple(dataclasses.replace(funnel, tier=str(tier)) for part in permitted for funnel in part.funnel),
         pa.concat_tables([part.subjects for part in permitted]),
         rows_digest(permitted),
+        data_summary(permitted, gate.standing_counts(tier), config.drift.window_days),
         round(time.perf_counter() - started, 3),
     )
 

@@ -35,6 +35,7 @@ __all__ = [
     "CONFIG_FILE",
     "Algorithm",
     "Config",
+    "DriftConfig",
     "EvaluationConfig",
     "TierConfig",
     "TrackingConfig",
@@ -164,6 +165,40 @@ class TuningConfig(_Section):
         strict=False,
         description="Algorithms tried besides the current one. als and bpr are tried where they are named, "
         "in the session tier never.",
+    )
+
+
+class DriftConfig(_Section):
+    """When today's permitted data differ too much from those that a bundle was fitted on."""
+
+    window_days: int = Field(
+        default=28,
+        ge=1,
+        le=3650,
+        description="Days up to the cut-off that are compared: the last ones of the training data, and of "
+        "today's.",
+    )
+    volume_ratio: float = Field(
+        default=2.0, gt=1, description="Rows per day may be so many times more, or fewer, than in training."
+    )
+    new_item_share: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Share of today's rows that may be on items unknown to the bundle.",
+    )
+    event_mix_distance: float = Field(
+        default=0.15,
+        ge=0,
+        le=1,
+        description="Largest total variation distance between the shares of event types: half the sum of "
+        "their absolute differences.",
+    )
+    permission_mix_distance: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="The same for the shares of persons by how their permission stands.",
     )
 
 
@@ -412,6 +447,7 @@ class Config(_Section):
     tracking: TrackingConfig = TrackingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tuning: TuningConfig = TuningConfig()
+    drift: DriftConfig = DriftConfig()
     session: TierConfig = TierConfig(
         neighbours=200,
         regularisation=40.0,

@@ -29,8 +29,7 @@ from consentier.consent import Ledger, Policy, Side, Tier, sources_of
 from consentier.errors import TrainingError
 from consentier.features.gate import ConsentGate, ledger_of
 from consentier.features.tables import ShopTables
-from consentier.models.bundle import Bundle, Manifest, open_bundle
-from consentier.models.item_index import ItemIndex
+from consentier.models.bundle import Manifest, open_bundle
 from consentier.progress import progress
 from consentier.serving import Recommender, Request
 from consentier.serving.main_parameters import main_parameters
@@ -45,6 +44,7 @@ from consentier.training.evaluate_judge import (
     contrast,
     figures,
     fusion_verdicts,
+    items_of,
     judge,
     targets_of,
     with_holm,
@@ -170,7 +170,7 @@ def evaluate_bundles(
         groups = group_cases(online, crm, links_of(ledger, start, end, policy), ledger, start)
     recommender = Recommender.load(trained.out, policy=policy)
     bundles = [open_bundle(trained.out / tier) for tier in trained.digests]
-    items = (item for bundle in bundles for item in _items_of(bundle))
+    items = (item for bundle in bundles for item in items_of(bundle))
     world = world_of(shop, online, crm, start, settings, items)
     linked = sample(groups[_LINKED], settings)
     if len(linked) >= MINIMUM_GROUP:
@@ -251,11 +251,6 @@ def _result(
         "consent_funnel": trained.funnel,  # type: ignore[typeddict-item]
         "notes": [*verdicts, *found.notes, *skipped],
     }
-
-
-def _items_of(bundle: Bundle) -> list[str]:
-    index = ItemIndex(bundle.arrays["item_ids"], bundle.arrays["item_offsets"], verify=False)
-    return index.ids(np.arange(len(index)))
 
 
 def _model(manifest: Manifest) -> ModelFigures:

@@ -15,6 +15,8 @@ from consentier.consent import Tier, microseconds
 from consentier.features.gate import PermittedRows
 from consentier.features.interactions import person_counts
 from consentier.features.tables import ShopTables
+from consentier.models.bundle import Bundle
+from consentier.models.item_index import ItemIndex
 from consentier.training import metrics
 from consentier.training.bootstrap import bootstrap_mean, paired_difference
 from consentier.training.config import EvaluationConfig
@@ -35,6 +37,7 @@ __all__ = [
     "figures",
     "fusion_verdicts",
     "interval",
+    "items_of",
     "judge",
     "targets_of",
     "with_holm",
@@ -119,6 +122,12 @@ def world_of(
     return World(MappingProxyType(items), popularity, categories, settings)
 
 
+def items_of(bundle: Bundle) -> list[str]:
+    """The items that a model knows."""
+    index = ItemIndex(bundle.arrays["item_ids"], bundle.arrays["item_offsets"], verify=False)
+    return index.ids(np.arange(len(index)))
+
+
 def targets_of(targets: Iterable[Sequence[str]], world: World) -> metrics.Relevant:
     """The relevant items of each request, by number."""
     return metrics.Relevant.from_lists(
@@ -172,12 +181,13 @@ def contrast(
     world: World,
     *,
     clusters: NDArray[np.int64] | None = None,
+    pairs: Sequence[tuple[Tier, Tier]] = _PAIRS,
 ) -> Contrast:
     """Tiers against each other on the same requests; each row is tested by itself (see `with_holm`)."""
     gains = [f"ndcg@{cutoff}" for cutoff in world.settings.cutoffs]
     compared = [
         (str(better), str(baseline), metric)
-        for better, baseline in _PAIRS
+        for better, baseline in pairs
         if str(better) in lists and str(baseline) in lists
         for metric in (*gains, f"hit_rate@{world.width}", f"mrr@{world.width}")
     ]

@@ -10,12 +10,12 @@ import numpy as np
 
 from consentier.consent import Channel, Permission, Tier
 from consentier.progress import Advance
-from consentier.serving import Recommender, Request
+from consentier.serving import Answer, Recommender, Request
 from consentier.training.evaluate_cases import Case
 from consentier.training.evaluate_judge import Lists, World
 from consentier.training.evaluation_result import TargetSide
 
-__all__ = ["ask_all", "ask_restricted", "random_lists"]
+__all__ = ["answers_of", "ask_all", "ask_restricted", "random_lists"]
 
 _LEVEL_3 = Permission.ONLINE | Permission.CRM
 
@@ -33,12 +33,27 @@ def ask_all(
 
     The side matters to the popular list, of which each side has its own.
     """
+    return world.numbers(
+        [answer.items for answer in answers_of(recommender, tier, cases, world, advance, side=side)]
+    )
+
+
+def answers_of(
+    recommender: Recommender,
+    tier: Tier,
+    cases: Sequence[Case],
+    world: World,
+    advance: Advance,
+    *,
+    side: TargetSide = "crm",
+) -> list[Answer]:
+    """The answers to what `ask_all` asks: they say which tier gave them, which may be one that stood in."""
     request = _popular_online if tier is Tier.POPULAR and side == "online" else _REQUESTS[tier]
     found = []
     for case in cases:
-        found.append(recommender.recommend(request(case, world.width)).items)
+        found.append(recommender.recommend(request(case, world.width)))
         advance()
-    return world.numbers(found)
+    return found
 
 
 def ask_restricted(

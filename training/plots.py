@@ -8,17 +8,19 @@ a label says the same again. The same input gives the same bytes.
 
 from __future__ import annotations
 
+import datetime as dt
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from consentier.training.evaluation_result import (
     HISTORY_BUCKETS,
@@ -35,6 +37,9 @@ from consentier.training.evaluation_result import (
     TierFigures,
 )
 
+if TYPE_CHECKING:
+    from consentier.training.consent_levels import LevelCounts
+
 __all__ = [
     "DARK_GROUND",
     "GROUP_NAMES",
@@ -47,9 +52,11 @@ __all__ = [
     "group_figure",
     "history_figure",
     "learning_figure",
+    "levels_figure",
     "lift_figure",
     "popularity_figure",
     "to_svg",
+    "worth_figure",
 ]
 
 LIGHT_GROUND = "#ffffff"
@@ -119,23 +126,123 @@ def lift_figure(tiers: Sequence[TierFigures], contrasts: Sequence[Contrast], met
         for row in contrast["rows"]
         if row["metric"] == metric
     ]
+    return _scores_and_differences(
+        [(tier["tier"], tier["tier"], tier["metrics"][metric]) for tier in scored],
+        [(f"{row['better']} − {row['baseline']}", number, row["difference"]) for number, row in differences],
+        contrasts,
+        metric,
+    )
+
+
+def worth_figure(designs: Sequence[Contrast], names: Mapping[str, str], metric: str) -> Figure:
+    """Score at each level of permission in the first design, and what permissions add in each of them.
+
+    Parameters
+    ----------
+    designs
+        Comparisons that have ``metric``.
+    names
+        What to call each tier: the level that it answers for.
+    metric
+        Such as ``"ndcg@10"``.
+    """
+    rows = [row for row in designs[0]["rows"] if row["metric"] == metric]
+    found = {
+        (row["better"], row["baseline"], number): row["difference"]
+        for number, design in enumerate(designs)
+        for row in design["rows"]
+        if row["metric"] == metric
+    }
+    # The same addition in all designs beside each other: that is what is compared.
+    differences = [
+        (
+            f"{names[row['baseline']]} → {names[row['better']]}" if number == 0 else "",
+            number,
+            found[row["better"], row["baseline"], number],
+        )
+        for row in rows
+        for number in range(len(designs))
+    ]
+    scores = [(names[tier["tier"]], tier["tier"], tier["metrics"][metric]) for tier in designs[0]["tiers"]]
+    return _scores_and_differences(scores, differences, designs, metric)
+
+
+def _scores_and_differences(
+    scores: Sequence[tuple[str, str, IntervalFigures]],
+    differences: Sequence[tuple[str, int, IntervalFigures]],
+    contrasts: Sequence[Contrast],
+    metric: str,
+) -> Figure:
+    """Scores by label and tier on the left, differences by label and number of the contrast on the right."""
     with mpl.rc_context(_STYLE):
-        height = 1.4 + 0.36 * max(len(scored), len(differences) + len(contrasts), 3)
+        height = 1.4 + 0.36 * max(len(scores), len(differences) + len(contrasts), 3)
         figure = Figure(figsize=(9.2, height), layout="constrained")
         axes = figure.subplots(1, 2 if differences else 1, squeeze=False)[0]
-        for place, tier in enumerate(scored):
-            _interval(axes[0], place, tier["metrics"][metric], *_look(tier["tier"]))
-        _rows(axes[0], [tier["tier"] for tier in scored])
+        for place, (_, tier, interval) in enumerate(scores):
+            _interval(axes[0], place, interval, *_look(tier))
+        _rows(axes[0], [label for label, _, _ in scores])
         axes[0].set_xlim(left=0.0)
         axes[0].set_xlabel(metric)
         if differences:
-            for place, (number, row) in enumerate(differences):
+            for place, (_, number, interval) in enumerate(differences):
                 colour, marker = SERIES_COLOURS[number % 6], _MARKERS[number % 6]
-                _interval(axes[1], place, row["difference"], colour, marker)
-            _rows(axes[1], [f"{row['better']} − {row['baseline']}" for _, row in differences])
+                _interval(axes[1], place, interval, colour, marker)
+            _rows(axes[1], [label for label, _, _ in differences])
             axes[1].axvline(0.0, color=_INK, linewidth=1.0)
             axes[1].set_xlabel(f"difference in {metric}, same requests")
             _legend_of_contrasts(figure, contrasts)
+    return figure
+
+
+def levels_figure(panels: Mapping[str, Sequence[LevelCounts]], names: Mapping[str, str]) -> Figure | None:
+    """How many stood at each level of permission over time, a panel for each kind of subject.
+
+    Parameters
+    ----------
+    panels
+        Counts in order of time, by the panel's title. A withheld count leaves a gap.
+    names
+        What to call each level; its place there decides colour and marker.
+
+    Returns
+    -------
+    Figure or None
+        None where no count may be shown.
+    """
+    shown = {
+        title: rows
+        for title, rows in panels.items()
+        if any(count is not None for row in rows for count in row["levels"].values())
+    }
+    if not shown:
+        return None
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9.2, 3.6), layout="constrained")
+        drawn = figure.subplots(1, len(shown), squeeze=False)[0]
+        handles: dict[str, Line2D] = {}
+        for axes, (title, rows) in zip(drawn, shown.items(), strict=True):
+            instants = [dt.datetime.fromisoformat(row["at"]) for row in rows]
+            for number, (level, name) in enumerate(names.items()):
+                counts = [row["levels"].get(level) for row in rows]
+                if any(count is not None for count in counts):
+                    (handles[name],) = axes.plot(
+                        instants,
+                        [float("nan") if count is None else count for count in counts],
+                        color=SERIES_COLOURS[number % 6],
+                        marker=_MARKERS[number % 6],
+                        markersize=4.0,
+                        linestyle=_LINES[number % 6],
+                        label=name,
+                    )
+            axes.set_title(title, loc="left", fontsize=10.0)
+            axes.set_ylim(bottom=0)
+            locator = AutoDateLocator(maxticks=6)  # type: ignore[no-untyped-call]
+            axes.xaxis.set_major_locator(locator)
+            axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+            axes.grid(axis="y")
+        ordered = [handles[name] for name in names.values() if name in handles]
+        figure.legend(handles=ordered, loc="outside upper center", ncols=len(ordered))
     return figure
 
 

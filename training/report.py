@@ -6,13 +6,10 @@ matplotlib) only. Figures of fewer than ``MINIMUM_GROUP`` customers are not show
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
-
-from matplotlib.figure import Figure
 
 from consentier.training.evaluation_result import (
     HISTORY_BUCKETS,
@@ -26,7 +23,6 @@ from consentier.training.evaluation_result import (
     FusionVerdict,
     GroupRow,
     HistoryRow,
-    IntervalFigures,
     ModelFigures,
     PopularityBand,
     PopularityRow,
@@ -35,10 +31,21 @@ from consentier.training.evaluation_result import (
     TierFigures,
     check_evaluation,
 )
+from consentier.training.pages import (
+    NOTHING,
+    TOO_FEW,
+    figure_of,
+    interval_text,
+    number,
+    p_value,
+    page,
+    section,
+    share,
+    table,
+    write_page,
+)
 from consentier.training.plots import (
-    DARK_GROUND,
     GROUP_NAMES,
-    LIGHT_GROUND,
     SIDE_NAMES,
     coverage_figure,
     funnel_figure,
@@ -46,51 +53,12 @@ from consentier.training.plots import (
     history_figure,
     lift_figure,
     popularity_figure,
-    to_svg,
 )
-from consentier.writing import whole_file, write_new
 
 __all__ = ["markdown_table", "print_rows", "render_report", "write_report"]
 
-_NOTHING = "–"
-_TOO_FEW = "too few to show"
 _ASCENDING = ("popular", "session", "online", "crm", "fused")
 """Tiers, the one with the least permission first."""
-_UNBROKEN = re.compile(rf"\[[-+.0-9]+, [-+.0-9]+\];?|[0-9,]+ customers|{_TOO_FEW}")
-"""What stands on one line where a cell of a table takes several."""
-
-_STYLESHEET = f"""
-:root {{ color-scheme: light dark;
-  --ground: {LIGHT_GROUND}; --ink: #1b1f24; --line: #c4cad1; --soft: #f1f3f5; }}
-@media (prefers-color-scheme: dark) {{
-  :root {{ --ground: {DARK_GROUND}; --ink: #e4e7eb; --line: #444c56; --soft: #20252b; }}
-}}
-body {{ background: var(--ground); color: var(--ink); font: 1rem/1.55 system-ui, sans-serif; margin: 0 auto;
-  max-width: 66rem; padding: 1.5rem; }}
-h1, h2, h3 {{ line-height: 1.25; }}
-h2 {{ border-top: 1px solid var(--line); margin-top: 2.5rem; padding-top: 1.25rem; }}
-p, ul, dl, figcaption {{ max-width: 46rem; }}
-dl {{ display: grid; gap: .2rem 1.2rem; grid-template-columns: max-content auto; }}
-dt {{ font-weight: 600; }}
-dd {{ margin: 0; overflow-wrap: anywhere; }}
-figure {{ margin: 1.5rem 0; }}
-figure svg {{ height: auto; max-width: 100%; }}
-.verdict {{ border-left: .3rem solid var(--line); font-weight: 600; list-style: none; padding-left: 1rem; }}
-.verdict li + li {{ margin-top: .6rem; }}
-summary {{ cursor: pointer; }}
-figcaption, caption {{ font-size: .93rem; }}
-.scroll {{ margin: 1rem 0; overflow-x: auto; }}
-.scroll:focus-visible {{ outline: 2px solid currentColor; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-caption {{ padding-bottom: .4rem; text-align: left; }}
-th, td {{ border-bottom: 1px solid var(--line); padding: .3rem .5rem; text-align: right;
-  vertical-align: top; }}
-th[scope=row], th:first-child {{ text-align: left; white-space: nowrap; }}
-.unbroken {{ white-space: nowrap; }}
-thead th {{ background: var(--soft); }}
-@media print {{ body {{ max-width: none; }} .scroll {{ overflow: visible; }} }}
-"""
-
 
 ASKED: Mapping[Population, str] = {
     "permissions": "linked customers with both permissions (level 3)",
@@ -146,28 +114,7 @@ def render_report(evaluation: Mapping[str, Any]) -> str:
         _funnel(result["consent_funnel"]),
         _notes(result["notes"]),
     ]
-    return "\n".join(
-        [
-            "<!DOCTYPE html>",
-            '<html lang="en">',
-            "<head>",
-            '<meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<meta http-equiv="Content-Security-Policy" '
-            "content=\"default-src 'none'; style-src 'unsafe-inline'\">",
-            f"<title>{escape(title)}</title>",
-            f"<style>{_STYLESHEET}</style>",
-            "</head>",
-            "<body>",
-            "<main>",
-            f"<h1>{escape(title)}</h1>",
-            *(section for section in sections if section),
-            "</main>",
-            "</body>",
-            "</html>",
-            "",
-        ]
-    )
+    return page(title, sections)
 
 
 def write_report(path: str | Path, evaluation: Mapping[str, Any]) -> None:
@@ -180,10 +127,7 @@ def write_report(path: str | Path, evaluation: Mapping[str, Any]) -> None:
     OSError
         If the folder is missing or cannot be written; an earlier report stays as it was.
     """
-    page = render_report(evaluation).encode("utf-8")
-    target = Path(path)
-    with whole_file(target) as beside:
-        write_new(beside, page)
+    write_page(path, render_report(evaluation))
 
 
 def markdown_table(evaluation: Mapping[str, Any]) -> str:
@@ -218,8 +162,8 @@ def print_rows(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
     return [
         {
             "tier": tier["tier"],
-            **{name: _interval_text(tier["metrics"].get(name)) for name in names},
-            "coverage": _share(tier["coverage"]),
+            **{name: interval_text(tier["metrics"].get(name)) for name in names},
+            "coverage": share(tier["coverage"]),
         }
         for tier in result["tiers"]
     ]
@@ -256,14 +200,14 @@ def _finding(contrast: str, row: ContrastRow) -> str:
         verdict = f"no difference between {better} and {baseline} is shown"
     relative = "" if row["relative"] is None else f", {row['relative']:+.1%} of {baseline}"
     text = (
-        f"{verdict}: {_interval_text(difference, sign='+')} {row['metric']}{relative} "
-        f"({contrast}; p = {_p_value(row['p_holm'])} after Holm)"
+        f"{verdict}: {interval_text(difference, sign='+')} {row['metric']}{relative} "
+        f"({contrast}; p = {p_value(row['p_holm'])} after Holm)"
     )
     return f"<li>{escape(text)}</li>"
 
 
 def _estimand(population: Population, data: DataFigures) -> str:
-    return _section(
+    return section(
         "estimand",
         "What is compared",
         f"<p>{escape(_COMPARED[population].format(days=data['horizon_days']))} All items are ranked; there "
@@ -282,7 +226,7 @@ def _fusion(verdicts: Sequence[FusionVerdict]) -> str:
     if not verdicts:
         return ""
     items = "".join(f"<li>{escape(verdict['text'])}</li>" for verdict in verdicts)
-    return _section(
+    return section(
         "fusion",
         "Does joining both sources pay?",
         f'<ul class="verdict">{items}</ul>',
@@ -295,7 +239,7 @@ def _tests(result: EvaluationResult) -> str:
     rows = sum(len(contrast["rows"]) for contrast in result["contrasts"])
     if not rows:
         return ""
-    return _section(
+    return section(
         "tests",
         "How differences are tested",
         f"<p>Each of the {rows:,} differences below has a p-value of the paired randomisation test: if two "
@@ -309,10 +253,10 @@ def _tests(result: EvaluationResult) -> str:
 
 def _scores(result: EvaluationResult, metric: str) -> str:
     figure = lift_figure(result["tiers"], result["contrasts"], metric)
-    return _section(
+    return section(
         "scores",
         "Score of each permission level",
-        _figure(
+        figure_of(
             figure,
             "lift",
             f"{metric} of each tier, and differences between tiers, with intervals",
@@ -330,10 +274,10 @@ def _contrast(contrast: Contrast) -> str:
             row["better"],
             row["baseline"],
             row["metric"],
-            _interval_text(row["difference"], sign="+"),
-            _NOTHING if row["relative"] is None else f"{row['relative']:+.1%}",
-            _p_value(row["p_value"]),
-            _p_value(row["p_holm"]),
+            interval_text(row["difference"], sign="+"),
+            NOTHING if row["relative"] is None else f"{row['relative']:+.1%}",
+            p_value(row["p_value"]),
+            p_value(row["p_holm"]),
         ]
         for row in contrast["rows"]
     ]
@@ -341,10 +285,10 @@ def _contrast(contrast: Contrast) -> str:
     name = contrast["name"]
     parts = [f"<p>{escape(contrast['explanation'])}</p>"]
     if rows:
-        parts.append(_table(f"Paired differences: {name}", header, rows))
+        parts.append(table(f"Paired differences: {name}", header, rows))
     if contrast["tiers"]:
         parts.append(_tier_table(contrast["tiers"], f"All metrics of each tier: {name}"))
-    return _section("", f"Comparison: {name}", *parts)
+    return section("", f"Comparison: {name}", *parts)
 
 
 def _history(rows: Sequence[HistoryRow], metric: str) -> str:
@@ -353,18 +297,18 @@ def _history(rows: Sequence[HistoryRow], metric: str) -> str:
     figure = history_figure(rows, metric)
     tiers = list(dict.fromkeys(row["tier"] for row in rows))
     cells = {(row["tier"], row["bucket"]): _history_cell(row, metric) for row in rows}
-    body = [[tier, *(cells.get((tier, bucket), _NOTHING) for bucket in HISTORY_BUCKETS)] for tier in tiers]
-    return _section(
+    body = [[tier, *(cells.get((tier, bucket), NOTHING) for bucket in HISTORY_BUCKETS)] for tier in tiers]
+    return section(
         "history",
         "Score by length of history",
         f"<p>Groups of fewer than {MINIMUM_GROUP} customers are not shown.</p>",
-        _figure(
+        figure_of(
             figure,
             "history-figure",
             f"{metric} of each tier by the number of items in the customer's history, with intervals",
             "Each line is a tier. Look at where the lines part: there a longer permitted history pays.",
         ),
-        _table(
+        table(
             f"{metric} by number of items in the permitted history, with the number of customers",
             ["tier", *HISTORY_BUCKETS],
             body,
@@ -374,14 +318,14 @@ def _history(rows: Sequence[HistoryRow], metric: str) -> str:
 
 def _history_cell(row: HistoryRow, metric: str) -> str:
     if row["customers"] < MINIMUM_GROUP:
-        return _TOO_FEW
-    return f"{_interval_text(row['metrics'].get(metric))}; {row['customers']:,} customers"
+        return TOO_FEW
+    return f"{interval_text(row['metrics'].get(metric))}; {row['customers']:,} customers"
 
 
 def _groups(rows: Sequence[GroupRow], metric: str) -> str:
     if not rows:
         return ""
-    return _section(
+    return section(
         "groups",
         "Score by state of permission",
         "<p>Consent selects customers. A tier that answers for one group can look better or worse than one "
@@ -393,7 +337,7 @@ def _groups(rows: Sequence[GroupRow], metric: str) -> str:
         "may be read, nobody can tell whether a customer permits online usage too: CRM only and online only "
         "hold such people as well. Both, not linked, are those who were linked within the test period only. "
         f"Groups of fewer than {MINIMUM_GROUP} are not shown.</p>",
-        _figure(
+        figure_of(
             group_figure(rows, metric),
             "groups-figure",
             f"{metric} of each tier for each state of permission, with intervals",
@@ -413,24 +357,24 @@ def _group_table(rows: Sequence[GroupRow], side: TargetSide, metric: str) -> str
     for group, name in GROUP_NAMES.items():
         counts = [row["customers"] for (asked, _), row in cells.items() if asked == group]
         if counts:
-            shown = _TOO_FEW if counts[0] < MINIMUM_GROUP else f"{counts[0]:,}"
+            shown = TOO_FEW if counts[0] < MINIMUM_GROUP else f"{counts[0]:,}"
             scores = [_group_cell(cells.get((group, tier)), metric) for tier in tiers]
             body.append([name, shown, *scores])
     caption = f"{metric} by state of permission, judged by {SIDE_NAMES[side]}"
-    return _table(caption, ["permissions", "customers", *tiers], body)
+    return table(caption, ["permissions", "customers", *tiers], body)
 
 
 def _group_cell(row: GroupRow | None, metric: str) -> str:
     if row is None or row["customers"] < MINIMUM_GROUP:
-        return _NOTHING
-    return _interval_text(row["metrics"].get(metric))
+        return NOTHING
+    return interval_text(row["metrics"].get(metric))
 
 
 def _popularity(rows: Sequence[PopularityRow], cutoff: int) -> str:
     if not rows:
         return ""
-    gain, share = f"ndcg@{cutoff}", f"recall@{cutoff}"
-    return _section(
+    gain, recall = f"ndcg@{cutoff}", f"recall@{cutoff}"
+    return section(
         "popularity",
         "Score by popularity of the wanted item",
         "<p>Items are ordered by the number of persons behind them before the cut-off. The head are the most "
@@ -438,7 +382,7 @@ def _popularity(rows: Sequence[PopularityRow], cutoff: int) -> str:
         "last; new items have none. A customer counts in each band that holds an item that the customer "
         f"wanted, and the target is what lies in that band. Bands with fewer than {MINIMUM_GROUP} customers "
         "are not shown.</p>",
-        _figure(
+        figure_of(
             popularity_figure(rows, gain),
             "popularity-figure",
             f"{gain} of each tier by the popularity of the wanted item, with intervals",
@@ -446,7 +390,7 @@ def _popularity(rows: Sequence[PopularityRow], cutoff: int) -> str:
             "left in the tail is what personal data find. No model here can find a new item.",
         ),
         _popularity_table(rows, gain),
-        _popularity_table(rows, share),
+        _popularity_table(rows, recall),
     )
 
 
@@ -454,14 +398,14 @@ def _popularity_table(rows: Sequence[PopularityRow], metric: str) -> str:
     bands = [band for band in POPULARITY_BANDS if any(row["band"] == band for row in rows)]
     header = [_band_header(next(row for row in rows if row["band"] == band)) for band in bands]
     cells: dict[tuple[str, PopularityBand], str] = {
-        (row["tier"], row["band"]): _TOO_FEW
+        (row["tier"], row["band"]): TOO_FEW
         if row["customers"] < MINIMUM_GROUP
-        else _interval_text(row["metrics"].get(metric))
+        else interval_text(row["metrics"].get(metric))
         for row in rows
     }
     tiers = list(dict.fromkeys(row["tier"] for row in rows))
-    body = [[tier, *(cells.get((tier, band), _NOTHING) for band in bands)] for tier in tiers]
-    return _table(f"{metric} by popularity of the wanted item", ["tier", *header], body)
+    body = [[tier, *(cells.get((tier, band), NOTHING) for band in bands)] for tier in tiers]
+    return table(f"{metric} by popularity of the wanted item", ["tier", *header], body)
 
 
 def _band_header(row: PopularityRow) -> str:
@@ -478,8 +422,8 @@ def _models(models: Sequence[ModelFigures]) -> str:
             model["algorithm"],
             _weights(model["source_weights"]),
             _weights(model["event_weights"]),
-            _NOTHING if model["recency_half_life"] is None else f"{model['recency_half_life']:g} days",
-            f"{model['attribute_weight']:g}" if model["attribute_weight"] else _NOTHING,
+            NOTHING if model["recency_half_life"] is None else f"{model['recency_half_life']:g} days",
+            f"{model['attribute_weight']:g}" if model["attribute_weight"] else NOTHING,
         ]
         for model in models
     ]
@@ -490,13 +434,13 @@ def _models(models: Sequence[ModelFigures]) -> str:
         + "</ul>"
         for model in models
     ]
-    return _section(
+    return section(
         "models",
         "What the tiers weigh",
         "<p>Out of the manifests of the models that were judged here: how much an event of each source and "
         "of each type counts, after how many days an event counts half as much, and what a customer's "
         "attributes count together without any history. A dash: the model knows no such thing.</p>",
-        _table("Weights of each tier", header, rows),
+        table("Weights of each tier", header, rows),
         "<details><summary>All parameters, in plain words</summary>",
         *parameters,
         "</details>",
@@ -504,7 +448,7 @@ def _models(models: Sequence[ModelFigures]) -> str:
 
 
 def _weights(weights: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {weight:g}" for name, weight in sorted(weights.items())) or _NOTHING
+    return ", ".join(f"{name} {weight:g}" for name, weight in sorted(weights.items())) or NOTHING
 
 
 def _lists(tiers: Sequence[TierFigures], metric: str) -> str:
@@ -513,15 +457,15 @@ def _lists(tiers: Sequence[TierFigures], metric: str) -> str:
     rows = [
         [
             tier["tier"],
-            _share(tier["coverage"]),
-            _number(tier["novelty"]),
-            _number(tier["diversity"]),
-            _number(tier["popularity_bias"]),
-            *([_number(tier.get("exposure_gini"))] if has_gini else []),
+            share(tier["coverage"]),
+            number(tier["novelty"]),
+            number(tier["diversity"]),
+            number(tier["popularity_bias"]),
+            *([number(tier.get("exposure_gini"))] if has_gini else []),
         ]
         for tier in tiers
     ]
-    return _section(
+    return section(
         "lists",
         "What the lists are made of",
         "<p>Coverage is the share of the catalogue that stands in at least one list. Novelty is the mean "
@@ -529,14 +473,14 @@ def _lists(tiers: Sequence[TierFigures], metric: str) -> str:
         "of pairs within a list that are of different categories. Popularity bias says how many times as "
         "popular as the average item a recommended item is. A Gini coefficient of exposure of 0 shows all "
         "items equally often; near 1, a few items take every place.</p>",
-        _figure(
+        figure_of(
             coverage_figure(tiers, metric),
             "coverage-figure",
             f"{metric} of each tier against its coverage of the catalogue",
             "Up is more accurate, right is more of the catalogue. A tier towards the upper right is better "
             "on both.",
         ),
-        _table(
+        table(
             "Composition of the recommended lists",
             [*header, "exposure (Gini)"] if has_gini else header,
             rows,
@@ -557,19 +501,19 @@ def _funnel(rows: Sequence[FunnelRow]) -> str:
         ]
         for row in rows
     ]
-    return _section(
+    return section(
         "funnel",
         "What consent let through",
         "<p>Each model is trained only on rows whose permission held from the event to the training cut-off. "
         "A row that is excluded counts under the first reason that applies.</p>",
-        _figure(
+        figure_of(
             funnel_figure(rows),
             "funnel-figure",
             "Share of the rows that were kept, and that each reason excluded, by tier and source",
             "The first part of each bar is what was kept; the other parts are the reasons why rows were not. "
             "A long part for one reason shows where data are lost.",
         ),
-        _table("Rows by tier and source", ["tier and source", "rows in", "kept", *reasons], body),
+        table("Rows by tier and source", ["tier and source", "rows in", "kept", *reasons], body),
     )
 
 
@@ -577,50 +521,15 @@ def _notes(notes: Sequence[str]) -> str:
     if not notes:
         return ""
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    return _section("notes", "Notes", f"<ul>{items}</ul>")
-
-
-def _section(identifier: str, heading: str, *parts: str) -> str:
-    mark = f' id="{identifier}"' if identifier else ""
-    return "\n".join(
-        [f"<section>\n<h2{mark}>{escape(heading)}</h2>", *(part for part in parts if part), "</section>"]
-    )
-
-
-def _figure(figure: Figure | None, identifier: str, label: str, caption: str) -> str:
-    if figure is None:
-        return "<p>There is nothing to draw: every group is too small or empty.</p>"
-    opening = f'<svg role="img" aria-label="{escape(label)}"'
-    svg = to_svg(figure, identifier).replace("<svg", opening, 1)
-    return f"<figure>\n{svg}\n<figcaption>{escape(label)}. {escape(caption)}</figcaption>\n</figure>"
+    return section("notes", "Notes", f"<ul>{items}</ul>")
 
 
 def _tier_table(tiers: Sequence[TierFigures], caption: str) -> str:
     """Metrics down, tiers across: there are more metrics than tiers."""
     rows = [
-        [name, *(_interval_text(tier["metrics"].get(name)) for tier in tiers)]
-        for name in _metric_names(tiers)
+        [name, *(interval_text(tier["metrics"].get(name)) for tier in tiers)] for name in _metric_names(tiers)
     ]
-    return _table(caption, ["metric", *(tier["tier"] for tier in tiers)], rows)
-
-
-def _table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose first column names the row; it scrolls by itself, also by keyboard."""
-    head = "".join(f'<th scope="col">{_cell(cell)}</th>' for cell in header)
-    body = "\n".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>' + "".join(f"<td>{_cell(cell)}</td>" for cell in row[1:])
-        + "</tr>"
-        for row in rows
-    )  # fmt: skip
-    return (
-        f'<div class="scroll" role="region" aria-label="{escape(caption)}" tabindex="0">\n'
-        f"<table>\n<caption>{escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n"
-        f"<tbody>\n{body}\n</tbody>\n</table>\n</div>"
-    )
-
-
-def _cell(text: str) -> str:
-    return _UNBROKEN.sub(r'<span class="unbroken">\g<0></span>', escape(text))
+    return table(caption, ["metric", *(tier["tier"] for tier in tiers)], rows)
 
 
 def _headline_metric(result: EvaluationResult) -> str:
@@ -632,24 +541,6 @@ def _headline_metric(result: EvaluationResult) -> str:
 
 def _metric_names(tiers: Sequence[TierFigures]) -> list[str]:
     return list(dict.fromkeys(name for tier in tiers for name in tier["metrics"]))
-
-
-def _interval_text(figures: IntervalFigures | None, sign: str = "") -> str:
-    if figures is None:
-        return _NOTHING
-    return f"{figures['mean']:{sign}.4f} [{figures['low']:{sign}.4f}, {figures['high']:{sign}.4f}]"
-
-
-def _number(value: float | None) -> str:
-    return _NOTHING if value is None else f"{value:.3f}"
-
-
-def _p_value(value: float) -> str:
-    return "below 0.0001" if value < 0.00005 else f"{value:.4f}"
-
-
-def _share(value: float | None) -> str:
-    return _NOTHING if value is None else f"{value:.1%}"
 
 
 def _markdown(cell: str) -> str:

@@ -296,6 +296,7 @@ def _retrained(tier: Tier, run: _Run) -> tuple[RetrainedTier, tuple[Funnel, ...]
     items = 0 if before is None or how == "removed" else before.manifest.item_count
     if fit is not None:
         facts = run_facts(run.config, run.ledger, fit.funnel, fit.rows_digest, fit.seconds)
+        facts["data_summary"] = fit.summary
         facts["retrained"] = how
         after = put(
             tier, fit, facts, run.out, gate=run.gate, ledger=run.ledger, restricted=run.restricted, force=True

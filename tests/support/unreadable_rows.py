@@ -13,11 +13,16 @@ from consentier.features.tables import ShopTables
 __all__ = [
     "CUTOFF",
     "LINKED",
+    "MAY_NOT_READ",
+    "NOBODY_MAY_READ",
+    "PERMITTED",
+    "REFUSED",
     "START",
     "Case",
     "Noise",
     "cases",
     "many",
+    "rows_of",
     "shop_with",
 ]
 

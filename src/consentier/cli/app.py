@@ -13,6 +13,7 @@ from consentier.cli.deliver import deliver
 from consentier.cli.demo import demo
 from consentier.cli.disclose import disclose
 from consentier.cli.doctor import doctor
+from consentier.cli.drift import drift
 from consentier.cli.evaluate import evaluate
 from consentier.cli.export import export
 from consentier.cli.exposure import exposure
@@ -32,6 +33,7 @@ from consentier.cli.simulate import simulate
 from consentier.cli.train import train
 from consentier.cli.tune import tune
 from consentier.cli.validate import validate
+from consentier.cli.worth import worth
 from consentier.logs import configured
 
 __all__ = ["app"]
@@ -54,9 +56,11 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     promote: "consentier promote --bundles bundles --ledger sqlite:///consents.db --dry-run",
     rollback: "consentier rollback fused --bundles bundles",
     retrain: "consentier retrain shop --bundles bundles",
+    drift: "consentier drift shop --bundles bundles",
     tune: "consentier tune shop --tier crm --trials 40 --out tuned.toml",
     evaluate: "consentier evaluate shop --out evaluation.json",
     report: "consentier report evaluation.json --out report.html",
+    worth: "consentier worth shop --out worth.html --figures worth.json",
     recommend: "consentier recommend --bundles bundles --session i00012,i00040 --permission none",
     score: "consentier score shop --bundles bundles --channel email --out recs.parquet",
     package: "consentier package bundles --out model --catalogue items.csv",

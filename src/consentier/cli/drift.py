@@ -1,0 +1,81 @@
+"""``consentier drift``: do today's data still look like those that the bundles were fitted on?"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from consentier.cli.output import (
+    CHECK_FAILED,
+    AsJson,
+    BadRows,
+    ConfigPath,
+    Cutoff,
+    OnBadRowsOption,
+    PolicyPath,
+    print_json,
+    print_table,
+    say,
+    write_json,
+)
+from consentier.consent import Policy
+
+
+def drift(
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="Directory of the shop's tables, or the URL of a database.")
+    ],
+    bundles: Annotated[Path, typer.Option("--bundles", help="Directory of the bundles.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the result to this file too, as JSON.")
+    ] = None,
+    config: ConfigPath = None,
+    cutoff: Cutoff = None,
+    policy: PolicyPath = None,
+    on_bad_rows: OnBadRowsOption = BadRows.ERROR,
+    as_json: AsJson = False,
+) -> None:
+    """Compare today's permitted data with those of the bundles; exit with 1 if a threshold is breached."""
+    from consentier.features.tables import read_shop
+    from consentier.training.config import load_config
+    from consentier.training.drift import drift as compare
+
+    settings = load_config(config, data=data, environ=os.environ)
+    result = compare(
+        read_shop(data, on_bad_rows=on_bad_rows.value),
+        bundles,
+        settings.drift,
+        # Not the configuration's cut-off, which is that of the bundles: the question is about now.
+        at=cutoff or dt.datetime.now(dt.UTC),
+        policy=None if policy is None else Policy.load(policy),
+    )
+    if out is not None:
+        write_json(out, result)
+    if as_json:
+        print_json(result)
+    else:
+        print_table(
+            ["tier", "check", "then", "now", "distance", "allowed", "", ""],
+            [
+                [
+                    check["tier"],
+                    check["check"],
+                    *(_number(check[name]) for name in ("then", "now", "distance", "threshold")),
+                    "BREACHED" if check["breached"] else "ok",
+                    check["says"],
+                ]
+                for check in result["checks"]
+            ],
+        )
+        for text in result["notes"]:
+            say(f"\nnote: {text}")
+    if result["breached"]:
+        raise typer.Exit(CHECK_FAILED)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,g}"

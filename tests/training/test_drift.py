@@ -1,0 +1,164 @@
+"""Whether a change of the data is noticed, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from shops import day, event
+from typer.testing import CliRunner
+from unreadable_rows import CUTOFF, LINKED, PERMITTED, Noise, shop_with
+
+from consentier.cli.app import app
+from consentier.consent import Policy, Tier
+from consentier.errors import TrainingError
+from consentier.features.gate import ConsentGate, ledger_of
+from consentier.features.tables import ShopTables, write_tables
+from consentier.models.bundle import read_run, write_run
+from consentier.training.bundles import TRAINED_TIERS, train_bundles
+from consentier.training.config import Config, DriftConfig, TierConfig, TrackingConfig
+from consentier.training.data_summary import _shares, data_summary
+from consentier.training.drift import DriftCheck, DriftResult, _checks, _mix, drift
+
+_TIER = TierConfig(neighbours=5, regularisation=1.0)
+CONFIG = Config(
+    tracking=TrackingConfig(enabled=False),
+    drift=DriftConfig(window_days=40),
+    session=_TIER,
+    online=_TIER,
+    crm=_TIER,
+    fused=_TIER,
+).with_cutoff(day(CUTOFF))
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("drift") / "bundles"
+    trained = train_bundles(shop_with([]), CONFIG, out, tiers=TRAINED_TIERS, show_progress=False)
+    assert not trained.skipped
+    return out
+
+
+def compared(tables: ShopTables, bundles: Path, *, days_later: int = 0) -> DriftResult:
+    return drift(tables, bundles, CONFIG.drift, at=day(CUTOFF + days_later))
+
+
+def breached(result: DriftResult) -> set[tuple[str, str]]:
+    return {(check["tier"], check["check"]) for check in result["checks"] if check["breached"]}
+
+
+def test_the_data_of_training_do_not_drift(bundles: Path) -> None:
+    result = compared(shop_with([]), bundles)
+    assert not breached(result)
+    assert not result["breached"]
+    assert not result["notes"]
+    assert {check["tier"] for check in result["checks"]} == {str(tier) for tier in TRAINED_TIERS}
+    distances = {check["check"]: check["distance"] for check in result["checks"]}
+    assert distances["volume"] == 1.0
+    assert distances["new items"] == distances["event mix"] == 0.0
+
+
+def test_more_rows_of_other_kinds_on_new_items_are_noticed_where_they_may_be_read(bundles: Path) -> None:
+    more: list[Noise] = [
+        ("events", event(f"v{name}", f"new-{step}", CUTOFF - 2, kind="favourite", session=f"n-{name}"))
+        for name in PERMITTED
+        for step in range(20)
+    ]
+    found = breached(compared(shop_with(more), bundles))
+    for tier in ("session", "online", "fused", "popular"):
+        assert {(tier, "volume"), (tier, "new items"), (tier, "event mix")} <= found
+    assert not {check for tier, check in found if tier == "crm"}
+
+
+def test_withdrawals_are_noticed() -> None:
+    permitted = ConsentGate(shop_with([]), ledger_of(shop_with([])), day(CUTOFF), Policy.default())
+    rows = permitted.permitted(Tier.CRM)
+    then, now = (
+        data_summary([rows], {"customer": {"granted": granted, "withdrawn": 100 - granted}}, 40)
+        for granted in (75, 60)
+    )
+    assert then is not None
+    assert now is not None
+    found = {check["check"]: check for check in _checks(Tier.CRM, then, now, 0.0, CONFIG.drift)}
+    assert found["permissions of customers"]["distance"] == 0.15
+    assert [name for name, check in found.items() if check["breached"]] == ["permissions of customers"]
+
+
+def test_too_few_persons_are_a_breach_and_get_no_figure(bundles: Path) -> None:
+    result = compared(shop_with([]), bundles, days_later=60)
+    (check,) = (check for check in result["checks"] if check["tier"] == "crm")
+    assert check["breached"]
+    assert check["now"] is None
+
+
+def test_columns_that_went_are_noticed_and_new_ones_are_told(tmp_path: Path) -> None:
+    def with_attributes(*names: str) -> ShopTables:
+        rows = [{"customer_id": f"c{name}", **dict.fromkeys(names, "x")} for name in LINKED]
+        return dataclasses.replace(shop_with([]), customers=pa.Table.from_pylist(rows))
+
+    train_bundles(
+        with_attributes("region", "size"), CONFIG, tmp_path / "out", tiers=[Tier.CRM], show_progress=False
+    )
+    (check,) = (
+        check
+        for check in compared(with_attributes("region", "age"), tmp_path / "out")["checks"]
+        if check["check"] == "columns"
+    )
+    assert check["breached"]
+    assert check["says"] == "missing: customers.size; new: customers.age"
+    new = compared(with_attributes("region", "size", "age"), tmp_path / "out")
+    assert not breached(new)
+
+
+def test_a_bundle_without_a_summary_is_told(tmp_path: Path) -> None:
+    train_bundles(shop_with([]), CONFIG, tmp_path, tiers=[Tier.CRM], show_progress=False)
+    facts = read_run(tmp_path / "crm")
+    del facts["data_summary"]
+    write_run(tmp_path / "crm", facts)
+    result = compared(shop_with([]), tmp_path)
+    assert not result["checks"]
+    assert "train again" in result["notes"][0]
+    with pytest.raises(TrainingError, match="no bundle"):
+        compared(shop_with([]), tmp_path / "nothing")
+
+
+def test_small_groups_are_in_no_summary(bundles: Path) -> None:
+    assert _shares({"a": 60, "b": 30, "c": 9}, {"a": 50, "b": 19, "c": 3}) == {
+        "a": 0.606,
+        "all others": 0.394,
+    }
+    assert _shares({"a": 60, "b": 30, "c": 9}, {"a": 50, "b": 40, "c": 3}) == {"a": 0.667, "b": 0.333}
+    for tier in TRAINED_TIERS:
+        summary = json.dumps(read_run(bundles / tier)["data_summary"])
+        # Of each kind of refusal there is one person.
+        assert "withdrawn" not in summary
+        assert "denied" not in summary
+
+
+def test_total_variation_is_half_the_sum_of_the_differences() -> None:
+    check: DriftCheck = _mix(Tier.CRM, "event mix", {"a": 0.5, "b": 0.5}, {"a": 0.2, "c": 0.8}, 0.79)
+    assert check["distance"] == 0.8
+    assert check["breached"]
+    assert check["says"] == "c 0.0% → 80.0%, b 50.0% → 0.0%, a 50.0% → 20.0%"
+
+
+def test_the_command_exits_with_1_if_a_threshold_is_breached(bundles: Path, tmp_path: Path) -> None:
+    tables = shop_with([])
+    write_tables({field.name: getattr(tables, field.name) for field in dataclasses.fields(tables)
+                  if field.name != "report"}, tmp_path / "shop")  # fmt: skip
+    (tmp_path / "shop" / "consentier.toml").write_text("[drift]\nvolume_ratio = 1.5\n")
+    command = ["drift", str(tmp_path / "shop"), "--bundles", str(bundles), "--cutoff"]
+    run = CliRunner().invoke(app, [*command, day(CUTOFF).isoformat(), "--out", str(tmp_path / "drift.json")])
+    assert run.exit_code == 0, run.output
+    assert not json.loads((tmp_path / "drift.json").read_text())["breached"]
+    late = CliRunner().invoke(app, [*command, day(CUTOFF + 30).isoformat(), "--json"])
+    assert late.exit_code == 1
+    assert json.loads(late.stdout)["breached"]
+
+
+def test_the_shop_of_these_tests_has_rows_in_the_window() -> None:
+    assert pc.max(shop_with([]).events["ts"]).as_py() > day(CUTOFF - 20)
