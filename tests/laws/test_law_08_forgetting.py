@@ -391,7 +391,7 @@ SPARSE = tuple(
         gram.select_inputs,
         "if statistics.counts[~kept].any():",
         "if False:",
-        usual(Tier.ONLINE, V1, min_persons=3),
+        usual(Tier.SESSION, V1, min_persons=2),
     ),
     Break(
         "groups of attributes stay as the forgotten person made them",
