@@ -142,7 +142,7 @@ endef
 	$(SAY) 'Installing Spark into $(@D) (some minutes the first time)'
 	$(new_environment)
 	$(@D)/$(PIP) install -c $(LOCK) 'pyspark>=4.0,<4.1' 'ibis-framework[duckdb,pyspark]' pyarrow numpy scipy \
-		pytest hypothesis
+		numba joblib threadpoolctl scikit-learn implicit pydantic sqlalchemy typer pytest hypothesis
 	@touch $@
 
 .venv-fuzz/.requirements: $(LOCK)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,16 @@ from consentier.training.run_facts import rows_digest, run_facts
 from consentier.training.track import track_run
 from consentier.writing import remove_directory
 
-__all__ = ["TRAINED_TIERS", "TrainingResult", "train"]
+__all__ = [
+    "TRAINED_TIERS",
+    "TierFit",
+    "TrainingResult",
+    "fit_each",
+    "model_parameters",
+    "publish",
+    "require_free_slots",
+    "train",
+]
 
 TRAINED_TIERS = (Tier.SESSION, Tier.ONLINE, Tier.CRM, Tier.FUSED, Tier.POPULAR)
 """All that a full run trains, in this order."""
@@ -113,57 +122,142 @@ def train(
     """
     policy = Policy.default() if policy is None else policy
     cutoff = config.training.cutoff or dt.datetime.now(dt.UTC)
-    occupied = [str(out / tier) for tier in tiers if (out / tier).exists()]
-    if occupied and not force:
-        raise FileExistsError(f"{', '.join(occupied)}: there is a bundle already; use --force to replace it")
+    require_free_slots(out, tiers, force=force)
     ledger = ledger_of(shop) if ledger is None else ledger
     gate = ConsentGate(shop, ledger, cutoff, policy, until)
-    fitted: dict[Tier, _Fit] = {}
-    skipped: dict[str, str] = {}
-    for tier in tiers:
-        try:
-            fitted[tier] = _fit(tier, gate, config, show_progress, keep=restricted is not None)
-        except TrainingError as error:
-            skipped[str(tier)] = str(error)
-    for name in skipped:
-        if _retire(out / name):
-            skipped[name] += (
-                "; the earlier bundle, which rests on rows that may not be used any more, was removed"
-            )
-    if not fitted:
-        raise TrainingError("; ".join(skipped.values()))
-    # Nothing is written before all is fitted: an interrupted run leaves the earlier bundles as they were.
-    out.mkdir(parents=True, exist_ok=True)
-    digests, runs = {}, {}
-    for tier, fit in fitted.items():
-        digests[str(tier)] = _write(tier, fit, cutoff, out, force)
-        runs[str(tier)] = run_facts(config, ledger, fit.funnel, fit.rows_digest, fit.seconds)
-        write_run(out / tier, runs[str(tier)])
+    fitted, skipped = fit_each(
+        tiers, lambda tier: _fit(tier, gate, config, show_progress, keep=restricted is not None)
+    )
+    runs = {
+        tier: run_facts(config, ledger, fit.funnel, fit.rows_digest, fit.seconds)
+        for tier, fit in fitted.items()
+    }
+
+    def keep(tier: Tier, digest: str) -> None:
         if restricted is not None:
-            _keep(restricted, tier, fit, digests[str(tier)], gate, ledger)
-    run_ids = track_run(config, out, digests, runs, show_progress=show_progress)
-    rows = [dataclasses.asdict(funnel) for fit in fitted.values() for funnel in fit.funnel]
-    seconds = {str(tier): fit.seconds for tier, fit in fitted.items()}
-    return TrainingResult(out, digests, skipped, rows, seconds, run_ids)
+            _keep(restricted, tier, fitted[tier], digest, gate, ledger)
+
+    return publish(
+        fitted, skipped, runs, config, cutoff, out, force=force, show_progress=show_progress, keep=keep
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Fit:
-    """One tier's model, what it was fitted with and on whom, and what the gate kept out of it."""
+class TierFit:
+    """One tier's model, what it was fitted with and on whom, and what the gate kept out of it.
+
+    Attributes
+    ----------
+    model, parameters
+        The model, and what its manifest says of its configuration.
+    funnel
+        What the gate kept out.
+    subjects
+        Whose rows and attributes it was fitted on, as in `PermittedRows`; None where nobody keeps that.
+    rows_digest
+        Of the rows that it was fitted on; None where no one process saw them all.
+    seconds
+        Fitting time.
+    """
 
     model: FittedTier
     parameters: Mapping[str, Any]
     funnel: tuple[Funnel, ...]
-    subjects: pa.Table
-    rows_digest: str
+    subjects: pa.Table | None
+    rows_digest: str | None
     seconds: float
 
 
-def _fit(tier: Tier, gate: ConsentGate, config: Config, show_progress: bool, *, keep: bool) -> _Fit:
+def require_free_slots(out: Path, tiers: Sequence[Tier], *, force: bool) -> None:
+    """Check that no bundle is in the way, before anything is computed.
+
+    Raises
+    ------
+    FileExistsError
+        There is one, and `force` is not set.
+    """
+    occupied = [str(out / tier) for tier in tiers if (out / tier).exists()]
+    if occupied and not force:
+        raise FileExistsError(f"{', '.join(occupied)}: there is a bundle already; use --force to replace it")
+
+
+def fit_each(
+    tiers: Sequence[Tier], fit: Callable[[Tier], TierFit]
+) -> tuple[dict[Tier, TierFit], dict[Tier, str]]:
+    """Fit tiers; those that have nothing to train on are skipped, with the reason."""
+    fitted: dict[Tier, TierFit] = {}
+    skipped: dict[Tier, str] = {}
+    for tier in tiers:
+        try:
+            fitted[tier] = fit(tier)
+        except TrainingError as error:
+            skipped[tier] = str(error)
+    return fitted, skipped
+
+
+def publish(
+    fitted: Mapping[Tier, TierFit],
+    skipped: Mapping[Tier, str],
+    runs: Mapping[Tier, Mapping[str, Any]],
+    config: Config,
+    cutoff: dt.datetime,
+    out: Path,
+    *,
+    force: bool,
+    show_progress: bool,
+    keep: Callable[[Tier, str], None] | None = None,
+) -> TrainingResult:
+    """Write the bundles of a run and record it.
+
+    Nothing is written before all is fitted: an interrupted run leaves the earlier bundles as they were. The
+    bundle of a skipped tier is removed.
+
+    Parameters
+    ----------
+    fitted, skipped
+        From `fit_each`.
+    runs
+        The facts that stand beside each bundle.
+    config, cutoff
+        What the run was made with.
+    out, force, show_progress
+        As for `train`.
+    keep
+        Called with each tier and the digest of its bundle, once that stands.
+
+    Raises
+    ------
+    TrainingError
+        If nothing was fitted.
+    """
+    reasons = {str(tier): reason for tier, reason in skipped.items()}
+    for name in reasons:
+        if _retire(out / name):
+            reasons[name] += (
+                "; the earlier bundle, which rests on rows that may not be used any more, was removed"
+            )
+    if not fitted:
+        raise TrainingError("; ".join(reasons.values()))
+    out.mkdir(parents=True, exist_ok=True)
+    digests = {}
+    for tier, fit in fitted.items():
+        digests[str(tier)] = _write(tier, fit, cutoff, out, force)
+        write_run(out / tier, runs[tier])
+        if keep is not None:
+            keep(tier, digests[str(tier)])
+    run_ids = track_run(
+        config, out, digests, {str(tier): run for tier, run in runs.items()}, show_progress=show_progress
+    )
+    rows = [dataclasses.asdict(funnel) for fit in fitted.values() for funnel in fit.funnel]
+    seconds = {str(tier): fit.seconds for tier, fit in fitted.items()}
+    return TrainingResult(out, digests, reasons, rows, seconds, run_ids)
+
+
+def _fit(tier: Tier, gate: ConsentGate, config: Config, show_progress: bool, *, keep: bool) -> TierFit:
     started = time.perf_counter()
     fit_one = _fit_popular if tier is Tier.POPULAR else _fit_model
     model, parameters, permitted = fit_one(tier, gate, config, show_progress, keep)
-    return _Fit(
+    return TierFit(
         model,
         parameters,
         tuple(dataclasses.replace(funnel, tier=str(tier)) for part in permitted for funnel in part.funnel),
@@ -200,14 +294,15 @@ def _fit_model(tier: Tier, gate: ConsentGate, config: Config, show_progress: boo
         show_progress=show_progress,
         keep=keep,
     )
-    parameters = {
-        **tier_config.model_dump(mode="json"),
-        "min_persons": config.training.min_persons,
-        **model.facts,
-    }
+    parameters = model_parameters(tier_config, config.training.min_persons, model)
     if tier_config.algorithm in FACTOR_ALGORITHMS:
         parameters["seed"] = config.training.seed
     return model, parameters, (permitted,)
+
+
+def model_parameters(config: TierConfig, min_persons: int, model: FittedTier) -> dict[str, Any]:
+    """What a manifest says of the parameters of a model without chance."""
+    return {**config.model_dump(mode="json"), "min_persons": min_persons, **model.facts}
 
 
 def _retire(path: Path) -> bool:
@@ -218,7 +313,7 @@ def _retire(path: Path) -> bool:
     return True
 
 
-def _write(tier: Tier, fit: _Fit, cutoff: dt.datetime, out: Path, force: bool) -> str:
+def _write(tier: Tier, fit: TierFit, cutoff: dt.datetime, out: Path, force: bool) -> str:
     sources, permission = TIERS[tier]
     return write_bundle(
         out / tier,
@@ -236,9 +331,11 @@ def _write(tier: Tier, fit: _Fit, cutoff: dt.datetime, out: Path, force: bool) -
 
 
 def _keep(
-    restricted: Restricted, tier: Tier, fit: _Fit, digest: str, gate: ConsentGate, ledger: Ledger
+    restricted: Restricted, tier: Tier, fit: TierFit, digest: str, gate: ConsentGate, ledger: Ledger
 ) -> None:
     """Keep, on the training side, whom a bundle holds and what its weights were computed from."""
+    if fit.subjects is None:
+        raise ValueError("nobody noted whose rows the model was fitted on")
     kinds, ids = (fit.subjects[name].to_pylist() for name in ("kind", "subject_id"))
     subjects = zip(kinds, ids, strict=True)
     position = ledger.position
