@@ -66,9 +66,9 @@ test-services: $(TEST)/.wheel .venv-spark/.wheel  ## The tests against real serv
 	@echo 'PostgreSQL: its server programs (Debian, Ubuntu: apt-get install postgresql), started for the tests in a'
 	@echo 'temporary directory; or CONSENTIER_TEST_POSTGRESQL=postgresql://... of an empty database for tests.'
 	@echo 'Redis: its server program (apt-get install redis-server), started likewise; or CONSENTIER_TEST_REDIS=redis://...'
-	CONSENTIER_TESTED=wheel $(TEST)/bin/pytest -m service --ignore tests/services/test_spark_gate.py
+	CONSENTIER_TESTED=wheel $(TEST)/bin/pytest -m service --ignore-glob '*/test_spark_*.py'
 	@echo 'Spark: in local mode, in an environment of its own; needs Java 17 (Debian: openjdk-17-jre-headless).'
-	CONSENTIER_TESTED=wheel .venv-spark/bin/pytest -m service tests/services/test_spark_gate.py
+	CONSENTIER_TESTED=wheel .venv-spark/bin/pytest -m service tests/services/test_spark_*.py
 
 fuzz: .venv-fuzz/.wheel  ## Coverage-guided fuzzing of every parser of signals (FUZZ_SECONDS each, by default 60)
 	$(SAY) 'Fuzzing every parser for $(FUZZ_SECONDS) seconds'

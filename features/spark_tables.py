@@ -14,9 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 from pyspark.errors import AnalysisException
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
-from pyspark.sql import types as T
+from pyspark.sql import DataFrame, SparkSession, functions, types
 
 from consentier.errors import DataError
 from consentier.features.consent_intervals import FOREVER, MISSING
@@ -26,11 +24,11 @@ from consentier.features.validation import Chunk, TableValidator, check_header, 
 __all__ = ["SparkTables", "read_spark_tables"]
 
 _SPARK_TYPES = {
-    ColumnType.TEXT: T.StringType(),
-    ColumnType.TIME: T.LongType(),
-    ColumnType.NUMBER: T.DoubleType(),
-    ColumnType.WHOLE: T.LongType(),
-    ColumnType.FLAG: T.BooleanType(),
+    ColumnType.TEXT: types.StringType(),
+    ColumnType.TIME: types.LongType(),
+    ColumnType.NUMBER: types.DoubleType(),
+    ColumnType.WHOLE: types.LongType(),
+    ColumnType.FLAG: types.BooleanType(),
 }
 _PLACE = "a batch of Spark's"
 
@@ -142,8 +140,10 @@ def _checked(session: SparkSession, schema: TableSchema, frame: DataFrame | None
     return frame.select(*read).mapInArrow(check, _spark_schema(schema, others if schema.open_columns else []))
 
 
-def _spark_schema(schema: TableSchema, others: list[T.StructField]) -> T.StructType:
-    return T.StructType([T.StructField(c.name, _SPARK_TYPES[c.type]) for c in schema.columns] + others)
+def _spark_schema(schema: TableSchema, others: list[types.StructField]) -> types.StructType:
+    return types.StructType(
+        [types.StructField(c.name, _SPARK_TYPES[c.type]) for c in schema.columns] + others
+    )
 
 
 def _checked_batches(batches: Iterator[pa.RecordBatch], table: str) -> Iterator[pa.RecordBatch]:
@@ -177,8 +177,9 @@ def _without_nulls(schema: TableSchema, frame: DataFrame) -> DataFrame:
     """Fill in as `ConsentTables` does."""
     return frame.select(
         *(
-            F.coalesce(
-                F.col(column.name), F.lit(FOREVER if column.type is ColumnType.TIME else MISSING)
+            functions.coalesce(
+                functions.col(column.name),
+                functions.lit(FOREVER if column.type is ColumnType.TIME else MISSING),
             ).alias(column.name)
             for column in schema.columns
         )

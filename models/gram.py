@@ -713,10 +713,11 @@ def _check_sums(rows: sparse.csr_matrix, weights: NDArray[np.int64]) -> None:
     """Refuse sums beyond int64. By Cauchy and Schwarz, no entry exceeds the largest of the diagonal."""
     values = rows.data.astype(np.float64)
     squares = np.repeat(weights.astype(np.float64), np.diff(rows.indptr)) * values * values
-    require_sums_fit(np.bincount(rows.indices, weights=squares, minlength=rows.shape[1]))
+    diagonal = np.bincount(rows.indices, weights=squares, minlength=rows.shape[1])
+    require_sums_fit(diagonal.astype(np.float64))
 
 
-def require_sums_fit(diagonal: NDArray[np.floating]) -> None:
+def require_sums_fit(diagonal: NDArray[np.float64]) -> None:
     """Refuse a Gram matrix by its diagonal, in units of `GRAM_UNIT`, where sums would not fit int64.
 
     Raises

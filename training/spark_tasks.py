@@ -1,8 +1,8 @@
-"""What runs on the executors of Apache Spark: from rows of whole persons to counts, and from counts to weights.
+"""What runs on the executors of Apache Spark: rows of whole persons to counts, and counts to weights.
 
 It is the code that trains on one machine (`features.interactions`, `models.gram`, `models.local_ridge`), fed
-with some of the persons, or asked for some of the items. Counts are integers, so that Spark may add them up in
-any order.
+with some of the persons, or asked for some of the items. Counts are integers, so that Spark may add them up
+in any order.
 """
 
 from __future__ import annotations
@@ -160,9 +160,8 @@ def _counted(rows: pa.Table, counting: Counting) -> Iterator[pa.RecordBatch]:
     events = rows.filter(rows["inputs"].is_null()).drop_columns(["inputs"])
     if not events.num_rows:
         return  # customers without rows: nobody to count
-    permitted = PermittedRows(
-        events.sort_by([(name, "ascending") for name in CANONICAL_ORDER]), None, (), _NOBODY, counting.until
-    )
+    in_order = events.sort_by([(name, "ascending") for name in CANONICAL_ORDER])
+    permitted = PermittedRows(in_order, None, (), _NOBODY, counting.until)
     coded = CodedRows.of(permitted, by_session=counting.by_session, item_ids=counting.item_ids)
     data = coded.interactions(attributes=_attribute_matrix(coded, attributes, counting), **counting.matrix)
     counts, parts = gram_parts(

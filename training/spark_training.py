@@ -26,9 +26,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame, SparkSession, Window
-from pyspark.sql import functions as F
-from pyspark.sql import types as T
+from pyspark.sql import DataFrame, SparkSession, Window, functions, types
 
 from consentier.consent import Ledger, Policy, Tier
 from consentier.errors import ConfigError, DataError, TrainingError
@@ -93,7 +91,7 @@ _FETCHED_AT_ONCE = 5_000_000
 
 _CHUNKS_PER_CORE = 4
 
-_COUNTED_VALUES = (T.StringType, T.BooleanType, T.IntegralType, T.FloatType, T.DoubleType)
+_COUNTED_VALUES = (types.StringType, types.BooleanType, types.IntegralType, types.FloatType, types.DoubleType)
 """Types of attributes that a model can use."""
 
 
@@ -139,9 +137,9 @@ def train_on_spark(
     Neither the index of who is in which bundle nor statistics to subtract persons from are kept: a withdrawal
     takes each bundle to hold everybody, and forgetting fits again.
 
-    Memory of the driver: the items, three int64 per distinct value of an attribute, the weights, 5,000,000
-    entries at a time, and the page cache for the co-occurrences (12 bytes an entry; 20 with `min_persons` above
-    1; 8 more in sessions), which stand in a temporary directory.
+    Memory of the driver: the items, the distinct values of attributes, the weights, 5,000,000 entries at a
+    time, and the page cache for the co-occurrences (12 bytes an entry; 20 with `min_persons` above 1; 8 more
+    in sessions), which stand in a temporary directory.
     """
     policy = Policy.default() if policy is None else policy
     cutoff = config.training.cutoff or dt.datetime.now(dt.UTC)
@@ -164,8 +162,8 @@ def _require_counted(config: Config, tiers: Sequence[Tier]) -> None:
         algorithm = None if tier is Tier.POPULAR else getattr(config, tier).algorithm
         if algorithm not in (None, "local_ridge", "cosine"):
             raise ConfigError(
-                f"{tier}.algorithm is {algorithm!r}, which is not fitted on Spark: take local_ridge or cosine "
-                "there, or train this tier on one machine"
+                f"{tier}.algorithm is {algorithm!r}, which is not fitted on Spark: take local_ridge or "
+                "cosine there, or train this tier on one machine"
             )
 
 
@@ -209,7 +207,7 @@ def _fit(
     return TierFit(model, parameters, funnel, None, None, round(time.perf_counter() - started, 3))
 
 
-# ---- The popular list ---------------------------------------------------------------------------------------
+# ---- The popular list --------------------------------------------------------------------------------------
 
 
 def _popular(gate: SparkGate, min_persons: int) -> tuple[FittedTier, tuple[Any, ...]]:
@@ -230,7 +228,7 @@ def _distinct_behind(rows: DataFrame, key: str) -> dict[str, int]:
     return dict(zip(pairs["item_id"].to_pylist(), pairs["count"].to_pylist(), strict=True))
 
 
-# ---- A model ------------------------------------------------------------------------------------------------
+# ---- A model -----------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -252,7 +250,7 @@ class _OnSpark:
         if not len(index):
             raise nothing_to_train_on(self.tier, self.permitted.funnel)
         if len(index) < len(behind):
-            rows = rows.join(F.broadcast(self._ids(index)), "item_id")
+            rows = rows.join(functions.broadcast(self._ids(index)), "item_id")
         encoder = self._encoder(len(index))
         model = estimator(self.tier, self.config, len(index), self.min_persons, 1)
         if not solves_counts(model):
@@ -310,7 +308,7 @@ class _OnSpark:
             distance_decay=model.distance_decay if isinstance(model, LocalRidge) else None,
             ordered=ridge and session,
         )
-        rows = rows.withColumn("inputs", F.lit(None).cast("array<int>"))
+        rows = rows.withColumn("inputs", functions.lit(None).cast("array<int>"))
         if encoder.input_count and self.permitted.attributes is not None:
             encode = functools.partial(encode_batches, encoder=encoder)
             encoded = self.permitted.attributes.mapInArrow(encode, "person string, inputs array<int>")
@@ -320,14 +318,14 @@ class _OnSpark:
             .sortWithinPartitions("person")
             .mapInArrow(functools.partial(count_batches, counting=counting), COUNTED)
         )
-        sums = [F.try_sum(name).alias(name) for name in ("value", "forward", "persons")]
+        sums = [functions.try_sum(name).alias(name) for name in ("value", "forward", "persons")]
         return self.gate.keep(counted.groupBy("kind", "i", "j").agg(*sums))
 
     def _statistics(
         self, counted: DataFrame, inputs: int, model: LocalRidge | ItemKNN
     ) -> tuple[GramStatistics, GramFiles]:
         """The Gram matrix in files of this process, and how executors find them."""
-        upper = counted.filter(F.col("kind") == ENTRY)
+        upper = counted.filter(functions.col("kind") == ENTRY)
         _check_diagonal(upper)
         budget = model.max_gram_entries if isinstance(model, LocalRidge) else None
         require_budget(budget, inputs)
@@ -354,7 +352,7 @@ class _OnSpark:
         }
         columns = {name: column for name, (column, _) in wanted.items()}
         starts = _fetch(entries, "i", lengths, columns, arrays)
-        behind = counted.filter(F.col("kind") == INPUT).select("i", "value").toArrow()
+        behind = counted.filter(functions.col("kind") == INPUT).select("i", "value").toArrow()
         counts = np.zeros(inputs, dtype=np.int64)
         counts[behind["i"].to_numpy()] = behind["value"].to_numpy()
         small = starts[-1] <= np.iinfo(np.int32).max
@@ -384,21 +382,19 @@ class _OnSpark:
         chunk = self.session.range(0, chunks, 1, chunks).withColumnRenamed("id", "chunk")
         solved = self.gate.keep(chunk.mapInArrow(functools.partial(solve_batches, solving=solving), SOLVED))
         lengths = _lengths(solved, "item", items)
-        arrays = {
-            "inputs": np.empty(int(lengths.sum()), dtype=np.int32),
-            "weights": np.empty(int(lengths.sum()), dtype=np.float32),
-        }
-        starts = _fetch(solved, "item", lengths, {"inputs": "input", "weights": "weight"}, arrays)
-        inputs = np.load(self.folder / names["counts"], mmap_mode="r").size
-        by_item = sp.csc_matrix((arrays["weights"], arrays["inputs"], starts), shape=(inputs, items))
-        return by_item.tocsr()
+        inputs = np.empty(int(lengths.sum()), dtype=np.int32)
+        data = np.empty(int(lengths.sum()), dtype=np.float32)
+        columns = {"inputs": "input", "weights": "weight"}
+        starts = _fetch(solved, "item", lengths, columns, {"inputs": inputs, "weights": data})
+        all_inputs = np.load(self.folder / names["counts"], mmap_mode="r").size
+        return sp.csc_matrix((data, inputs, starts), shape=(all_inputs, items)).tocsr()
 
 
-def _value_counts(attributes: DataFrame, field: T.StructField) -> ValueCounts:
+def _value_counts(attributes: DataFrame, field: types.StructField) -> ValueCounts:
     """How many customers have each value of an attribute, as `attribute_counts` says it."""
-    found = attributes.filter(F.col(field.name).isNotNull()).groupBy(field.name).count().toArrow()
+    found = attributes.filter(functions.col(field.name).isNotNull()).groupBy(field.name).count().toArrow()
     values, times = found[field.name].to_pylist(), found["count"].to_pylist()
-    if isinstance(field.dataType, T.NumericType):
+    if isinstance(field.dataType, types.NumericType):
         numbers = sorted((float(value), count) for value, count in zip(values, times, strict=True))
         return {value: count for value, count in numbers if np.isfinite(value)}
     texts: dict[str, int] = {}
@@ -410,7 +406,7 @@ def _value_counts(attributes: DataFrame, field: T.StructField) -> ValueCounts:
 
 
 def _repeats(counted: DataFrame) -> RepeatCounts:
-    found = counted.filter(F.col("kind") == REPEAT).toArrow()
+    found = counted.filter(functions.col("kind") == REPEAT).toArrow()
     cells = found["i"].to_numpy(), found["j"].to_numpy()
     events, persons = (np.zeros((LONGEST_SESSION, LONGEST_SESSION + 1), dtype=np.int64) for _ in range(2))
     events[cells], persons[cells] = found["value"].to_numpy(), found["persons"].to_numpy()
@@ -419,7 +415,7 @@ def _repeats(counted: DataFrame) -> RepeatCounts:
 
 def _check_diagonal(upper: DataFrame) -> None:
     """Refuse sums beyond int64; `try_sum` makes them null."""
-    found = upper.filter("i = j").select("i", F.col("value").cast("double").alias("value")).toArrow()
+    found = upper.filter("i = j").select("i", functions.col("value").cast("double").alias("value")).toArrow()
     diagonal = np.zeros(int(found["i"].to_numpy().max(initial=-1)) + 1)
     diagonal[found["i"].to_numpy()] = found["value"].fill_null(np.inf).to_numpy()
     require_sums_fit(diagonal)
@@ -437,9 +433,13 @@ def _mirrored(upper: DataFrame) -> DataFrame:
 def _strongest(entries: DataFrame, room: int) -> DataFrame:
     """Keep the strongest entries of each row, the diagonal among them, and their mirror images."""
     by_strength = Window.partitionBy("i").orderBy(
-        (F.col("i") == F.col("j")).desc(), F.col("value").desc(), F.col("j").asc()
+        (functions.col("i") == functions.col("j")).desc(),
+        functions.col("value").desc(),
+        functions.col("j").asc(),
     )
-    kept = entries.withColumn("rank", F.row_number().over(by_strength)).filter(F.col("rank") <= room)
+    kept = entries.withColumn("rank", functions.row_number().over(by_strength)).filter(
+        functions.col("rank") <= room
+    )
     pairs = kept.select("i", "j").unionAll(kept.selectExpr("j AS i", "i AS j")).distinct()
     return entries.join(pairs, ["i", "j"], "left_semi")
 
@@ -477,7 +477,9 @@ def _fetch(
     edges = [0, *(np.flatnonzero(np.diff(parts)) + 1).tolist(), lengths.size]
     second = next(iter(columns.values()))
     for start, stop in itertools.pairwise(edges):
-        part = entries.filter((F.col(row) >= start) & (F.col(row) < stop)).select(row, *columns.values())
+        part = entries.filter((functions.col(row) >= start) & (functions.col(row) < stop)).select(
+            row, *columns.values()
+        )
         found = part.toArrow()
         order = np.lexsort((found[second].to_numpy(), found[row].to_numpy()))
         for name, column in columns.items():
