@@ -17,6 +17,7 @@ from typing import Self
 
 import ibis
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
 
 from consentier.consent import Policy, Source, Tier, microseconds
@@ -170,14 +171,18 @@ class SparkGate:
     def _released(
         self, tier: Tier, judged: Mapping[Source, ibis.Table], attributes: DataFrame | None
     ) -> SparkRows:
-        counted = {
-            source: self._frame(rows.group_by("verdict").aggregate(rows=rows.count())).toArrow()
+        verdicts = (
+            rows.group_by("verdict").aggregate(rows=rows.count()).mutate(source=ibis.literal(str(source)))
             for source, rows in judged.items()
-        }
+        )
+        counted = self._frame(ibis.union(*verdicts)).toArrow()
         return SparkRows(
             rows=self._frame(passed_rows(judged)),
             attributes=attributes,
-            funnel=tuple(verdicts_of(tier, source, counts) for source, counts in counted.items()),
+            funnel=tuple(
+                verdicts_of(tier, source, counted.filter(pc.field("source") == str(source)))
+                for source in judged
+            ),
             until=self._until,
             items=metadata_of(self._shop.items),
         )

@@ -13,6 +13,7 @@ import dataclasses
 import datetime as dt
 import functools
 import itertools
+import math
 import re
 import tempfile
 import time
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import scipy.sparse as sp
 from numpy.typing import NDArray
 from pyspark.errors import PySparkException
@@ -33,7 +35,7 @@ from consentier.errors import ConfigError, DataError, TrainingError
 from consentier.features.consent_intervals import ConsentTables
 from consentier.features.spark_gate import SparkGate, SparkRows
 from consentier.features.spark_tables import SparkTables
-from consentier.models.attribute_encoding import AttributeEncoder, category_text
+from consentier.models.attribute_encoding import AttributeEncoder
 from consentier.models.gram import (
     GramStatistics,
     GramTruncated,
@@ -91,7 +93,8 @@ _FETCHED_AT_ONCE = 5_000_000
 
 _CHUNKS_PER_CORE = 4
 
-_COUNTED_VALUES = (types.StringType, types.BooleanType, types.IntegralType, types.FloatType, types.DoubleType)
+_TEXTS = (types.StringType, types.BooleanType)
+_NUMBERS = (types.IntegralType, types.FloatType, types.DoubleType)
 """Types of attributes that a model can use."""
 
 
@@ -256,8 +259,9 @@ class _OnSpark:
         if not solves_counts(model):
             raise TypeError(f"{type(model).__name__} is not fitted from counts")
         inputs = len(index) + encoder.input_count
-        counts = self._counted(rows, index, encoder, model)
-        statistics, files = self._statistics(counts, inputs, model)
+        counted = self._counted(rows, index, encoder, model)
+        counts, repeats = _small_counts(counted, inputs)
+        statistics, files = self._statistics(counted, counts, model)
         weights = (
             self._solved(model, files, len(index))
             if isinstance(model, LocalRidge)
@@ -272,7 +276,7 @@ class _OnSpark:
             published_counts(statistics, len(index)),
             encoder,
             borrowing(self.config, self.permitted.items),
-            _repeats(counts) if self.tier is Tier.SESSION else None,
+            repeats if self.tier is Tier.SESSION else None,
         )
 
     def _ids(self, index: ItemIndex) -> DataFrame:
@@ -284,11 +288,7 @@ class _OnSpark:
         attributes = self.permitted.attributes
         if attributes is None or not self.config.attribute_weight:
             return AttributeEncoder(())
-        counts = {
-            field.name: _value_counts(attributes, field)
-            for field in attributes.schema.fields
-            if field.name != "person" and isinstance(field.dataType, _COUNTED_VALUES)
-        }
+        counts = _value_counts(attributes)
         return encoder_of_counts(counts, first_input=items, config=self.config, min_persons=self.min_persons)
 
     def _counted(
@@ -322,14 +322,13 @@ class _OnSpark:
         return self.gate.keep(counted.groupBy("kind", "i", "j").agg(*sums))
 
     def _statistics(
-        self, counted: DataFrame, inputs: int, model: LocalRidge | ItemKNN
+        self, counted: DataFrame, counts: NDArray[np.int64], model: LocalRidge | ItemKNN
     ) -> tuple[GramStatistics, GramFiles]:
         """The Gram matrix in files of this process, and how executors find them."""
-        upper = counted.filter(functions.col("kind") == ENTRY)
-        _check_diagonal(upper)
+        inputs = counts.size
         budget = model.max_gram_entries if isinstance(model, LocalRidge) else None
         require_budget(budget, inputs)
-        entries = _mirrored(upper)
+        entries = _mirrored(counted.filter(functions.col("kind") == ENTRY))
         lengths = _lengths(entries, "i", inputs)
         total = int(lengths.sum())
         truncated = budget is not None and total > budget
@@ -352,9 +351,6 @@ class _OnSpark:
         }
         columns = {name: column for name, (column, _) in wanted.items()}
         starts = _fetch(entries, "i", lengths, columns, arrays)
-        behind = counted.filter(functions.col("kind") == INPUT).select("i", "value").toArrow()
-        counts = np.zeros(inputs, dtype=np.int64)
-        counts[behind["i"].to_numpy()] = behind["value"].to_numpy()
         small = starts[-1] <= np.iinfo(np.int32).max
         np.save(self.folder / "indptr.npy", starts.astype(np.int32) if small else starts)
         np.save(self.folder / "counts.npy", counts)
@@ -390,35 +386,59 @@ class _OnSpark:
         return sp.csc_matrix((data, inputs, starts), shape=(all_inputs, items)).tocsr()
 
 
-def _value_counts(attributes: DataFrame, field: types.StructField) -> ValueCounts:
-    """How many customers have each value of an attribute, as `attribute_counts` says it."""
-    found = attributes.filter(functions.col(field.name).isNotNull()).groupBy(field.name).count().toArrow()
-    values, times = found[field.name].to_pylist(), found["count"].to_pylist()
-    if isinstance(field.dataType, types.NumericType):
-        numbers = sorted((float(value), count) for value, count in zip(values, times, strict=True))
-        return {value: count for value, count in numbers if np.isfinite(value)}
-    texts: dict[str, int] = {}
-    for value, count in zip(values, times, strict=True):
-        text = category_text(value)
-        if text is not None:
-            texts[text] = texts.get(text, 0) + count
-    return dict(sorted(texts.items()))
+def _value_counts(attributes: DataFrame) -> dict[str, ValueCounts]:
+    """How many customers have each value of each attribute, as `attribute_counts` says it."""
+    fields = [field for field in attributes.schema.fields if field.name != "person"]
+    of_texts = [field.name for field in fields if isinstance(field.dataType, _TEXTS)]
+    of_numbers = [field.name for field in fields if isinstance(field.dataType, _NUMBERS)]
+    texts: dict[str, dict[str, int]] = {name: {} for name in of_texts}
+    numbers: dict[str, dict[float, int]] = {name: {} for name in of_numbers}
+    for column, value, count in _counted_values(attributes, of_texts, "string"):
+        texts[column][value] = count
+    for column, value, count in _counted_values(attributes, of_numbers, "double"):
+        if math.isfinite(value):
+            numbers[column][value] = count
+    return {
+        name: dict(sorted(texts[name].items())) if name in texts else dict(sorted(numbers[name].items()))
+        for name in attributes.columns
+        if name in texts or name in numbers
+    }
 
 
-def _repeats(counted: DataFrame) -> RepeatCounts:
-    found = counted.filter(functions.col("kind") == REPEAT).toArrow()
-    cells = found["i"].to_numpy(), found["j"].to_numpy()
-    events, persons = (np.zeros((LONGEST_SESSION, LONGEST_SESSION + 1), dtype=np.int64) for _ in range(2))
-    events[cells], persons[cells] = found["value"].to_numpy(), found["persons"].to_numpy()
-    return RepeatCounts(events, persons)
+def _counted_values(
+    attributes: DataFrame, names: Sequence[str], type_name: str
+) -> Iterator[tuple[str, Any, int]]:
+    """Each value of each column, and how often it occurs; columns of one type at once."""
+    if not names:
+        return
+    columns = attributes.select(*(functions.col(name).cast(type_name).alias(name) for name in names))
+    values = columns.unpivot([], list(names), "column", "value").filter("value IS NOT NULL")
+    found = values.groupBy("column", "value").count().toArrow()
+    yield from zip(*(found[name].to_pylist() for name in ("column", "value", "count")), strict=True)
 
 
-def _check_diagonal(upper: DataFrame) -> None:
-    """Refuse sums beyond int64; `try_sum` makes them null."""
-    found = upper.filter("i = j").select("i", functions.col("value").cast("double").alias("value")).toArrow()
-    diagonal = np.zeros(int(found["i"].to_numpy().max(initial=-1)) + 1)
-    diagonal[found["i"].to_numpy()] = found["value"].fill_null(np.inf).to_numpy()
+def _small_counts(counted: DataFrame, inputs: int) -> tuple[NDArray[np.int64], RepeatCounts]:
+    """The persons behind each input and the table of repeats, once all sums are known to fit int64.
+
+    `try_sum` makes a sum that does not fit null. No entry exceeds the largest of the diagonal, by Cauchy and
+    Schwarz.
+    """
+    found = counted.filter((functions.col("kind") != ENTRY) | functions.expr("i = j")).toArrow()
+    kinds, i, j = (found[name].to_numpy() for name in ("kind", "i", "j"))
+    persons = found["persons"].to_numpy()
+    diagonal = np.zeros(inputs)
+    diagonal[i[kinds == ENTRY]] = (
+        found["value"].cast(pa.float64()).fill_null(np.inf).to_numpy()[kinds == ENTRY]
+    )
     require_sums_fit(diagonal)
+    values = found["value"].to_numpy()
+    counts = np.zeros(inputs, dtype=np.int64)
+    counts[i[kinds == INPUT]] = values[kinds == INPUT]
+    shape = (LONGEST_SESSION, LONGEST_SESSION + 1)
+    repeats = RepeatCounts(np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64))
+    cells = i[kinds == REPEAT], j[kinds == REPEAT]
+    repeats.events[cells], repeats.persons[cells] = values[kinds == REPEAT], persons[kinds == REPEAT]
+    return counts, repeats
 
 
 def _mirrored(upper: DataFrame) -> DataFrame:
