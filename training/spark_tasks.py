@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse as sp
 from numpy.typing import NDArray
-from pyspark import SparkFiles
 
 from consentier.features.gate import CANONICAL_ORDER, PermittedRows
 from consentier.features.interactions import CodedRows
@@ -275,6 +274,8 @@ def solve_batches(batches: Iterator[pa.RecordBatch], solving: Solving) -> Iterat
     solving
         What.
     """
+    from pyspark import SparkFiles
+
     statistics = solving.files.statistics(Path(SparkFiles.getRootDirectory()))
     for batch in batches:
         for chunk in batch.column("chunk").to_pylist():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +16,9 @@ import pyarrow.compute as pc
 import pytest
 from shops import day, event
 from spark_sessions import spark_session
+from typer.testing import CliRunner
 
+from consentier.cli.app import app
 from consentier.consent import ConsentRecord, Ledger, Policy, Switches, Tier
 from consentier.errors import ConfigError, DataError, TrainingError
 from consentier.features.gate import CANONICAL_ORDER, ConsentGate, ledger_of
@@ -230,6 +235,25 @@ def test_what_spark_does_not_do_is_refused(
     early = changed(config, cutoff=day(-3000))
     with pytest.raises(TrainingError, match="crm tier has no permitted rows"):
         on_spark(session, shop, early, tmp_path, tiers=[Tier.CRM])
+
+
+def test_the_commands_of_the_readme_run(
+    session: SparkSession, data: Path, shop: ShopTables, config: Config, tmp_path: Path
+) -> None:
+    """With the tier that is quickest; it takes the session that is open."""
+    text = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    (block,) = re.findall(r"```shell\n(.*?)```", text, re.DOTALL)
+    install, train_there, inspect = (shlex.split(line) for line in block.splitlines())
+    assert install == ["pip", "install", "consentier[spark]"]
+    embedded = train(shop, config, tmp_path / "one", tiers=[Tier.POPULAR], show_progress=False)
+    (tmp_path / "shop").symlink_to(data)
+    with contextlib.chdir(tmp_path):
+        environment = {"CONSENTIER__TRACKING__ENABLED": "false", "COLUMNS": "200"}
+        for command in ([*train_there, "--tier", "popular"], inspect):
+            result = CliRunner().invoke(app, command[1:], env=environment)
+            assert result.exit_code == 0, result.output
+            assert embedded.digests["popular"].removeprefix("sha256:")[:8] in result.output
+    assert open_bundle(tmp_path / "bundles-spark" / "popular").digest == embedded.digests["popular"]
 
 
 def test_the_gate_keeps_the_rows_on_the_cluster(
