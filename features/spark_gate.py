@@ -7,11 +7,12 @@ there. Only counts per verdict, items and values of attributes come to the drive
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
 import itertools
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -124,8 +125,7 @@ class SparkGate:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for frame in self._kept:
-            frame.unpersist()
+        self._free(0)
         for name in self._views:
             self._session.catalog.dropTempView(name)
 
@@ -144,6 +144,19 @@ class SparkGate:
         """Keep a table on the executors, in memory and on their disks, until the gate is closed."""
         self._kept.append(frame.persist())
         return frame
+
+    @contextlib.contextmanager
+    def freeing(self) -> Iterator[None]:
+        """Let go, at the end of the block, of what is kept within it."""
+        before = len(self._kept)
+        try:
+            yield
+        finally:
+            self._free(before)
+
+    def _free(self, but: int) -> None:
+        while len(self._kept) > but:
+            self._kept.pop().unpersist()
 
     def _standings(self, consents: ConsentTables | None, at: int) -> tuple[ibis.Table, ibis.Table]:
         """How all subjects stand at the cut-off, and which links hold."""

@@ -201,6 +201,7 @@ def _fit(
         funnel = permitted.funnel
         with (
             progress(f"fitting the {tier} tier on Spark", None, enabled=show_progress),
+            gate.freeing(),
             tempfile.TemporaryDirectory(prefix="consentier-gram-") as folder,
         ):
             one = _OnSpark(session, gate, tier, permitted, tier_config, min_persons, Path(folder))
