@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -112,6 +113,9 @@ def read_spark_tables(session: SparkSession, folder: str) -> SparkTables:
     DataError
         As from `SparkTables.of`.
     """
+    # Spark's own working directory is that in which its virtual machine was started.
+    local = Path(folder).absolute() if Path(folder).is_dir() else None
+    folder = folder if local is None else str(local)
     found = {}
     for name in SCHEMAS:
         for path in (f"{folder}/{name}.parquet", f"{folder}/{name}"):
