@@ -49,8 +49,8 @@ def test_nothing_small_is_published(case: tuple[list[int], int]) -> None:
     Break(
         "zero is published",
         published_counts,
-        "count < threshold or",
-        "0 < count < threshold or",
+        "if count < threshold}",
+        "if 0 < count < threshold}",
         ([0, 90], 9),
     ),
     Break("a small total is published", published_counts, "if total < threshold:", "if False:", ([1, 2], 9)),

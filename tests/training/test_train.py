@@ -159,14 +159,14 @@ def test_an_interrupted_run_leaves_the_earlier_bundles(
     shop: ShopTables, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = train(shop, config, tmp_path / "kept", tiers=TRAINED_TIERS, show_progress=False)
-    real = training.fit_tier
+    real = training._fit_model
 
     def interrupted(tier: Tier, *arguments: object, **options: object) -> object:
         if tier is Tier.FUSED:
             raise KeyboardInterrupt
         return real(tier, *arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(training, "fit_tier", interrupted)
+    monkeypatch.setattr(training, "_fit_model", interrupted)
     harsher = config.model_copy(update={"session": config.session.model_copy(update={"neighbours": 3})})
     with pytest.raises(KeyboardInterrupt):
         train(shop, harsher, tmp_path / "kept", tiers=TRAINED_TIERS, force=True, show_progress=False)
