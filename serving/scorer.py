@@ -223,14 +223,13 @@ class _Shelf:
     def __init__(
         self,
         index: ItemIndex,
+        lookup: ItemLookup,
         catalogue: Catalogue | None,
         rules: Rules | None,
         further: Sequence[str] = (),
-        *,
-        compiled: bool = True,
     ) -> None:
         self.index = index
-        self.lookup = ItemLookup(index, compiled=compiled)
+        self.lookup = lookup
         self._further = further
         self._catalogue = catalogue
         self._columns: ItemColumns | None = None
@@ -377,7 +376,7 @@ class ItemScorer(ABC):
         days = self._settings.recency_half_life
         self._half_life = None if days is None else microseconds_of_days(days)
         self._decays = [_decay(distance, self._settings.session_decay) for distance in range(_USUAL_SESSION)]
-        self._shelf = _Shelf(index, catalogue, rules, compiled=compiled)
+        self._shelf = _Shelf(index, ItemLookup(index, compiled=compiled), catalogue, rules)
         self.main_parameters = tuple(main_parameters(bundle.manifest))
         self._read(arrays, len(index) + self._attributes.input_count, len(index))
 
@@ -629,7 +628,7 @@ class ItemScorer(ABC):
             for event in events
         }
         if rules is not None and again:
-            hidden |= _bought_too_recently(view.crm_history, rules, self._shelf.index, query.at)
+            hidden |= _bought_too_recently(view.crm_history, rules, self._shelf.lookup, query.at)
         return frozenset(hidden)
 
     def _scored(
@@ -645,13 +644,13 @@ class ItemScorer(ABC):
         )
 
 
-def _bought_too_recently(events: Iterable[Event], rules: ShelfRules, index: ItemIndex, at: int) -> set[str]:
+def _bought_too_recently(events: Iterable[Event], rules: ShelfRules, lookup: ItemLookup, at: int) -> set[str]:
     """What was bought, and may not come again yet. A purchase without a time is one of this moment."""
+    orders = [event for event in events if event.event_type in (None, "order")]
+    numbers = lookup.numbers([event.item_id for event in orders])
     found = set()
-    for event in events:
-        if event.event_type not in (None, "order"):
-            continue
-        interval = rules.rebuy_interval(index.index(event.item_id))
+    for event, number in zip(orders, numbers, strict=True):
+        interval = rules.rebuy_interval(number)
         if interval is None or (interval and (event.ts is None or at - microseconds(event.ts) < interval)):
             found.add(event.item_id)
     return found
@@ -788,9 +787,9 @@ class PopularScorer:
         self.digest = bundle.digest
         self.main_parameters = tuple(main_parameters(bundle.manifest))
         index = ItemIndex(bundle.arrays["item_ids"], bundle.arrays["item_offsets"], verify=False)
-        known = set(ItemLookup(index, compiled=compiled).ids(np.arange(len(index))))
-        self._uncounted = [] if catalogue is None else sorted(catalogue.available - known, key=_utf8)
-        self._shelf = _Shelf(index, catalogue, rules, self._uncounted, compiled=compiled)
+        lookup = ItemLookup(index, compiled=compiled)
+        self._uncounted = [] if catalogue is None else _unknown(catalogue.available, lookup)
+        self._shelf = _Shelf(index, lookup, catalogue, rules, self._uncounted)
         self._further = {item: number for number, item in enumerate(self._uncounted, start=len(index))}
         everything = np.arange(len(index), len(index) + len(self._uncounted))
         self._order = {side: np.concatenate([self._ranking(bundle, side), everything]) for side in Side}
@@ -958,6 +957,13 @@ def _by_source(view: PermittedView) -> tuple[tuple[Source, tuple[Event, ...]], .
         (Source.ONLINE, view.online_history),
         (Source.CRM, view.crm_history),
     )
+
+
+def _unknown(items: Iterable[str], lookup: ItemLookup) -> list[str]:
+    """Those of some items that have no number, by id."""
+    names = list(items)
+    numbers = lookup.numbers(names)
+    return sorted((item for item, number in zip(names, numbers, strict=True) if number < 0), key=_utf8)
 
 
 def _utf8(item: str) -> bytes:
