@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +22,7 @@ from consentier.cli.output import (
     say,
     write_json,
 )
+from consentier.cli.settings import settings_of
 from consentier.consent import Policy
 
 
@@ -39,12 +39,9 @@ def evaluate(
 ) -> None:
     """Train on what was before the cut-off, and compare the tiers on the orders after it."""
     from consentier.features.tables import read_shop
-    from consentier.training.config import load_config
     from consentier.training.evaluate import evaluate as evaluate_tiers
 
-    settings = load_config(config, data=data, environ=os.environ)
-    if cutoff is not None:
-        settings = settings.with_cutoff(cutoff)
+    settings = settings_of(config, data, cutoff)
     routing = None if policy is None else Policy.load(policy)
     shop = read_shop(data, on_bad_rows=on_bad_rows.value)
     evaluation = evaluate_tiers(shop, settings, policy=routing, name=name_of(data))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +22,7 @@ from consentier.cli.output import (
     say,
     short,
 )
+from consentier.cli.settings import settings_of
 from consentier.cli.train import TierChoice, chosen_tiers
 from consentier.consent import Policy
 
@@ -55,13 +55,10 @@ def retrain(
     is fitted from scratch, and it says why. May be killed at any moment, and run again.
     """
     from consentier.features.tables import read_shop
-    from consentier.training.config import load_config
     from consentier.training.restricted import Restricted
     from consentier.training.retrain import retrain as retrain_bundles
 
-    settings = load_config(config, data=data, environ=os.environ)
-    if cutoff is not None:
-        settings = settings.with_cutoff(cutoff)
+    settings = settings_of(config, data, cutoff)
     shop = read_shop(data, on_bad_rows=on_bad_rows.value)
     with ledger_for(shop, ledger) as opened:
         result = retrain_bundles(

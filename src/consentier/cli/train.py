@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +25,7 @@ from consentier.cli.output import (
     say,
     short,
 )
+from consentier.cli.settings import settings_of
 from consentier.consent import Policy, Tier
 
 if TYPE_CHECKING:
@@ -69,13 +69,10 @@ def train(
 ) -> None:
     """Train the tiers, each on the rows that it may read, and write one bundle per tier."""
     from consentier.features.tables import read_shop
-    from consentier.training.config import load_config
     from consentier.training.restricted import Restricted
     from consentier.training.train import train as train_bundles
 
-    settings = load_config(config, data=data, environ=os.environ)
-    if cutoff is not None:
-        settings = settings.with_cutoff(cutoff)
+    settings = settings_of(config, data, cutoff)
     routing = None if policy is None else Policy.load(policy)
     shop = read_shop(data, on_bad_rows=on_bad_rows.value)
     _warn_of_dropped(shop.report.failures)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +21,7 @@ from consentier.cli.output import (
     say,
     write_json,
 )
+from consentier.cli.settings import settings_of
 from consentier.consent import Policy
 
 
@@ -57,14 +57,11 @@ def worth(
 ) -> None:
     """Show what each permission adds on the same customers, and how many customers stand at each level."""
     from consentier.features.tables import read_shop
-    from consentier.training.config import load_config
     from consentier.training.consent_worth import consent_worth
     from consentier.training.consent_worth_report import LEVEL_NAMES, finding, render_worth
     from consentier.training.pages import write_page
 
-    settings = load_config(config, data=data, environ=os.environ)
-    if cutoff is not None:
-        settings = settings.with_cutoff(cutoff)
+    settings = settings_of(config, data, cutoff)
     routing = None if policy is None else Policy.load(policy)
     result = consent_worth(
         read_shop(data, on_bad_rows=on_bad_rows.value),
