@@ -26,7 +26,7 @@ SAY := @printf '\n==> %s\n'
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo service test lint types contracts tests test-services fuzz test-lower-bounds dev wheel \
+.PHONY: help demo service test lint types contracts tests explore test-services fuzz test-lower-bounds dev wheel \
 	benchmark-import bench-env docs lock clean
 
 help:  ## Show this list
@@ -64,6 +64,10 @@ contracts: $(TEST)/.wheel  ## Import contracts of the installed wheel (import-li
 tests: $(TEST)/.wheel  ## The tests that need no service (pytest)
 	$(SAY) 'Testing the installed wheel'
 	CONSENTIER_TESTED=wheel $(TEST)/bin/pytest $(PYTEST_ARGS)
+
+explore: $(TEST)/.wheel  ## The property tests with new random examples, and more of them (nightly)
+	$(SAY) 'Trying the properties on new examples'
+	CONSENTIER_TESTED=wheel HYPOTHESIS_PROFILE=explore $(TEST)/bin/pytest $(PYTEST_ARGS) -m 'hypothesis and not service'
 
 test-services: $(TEST)/.wheel .venv-spark/.wheel  ## The tests against real services: PostgreSQL, Redis, Chromium, Spark
 	$(SAY) 'Testing against real services'

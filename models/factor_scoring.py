@@ -445,7 +445,10 @@ def _with_added(
     shown = visible[items]
     own, own_scores = items[shown], exact_scores(factors, items[shown], vector) + added[shown]
     positive = own_scores > 0
-    return top_items(np.concatenate([ids, own[positive]]), np.concatenate([scores, own_scores[positive]]), n)
+    ids = np.concatenate([ids, own[positive]])
+    scores = np.concatenate([scores, own_scores[positive]])
+    ascending = np.argsort(ids)  # `top_items` prefers the first of equal scores
+    return top_items(ids[ascending], scores[ascending], n)
 
 
 def _weighted_sum(rows: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -132,8 +132,8 @@ class _FileSink:
 class _DirectorySink:
     """A directory with a file for each part, and one that says what the batch is.
 
-    A part is written beside its place and renamed: what has its name is whole. The file of the job is locked
-    while a process works, so that no two do.
+    A part is written beside its place and renamed: what has its name is whole. The directory is locked while
+    a process works, so that no two do.
     """
 
     def __init__(self, out: Path, stack: contextlib.ExitStack, *, resume: bool) -> None:
@@ -159,20 +159,22 @@ class _DirectorySink:
         return job
 
     def start(self, job: BatchJob) -> None:
+        self._out.mkdir(parents=True, exist_ok=True)
+        self._lock()
         path = self._out / JOB_FILE
         if path.is_file():
             job.require_same(BatchJob.from_text(path.read_text("utf-8"), str(path)), str(self._out))
-        else:
-            self._out.mkdir(parents=True, exist_ok=True)
+        # What a process left that was killed: this one has the lock.
+        for name in (JOB_FILE, "part-*"):
+            for remnant in self._out.glob(f".{name}.*.tmp"):
+                remnant.unlink()
+        if not path.is_file():
             with whole_file(path) as beside:
                 beside.write_text(job.to_text(), "utf-8")
-        self._lock(path)
-        for remnant in self._out.glob(".part-*.tmp"):
-            remnant.unlink()  # of a process that was killed: this one has the lock
         self._job = job
 
-    def _lock(self, path: Path) -> None:
-        descriptor = os.open(path, os.O_RDONLY)
+    def _lock(self) -> None:
+        descriptor = os.open(self._out, os.O_RDONLY)
         self._stack.callback(os.close, descriptor)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

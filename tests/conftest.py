@@ -23,8 +23,13 @@ ROOT = Path(__file__).resolve().parents[1]
 # would in a shop. `python -m pytest` puts the working directory on the path.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 
-settings.register_profile("consentier", deadline=None, derandomize="CI" in os.environ)
-settings.load_profile("consentier")
+# A gate says the same twice; whoever works on the code, and `make explore`, look at other examples each time.
+settings.register_profile("gate", deadline=None, derandomize=True)
+settings.register_profile("develop", deadline=None)
+settings.register_profile("explore", deadline=None, max_examples=1000)
+settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE", "gate" if "CONSENTIER_TESTED" in os.environ else "develop")
+)
 
 
 def tested() -> str:

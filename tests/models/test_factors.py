@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from implicit.cpu.als import AlternatingLeastSquares
 from numpy.typing import NDArray
@@ -172,6 +172,7 @@ def test_the_best_items_are_exact_whatever_the_products_are(
     st.integers(0, 999),
     st.sampled_from([0.0, 0.5, 3.0]),
 )
+@example(37, 3, 2, 503, 3.0)  # an item of the history and another of equal score
 def test_the_best_items_are_exact_where_those_of_the_history_gain(
     items: int, seen: int, n: int, seed: int, repeat_weight: float
 ) -> None:

@@ -28,7 +28,9 @@ from consentier.features.gate import ledger_of
 from consentier.features.tables import ShopTables
 from consentier.serving import Recommender, batch
 from consentier.serving.batch import BatchSummary, score_customers
-from consentier.serving.batch_file import JOB_FILE, opened_batch, part_file
+from consentier.serving.batch_file import JOB_FILE, BatchFacts, opened_batch, part_file
+from consentier.serving.batch_job import BatchJob
+from consentier.serving.batch_sinks import sink_for
 from consentier.serving.batch_table import BatchTable
 from consentier.serving.deliver import deliver
 from consentier.serving.revocation import Revocations, revoke
@@ -188,6 +190,32 @@ def test_a_directory_in_use_is_not_written_over(tmp_path: Path) -> None:
         score(tmp_path / "file")
     with pytest.raises(DataError, match="cannot be resumed"):
         score(tmp_path / "one.parquet", resume=True)
+
+
+def test_what_a_killed_batch_left_behind_is_removed(tmp_path: Path) -> None:
+    score(tmp_path / "whole")
+    (tmp_path / "parts").mkdir()
+    remnants = [f".{JOB_FILE}.0123456789abcdef.tmp", ".part-00001.parquet.0123456789abcdef.tmp"]
+    for name in remnants:
+        (tmp_path / "parts" / name).write_bytes(b"{")
+    score(tmp_path / "parts", resume=True)
+    assert content(tmp_path / "parts") == content(tmp_path / "whole")
+
+
+def test_no_two_batches_write_into_a_directory_at_once(tmp_path: Path) -> None:
+    out = tmp_path / "parts"
+    with (
+        sink_for(out, Channel.EMAIL, resume=False) as first,
+        sink_for(out, Channel.EMAIL, resume=False) as other,
+    ):
+        assert first.begun(AT) is None
+        assert other.begun(AT) is None
+        job = BatchJob(BatchFacts(Channel.EMAIL, "1", AT), 4, 10, 7, None, {}, "")
+        first.start(job)
+        before = content(out)
+        with pytest.raises(DataError, match="another process is scoring into it"):
+            other.start(dataclasses.replace(job, n=5))
+    assert content(out) == before
 
 
 def test_parts_of_another_batch_are_refused(tmp_path: Path) -> None:
