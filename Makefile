@@ -75,7 +75,7 @@ test-services: $(TEST)/.wheel .venv-spark/.wheel  ## The tests against real serv
 	@echo 'temporary directory; or CONSENTIER_TEST_POSTGRESQL=postgresql://... of an empty database for tests.'
 	@echo 'Redis: its server program (apt-get install redis-server), started likewise; or CONSENTIER_TEST_REDIS=redis://...'
 	@echo 'Chromium: installed (apt-get install chromium), or CONSENTIER_TEST_CHROMIUM=/path/of/one.'
-	CONSENTIER_TESTED=wheel $(TEST)/bin/pytest -m service --ignore-glob 'tests/services/test_spark_*'
+	CONSENTIER_TESTED=wheel $(TEST)/bin/pytest -m service --ignore-glob '*/test_spark_*.py'
 	@echo 'Spark: in local mode, in an environment of its own; needs Java 17 (Debian: openjdk-17-jre-headless).'
 	CONSENTIER_TESTED=wheel .venv-spark/bin/pytest -m service tests/services/test_spark_*.py
 
@@ -156,7 +156,7 @@ endef
 	$(SAY) 'Installing Spark into $(@D) (some minutes the first time)'
 	$(new_environment)
 	$(@D)/$(PIP) install -c $(LOCK) 'pyspark>=4.0,<4.1' 'ibis-framework[duckdb,pyspark]' pyarrow numpy scipy \
-		mlflow numba pydantic pytest hypothesis
+		mlflow numba joblib threadpoolctl scikit-learn implicit pydantic sqlalchemy typer pytest hypothesis
 	@touch $@
 
 .venv-fuzz/.requirements: $(LOCK)
