@@ -35,6 +35,7 @@ __all__ = [
     "PermittedRows",
     "anonymous_standings",
     "gate_expression",
+    "holders_of",
     "joint_standings",
     "judged_rows",
     "judged_strangers",
@@ -207,20 +208,9 @@ class ConsentGate:
             Columns kind (``visitor`` or ``customer``), subject_id and since (int64 microseconds since the
             epoch): from when on the permission has held without interruption.
         """
-        alone_too = self.policy.switches.include_single_source_in_fused
-        subjects, links = ibis.memtable(self._subjects), ibis.memtable(self._links)
-        found = []
+        tables = self._tables()
         with self._running() as engine:
-            for kind in HOLDERS[tier]:
-                standing = own_standings(subjects, kind)
-                if tier is Tier.FUSED:
-                    standing = joint_standings(subjects, links, kind, alone_too=alone_too)
-                held = standing.filter(standing.held)
-                found.append(
-                    engine.to_pyarrow(
-                        held.select("since", kind=ibis.literal(kind), subject_id=held.subject)
-                    ).select(["kind", "subject_id", "since"])
-                )
+            found = [engine.to_pyarrow(holders_of(tables, tier, kind, self.policy)) for kind in HOLDERS[tier]]
         return pa.concat_tables(found)
 
     def standing_counts(self, tier: Tier) -> dict[str, dict[str, int]]:
@@ -413,6 +403,14 @@ def judged_strangers(tables: GateTables, policy: Policy, until: int) -> dict[Sou
 def standings_of_attributes(tables: GateTables, tier: Tier, policy: Policy) -> ibis.Table | None:
     """How the customers stand whose attributes a tier may read; None where it reads none."""
     return _standings(tables, tier, "customer", policy) if tier in (Tier.CRM, Tier.FUSED) else None
+
+
+def holders_of(tables: GateTables, tier: Tier, kind: SubjectKind, policy: Policy) -> ibis.Table:
+    """All visitors, or all customers, whose data a tier may use: columns kind, subject_id and since."""
+    standing = _standings(tables, tier, kind, policy)
+    return standing.filter(standing.held).select("since", kind=ibis.literal(kind), subject_id="subject")[
+        "kind", "subject_id", "since"
+    ]
 
 
 def passed_rows(judged: Mapping[Source, ibis.Table]) -> ibis.Table:
