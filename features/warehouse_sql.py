@@ -321,23 +321,28 @@ def _fits(kinds: ibis.Table, rule: Lifetime) -> ibis.expr.types.BooleanValue:
     return fits
 
 
-@ibis.udf.scalar.builtin(name="unix_micros", signature=((types.Timestamp("UTC"),), types.int64))
-def _unix_micros(time: dt.datetime) -> int: ...
+def _unix_time(time: ibis.Value) -> ibis.Value:
+    """Only its signature counts: the warehouse has the function."""
+    raise NotImplementedError
 
 
-@ibis.udf.scalar.builtin(name="epoch_us", signature=((types.Timestamp("UTC"),), types.int64))
-def _epoch_us(time: dt.datetime) -> int: ...
+def _part_of_time(part: ibis.Value, time: ibis.Value) -> ibis.Value:
+    """Likewise."""
+    raise NotImplementedError
 
 
-@ibis.udf.scalar.builtin(name="date_part", signature=((types.string, types.Timestamp("UTC")), types.int64))
-def _date_part(part: str, time: dt.datetime) -> int: ...
-
+_TO_MICROSECONDS = ((types.Timestamp("UTC"),), types.int64)
+_UNIX_MICROS = ibis.udf.scalar.builtin(_unix_time, name="unix_micros", signature=_TO_MICROSECONDS)
+_EPOCH_US = ibis.udf.scalar.builtin(_unix_time, name="epoch_us", signature=_TO_MICROSECONDS)
+_DATE_PART = ibis.udf.scalar.builtin(
+    _part_of_time, name="date_part", signature=((types.string, types.Timestamp("UTC")), types.int64)
+)
 
 _MICROSECONDS: Mapping[Dialect, Callable[[ibis.Value], ibis.Value]] = {
-    Dialect.BIGQUERY: _unix_micros,
-    Dialect.DATABRICKS: _unix_micros,
-    Dialect.DUCKDB: _epoch_us,
-    Dialect.SNOWFLAKE: functools.partial(_date_part, "epoch_microsecond"),
+    Dialect.BIGQUERY: _UNIX_MICROS,
+    Dialect.DATABRICKS: _UNIX_MICROS,
+    Dialect.DUCKDB: _EPOCH_US,
+    Dialect.SNOWFLAKE: functools.partial(_DATE_PART, "epoch_microsecond"),
 }
 
 _COMPILERS = {
