@@ -32,15 +32,21 @@ AT = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
 def asked(permission: Permission, channel: Channel, *, linked: bool) -> Request:
     return Request(
         session=["apple", "fig"],
-        online_history=[Event("bread", AT - dt.timedelta(days=2), "cart"), Event("date", AT - dt.timedelta(days=1))],
-        crm_history=[Event("cheese", AT - dt.timedelta(days=9), "order"), Event("ünïcode", AT - dt.timedelta(days=3))],
+        online_history=[
+            Event("bread", AT - dt.timedelta(days=2), "cart"),
+            Event("date", AT - dt.timedelta(days=1)),
+        ],
+        crm_history=[
+            Event("cheese", AT - dt.timedelta(days=9), "order"),
+            Event("ünïcode", AT - dt.timedelta(days=3)),
+        ],
         attributes={"region": "north", "age": 40.0},
         permission=permission,
         channel=channel,
         linked=linked,
         at=AT,
         n=4,
-    )  # fmt: skip
+    )
 
 
 REQUESTS = {
