@@ -17,8 +17,15 @@ from consentier.consent import Channel, Policy, Side, Source, State, Switches, T
 from consentier.consent.lifetimes import Lifetimes
 from consentier.errors import BundleError, BundleMissing
 from consentier.models.bundle import Manifest, open_bundle
-from consentier.serving.main_parameters import LEARNT_FROM, SOURCE_WORDS, main_parameters
+from consentier.serving.main_parameters import (
+    LEARNT_FROM,
+    SOURCE_WORDS,
+    main_parameters,
+    rule_parameters,
+    trending_parameter,
+)
 from consentier.serving.routing import read_routing
+from consentier.serving.rules import Rules
 
 __all__ = [
     "PERMISSION_WORDS",
@@ -121,6 +128,8 @@ def disclosures(
     bundles: Path | None = None,
     retention: Sequence[Kept] = (),
     lifetimes: Lifetimes | None = None,
+    rules: Rules | None = None,
+    trending_share: float | None = None,
 ) -> dict[str, Any]:
     """Collect what can be said.
 
@@ -135,13 +144,17 @@ def disclosures(
         The retention schedule.
     lifetimes
         How old a grant of consent may grow.
+    rules
+        The shop's business rules.
+    trending_share
+        The share of the popular list that goes to trending items, where `Trending` counts them.
 
     Returns
     -------
     dict
         Plain values for JSON: ``format``, ``policy_version``, ``matrix``, ``switches``, ``tiers`` (each with
-        purpose, data, permission, channels and main parameters), ``retention``, ``lifetimes`` and
-        ``to_be_stated``.
+        purpose, data, permission, channels and main parameters), ``rules``, ``retention``, ``lifetimes``
+        and ``to_be_stated``.
 
     Raises
     ------
@@ -162,6 +175,10 @@ def disclosures(
             for name, value in dataclasses.asdict(policy.switches).items()
         ],
         "tiers": [_tier(policy, tier, manifests.get(tier)) for tier in _TIERS],
+        "rules": [
+            *([] if rules is None else rule_parameters(rules)),
+            *([] if trending_share is None else [trending_parameter(trending_share)]),
+        ],
         "retention": [dataclasses.asdict(each) for each in retention],
         "lifetimes": None if lifetimes is None else _lifetimes(lifetimes),
         "to_be_stated": [*_TO_BE_STATED, *(() if retention else ("time limits of erasure (GDPR 30(1)(f))",))],
@@ -207,6 +224,13 @@ def to_markdown(document: Mapping[str, Any]) -> str:
     ]
     for tier in document["tiers"]:
         lines += _tier_section(tier)
+    if document["rules"]:
+        lines += [
+            "## What the shop decides beside the models",
+            "",
+            *(f"- {each}" for each in document["rules"]),
+            "",
+        ]
     lines += _retention_section(document["retention"])
     if document["lifetimes"] is not None:
         lines += _lifetimes_section(document["lifetimes"])

@@ -1,6 +1,7 @@
-"""The main parameters of a model in plain words, out of its manifest (DSA 27, where it applies).
+"""The main parameters of a model and of a shop's rules in plain words (DSA 27, where it applies).
 
-Every setting of the manifest stands in the text: those with a plain meaning as a sentence, the rest by name.
+Every setting of a bundle's manifest stands in the text: those with a plain meaning as a sentence, the rest by
+name. So does every rule.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from typing import Any
 
 from consentier.consent import Side, Source, Tier, sources_of
 from consentier.models.bundle import Manifest
+from consentier.serving.rules import Explore, Rules
 
-__all__ = ["LEARNT_FROM", "SOURCE_WORDS", "main_parameters"]
+__all__ = ["LEARNT_FROM", "SOURCE_WORDS", "main_parameters", "rule_parameters", "trending_parameter"]
 
 SOURCE_WORDS: Mapping[Source, str] = {
     Source.SESSION: "the running session",
@@ -75,6 +77,53 @@ def main_parameters(manifest: Manifest) -> list[str]:
     }
     sentences += [f"{name}: {_value(rest[name])}." for name in sorted(rest)]
     return sentences
+
+
+def rule_parameters(rules: Rules) -> list[str]:
+    """What a shop's business rules change in every list, one sentence a rule."""
+    said = []
+    if rules.show is not None:
+        said.append(f"Only items with {rules.show} are shown.")
+    if rules.deny:
+        said.append(f"The shop has taken {len(rules.deny)} items out of all recommendations.")
+    said += [
+        f"Items with {boost.where} have their scores multiplied by {_value(boost.factor)}."
+        for boost in rules.boosts
+    ]
+    said += [
+        f"A list holds at most {most} items with the same {name}."
+        for name, most in sorted(rules.caps.items())
+    ]
+    if rules.rebuy is not None:
+        rebuy = rules.rebuy
+        days = [f"{value} after {_value(each)} days" for value, each in sorted(rebuy.days.items())]
+        rest = "never" if rebuy.otherwise is None else f"after {_value(rebuy.otherwise)} days"
+        said.append(
+            f"What was bought comes again by its {rebuy.column}: {', '.join([*days, f'all else {rest}'])}."
+        )
+    if rules.diversity is not None:
+        said.append(
+            f"Items that agree with those before them in {_listed(list(rules.diversity.columns))} come later "
+            f"(weight {_value(rules.diversity.weight)} of 1)."
+        )
+    if rules.explore is not None:
+        said.append(_exploring(rules.explore))
+    return said
+
+
+def _exploring(explore: Explore) -> str:
+    new = f"items that fewer than {explore.persons} persons had"
+    if explore.column is not None and explore.days is not None:
+        new += f" and that were added within {_value(explore.days)} days (by their {explore.column})"
+    return f"On the online side {explore.share * 100:.4g} % of the places go to {new}, drawn by chance."
+
+
+def trending_parameter(share: float) -> str:
+    """What trending items change, in words; `share` as in `Trending`."""
+    return (
+        f"Of what the popular list gives on the online side, up to {share * 100:.4g} % are items that most "
+        "permitted visitors asked for lately; no person is read."
+    )
 
 
 def _method(algorithm: str) -> str:

@@ -39,6 +39,7 @@ from consentier.serving.explanations import FILLED, TRENDING, Explanation
 from consentier.serving.exploration import new_seed, renewed
 from consentier.serving.item_columns import Expression, FilterError
 from consentier.serving.loading import CatalogueSource, OpenedBundles, open_bundles, read_shop_rules
+from consentier.serving.main_parameters import trending_parameter
 from consentier.serving.observing import Observed, observe
 from consentier.serving.patience import StoreUnread
 from consentier.serving.protocols import AuditSink, ConsentLedger, InputKeys
@@ -552,13 +553,14 @@ class Recommender:
         answer = Answer((*items, *filling), (*scores, *(0.0,) * len(filling)), found.tier, basis)
         if not asked.query.explain:
             return answer
-        scorer = self.scorers.get(found.tier)
+        scorer = self.scorers.get(found.tier, self.popular)
         return dataclasses.replace(
             answer,
             explanations=(*(found.scored.explanations or ()), *_why_filled(filling, trending)),
-            main_parameters=(() if self.popular is None else self.popular.main_parameters)
-            if scorer is None
-            else scorer.main_parameters,
+            main_parameters=(
+                *(() if scorer is None else scorer.main_parameters),
+                *(() if trending is None or not filling else (trending_parameter(trending.share),)),
+            ),
         )
 
     def _trending(self, side: Side) -> TrendingSnapshot | None:

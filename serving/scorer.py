@@ -27,7 +27,7 @@ from consentier.serving.catalogue import Catalogue
 from consentier.serving.explanations import TITLES, Cause, Explanation, explained
 from consentier.serving.exploration import draws, slots_of, with_explored
 from consentier.serving.item_columns import Expression, ItemColumns
-from consentier.serving.main_parameters import main_parameters
+from consentier.serving.main_parameters import main_parameters, rule_parameters
 from consentier.serving.request import Event
 from consentier.serving.rules import Mixture, Ranking, Rules, ShelfRules
 from consentier.serving.trending import TrendingSnapshot
@@ -217,6 +217,11 @@ _FILTERS_KEPT = 256
 """Filters of requests whose items are kept, per bundle."""
 
 
+def _told(bundle: Bundle, rules: Rules | None) -> tuple[str, ...]:
+    """What decides the order, in words."""
+    return (*main_parameters(bundle.manifest), *(() if rules is None else rule_parameters(rules)))
+
+
 class _Shelf:
     """The items of one bundle, and which of them may be shown at all."""
 
@@ -377,7 +382,7 @@ class ItemScorer(ABC):
         self._half_life = None if days is None else microseconds_of_days(days)
         self._decays = [_decay(distance, self._settings.session_decay) for distance in range(_USUAL_SESSION)]
         self._shelf = _Shelf(index, ItemLookup(index, compiled=compiled), catalogue, rules)
-        self.main_parameters = tuple(main_parameters(bundle.manifest))
+        self.main_parameters = _told(bundle, rules)
         self._read(arrays, len(index) + self._attributes.input_count, len(index))
 
     def _own_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
@@ -785,7 +790,7 @@ class PopularScorer:
         compiled: bool = True,
     ) -> None:
         self.digest = bundle.digest
-        self.main_parameters = tuple(main_parameters(bundle.manifest))
+        self.main_parameters = _told(bundle, rules)
         index = ItemIndex(bundle.arrays["item_ids"], bundle.arrays["item_offsets"], verify=False)
         lookup = ItemLookup(index, compiled=compiled)
         self._uncounted = [] if catalogue is None else _unknown(catalogue.available, lookup)

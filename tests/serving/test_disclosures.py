@@ -18,7 +18,8 @@ from consentier.consent.lifetimes import Lifetimes
 from consentier.errors import BundleError, BundleMissing
 from consentier.models.bundle import open_bundle
 from consentier.serving.disclosures import Kept, disclosures, to_markdown
-from consentier.serving.main_parameters import SOURCE_WORDS, main_parameters
+from consentier.serving.main_parameters import SOURCE_WORDS, main_parameters, rule_parameters
+from consentier.serving.rules import Rules
 
 DEFAULT = Policy.default()
 
@@ -183,6 +184,43 @@ def test_a_tier_says_nothing_of_what_it_does_not_read() -> None:
     assert "crm 2" not in said[Tier.ONLINE]
     assert "Master data do not count" in said[Tier.SESSION]
     assert "number of persons behind" in said[Tier.POPULAR]
+
+
+RULES = {
+    "show": "price < 100",
+    "deny": ["i1", "i2"],
+    "boost": [{"where": "margin > 0.5", "factor": 1.5}],
+    "caps": {"brand": 2},
+    "rebuy": {"column": "category", "days": {"coffee": 30}},
+    "diversity": {"weight": 0.3, "columns": ["brand", "category"]},
+    "explore": {"share": 0.1, "persons": 5, "column": "added_at", "days": 30},
+}
+WORDS = {
+    "show": "Only items with price < 100 are shown.",
+    "deny": "The shop has taken 2 items out of all recommendations.",
+    "boost": "Items with margin > 0.5 have their scores multiplied by 1.5.",
+    "caps": "A list holds at most 2 items with the same brand.",
+    "rebuy": "What was bought comes again by its category: coffee after 30 days, all else never.",
+    "diversity": "Items that agree with those before them in brand and category come later "
+    "(weight 0.3 of 1).",
+    "explore": "On the online side 10 % of the places go to items that fewer than 5 persons had and that "
+    "were added within 30 days (by their added_at), drawn by chance.",
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_is_told(name: str) -> None:
+    alone = Rules.from_document({name: RULES[name]})
+    assert rule_parameters(alone) == [WORDS[name]]
+    assert f"- {WORDS[name]}\n" in text(DEFAULT, rules=Rules.from_document(RULES))
+    assert "beside the models" not in text(DEFAULT)
+
+
+def test_no_rule_is_left_out() -> None:
+    names = {field.name for field in dataclasses.fields(Rules)}
+    assert {name.removesuffix("s") for name in names} == {name.removesuffix("s") for name in RULES}
+    assert len(rule_parameters(Rules.from_document(RULES))) == len(RULES)
+    assert "up to 50 % are items that most permitted visitors asked for" in text(DEFAULT, trending_share=0.5)
 
 
 def test_schedules_and_lifetimes_are_told() -> None:

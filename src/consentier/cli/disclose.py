@@ -38,6 +38,18 @@ def disclose(
             "--lifetimes", help="How old grants may grow (TOML). By default as Consentier ships it."
         ),
     ] = None,
+    rules: Annotated[
+        Path | None, typer.Option("--rules", help="Business rules: a TOML file, see docs/rules.md.")
+    ] = None,
+    trending_share: Annotated[
+        float | None,
+        typer.Option(
+            "--trending-share",
+            min=0.0,
+            max=1.0,
+            help="The share of the popular list that goes to trending items, where the service counts them.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="The file to write; by default standard output.")
     ] = None,
@@ -46,17 +58,21 @@ def disclose(
 ) -> None:
     """Write the records of processing and each tier's main parameters, as Markdown or JSON.
 
-    All of it is derived from policy, bundles and schedules. What they do not say is listed, for you to add.
+    All of it is derived from policy, bundles, rules and schedules. What they do not say is listed, for you
+    to add.
     """
     from consentier.consent import Policy
     from consentier.consent.lifetimes import Lifetimes
     from consentier.serving.disclosures import disclosures, to_markdown
+    from consentier.serving.rules import Rules
 
     document = disclosures(
         Policy.default() if policy is None else Policy.load(policy),
         bundles=bundles,
         retention=() if retention is None else _schedule(retention),
         lifetimes=Lifetimes.default() if lifetimes is None else Lifetimes.load(lifetimes),
+        rules=None if rules is None else Rules.load(rules),
+        trending_share=trending_share,
     )
     if out is None:
         print_json(document) if as_json else typer.echo(to_markdown(document), nl=False)
