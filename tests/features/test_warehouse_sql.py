@@ -12,9 +12,10 @@ import pyarrow as pa
 import pytest
 import sqlglot
 from breaking import Break, assert_breaks, breaks
+from decided_shops import decided_shop
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shops import Row, consent, day, event, link, order, shop, usage
+from shops import consent, day, event, link, order, shop
 
 from consentier.consent import Policy, Switches, Tier
 from consentier.consent.lifetimes import Lifetimes
@@ -146,71 +147,9 @@ def test_a_name_is_no_way_into_the_query() -> None:
 
 # --- what it answers ----------------------------------------------------------------------------------------
 
-_STATES = {
-    "online": ["granted", "granted", "granted", "denied", "withdrawn", "objected", "lifted"],
-    "crm": ["granted", "granted", "granted", "denied", "withdrawn", "objected", "lifted"],
-    "parental": ["denied", "granted", "lifted"],
-    "model": ["granted", "denied"],
-    "fusion": ["granted", "withdrawn"],
-    "contact:email": ["granted"],
-}
-_PEOPLE = 12
-
-
-def random_shop(chance: random.Random) -> ShopTables:
-    """Some hundred rows, and decisions of all kinds: late, early, ending, repeated, contradicted, expired."""
-    visitors = [f"v{number}" for number in range(_PEOPLE)]
-    customers = [f"c{number}" for number in range(_PEOPLE)]
-    consents = [consent(who, "online", at=chance.randint(1, 20)) for who in visitors[2:]]
-    consents += [consent(who, "crm", at=chance.randint(1, 20)) for who in customers[2:]]
-    consents += [_decision(chance, chance.choice(visitors + customers), number) for number in range(20)]
-    repeated = chance.sample(consents, 6)
-    consents += [{**row, "recorded_at": day(chance.randint(0, 70))} for row in repeated[:3]]
-    consents += [{**row, "jurisdiction": chance.choice(["FR", "fr", "DE"])} for row in repeated[3:]]
-    items = ["a", "b", "pills", "ä", "\U0001f600"]
-    return shop(
-        events=[
-            event(
-                chance.choice([*visitors, "v-new"]),
-                chance.choice(items),
-                chance.uniform(0, 70),
-                kind=chance.choice(["view", "cart", "remove"]),
-                session=f"s{number % 7}",
-            )
-            for number in range(120)
-        ],
-        orders=[
-            {
-                **order(chance.choice([*customers, "c-new"]), chance.choice(items), chance.uniform(0, 70)),
-                "line_id": str(number),
-                "status": chance.choice(["ordered", "ordered", "returned"]),
-            }
-            for number in range(60)
-        ],
-        product_usage=[usage(chance.choice(customers), "y", chance.uniform(0, 70)) for _ in range(20)],
-        items=[{"item_id": "pills", "sensitive": True}, {"item_id": "a", "sensitive": None}],
-        identities=[
-            *(link(f"v{n}", f"c{n}", chance.choice([None, 21, 30, 65])) for n in range(_PEOPLE)),
-            link("v3", "c4", 50),
-        ],
-        consents=consents,
-    )
-
-
-def _decision(chance: random.Random, who: str, number: int) -> Row:
-    permission = chance.choice(list(_STATES))
-    at = chance.randint(1, 70)
-    return {
-        **consent(who, permission, chance.choice(_STATES[permission]), at, record_id=f"decision {number}"),
-        "valid_to": chance.choice([None, None, day(at + chance.randint(0, 40))]),
-        "recorded_at": day(at + chance.choice([0, 0, 0, -3, 5])),
-        "evidence": chance.choice(["form", "form", " \t", None]),
-        "collected_by": chance.choice(["banner", None]),
-    }
-
 
 def check_the_same_rows_pass(seed: int, tier: Tier, joined_too: bool, purposes: bool) -> None:
-    tables = random_shop(random.Random(seed))
+    tables = decided_shop(random.Random(seed), people=12, events=120)
     switches = {
         "include_single_source_in_fused": joined_too, "model_purpose": purposes, "fusion_purpose": purposes,
     }  # fmt: skip
@@ -246,9 +185,9 @@ def test_the_shops_are_worth_comparing() -> None:
     reasons = set()
     for tier in TIERS:
         for seed in range(2):
-            permitted = gate(random_shop(random.Random(seed)), include_single_source_in_fused=True).permitted(
-                tier
-            )
+            permitted = gate(
+                decided_shop(random.Random(seed), people=12, events=120), include_single_source_in_fused=True
+            ).permitted(tier)
             assert permitted.rows.num_rows
             reasons |= {reason for funnel in permitted.funnel for reason in funnel.excluded}
     assert {"denied", "withdrawn", "objected", "no consent record", "after the cut-off", "no permission then",

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import ibis
 import pyarrow as pa
 import pytest
-from shops import Row, consent, day, event, link, order, shop, usage
+from decided_shops import decided_shop
+from shops import consent, day, event, link, shop
 from spark_sessions import spark_session
 
 from consentier.consent import Policy, Switches, Tier
@@ -21,16 +22,6 @@ from consentier.features.tables import ShopTables
 pytestmark = pytest.mark.service("spark")
 
 CUTOFF = 60
-SUBJECTS = 100
-
-_STATES = {
-    "online": ["granted", "granted", "denied", "withdrawn", "withdrawn", "objected", "lifted"],
-    "crm": ["granted", "granted", "denied", "withdrawn", "withdrawn", "objected", "lifted"],
-    "parental": ["granted", "denied", "lifted"],
-    "model": ["granted", "granted", "denied"],
-    "fusion": ["granted", "granted", "withdrawn"],
-    "contact:email": ["granted"],
-}
 
 
 @pytest.fixture(scope="module")
@@ -42,57 +33,8 @@ def spark() -> Iterator[ibis.BaseBackend]:
 
 @pytest.fixture(scope="module")
 def tables() -> ShopTables:
-    """Some thousand rows, and records of all kinds: late, early, ending, repeated, contradicted."""
-    chance = random.Random(5)
-    visitors = [f"v{number}" for number in range(SUBJECTS)]
-    customers = [f"c{number}" for number in range(SUBJECTS)]
-    consents = [consent(who, "online", at=chance.randint(1, 20)) for who in visitors[:-9]]
-    consents += [consent(who, "crm", at=chance.randint(1, 20)) for who in customers[:-9]]
-    consents += [_decision(chance, chance.choice(visitors + customers), number) for number in range(250)]
-    consents += [{**row, "recorded_at": day(chance.randint(0, 70))} for row in chance.sample(consents, 30)]
-    consents += [{**row, "jurisdiction": "FR"} for row in chance.sample(consents, 15)]
-    strangers = ["v-new", "c-new"]
-    return shop(
-        events=[
-            event(
-                chance.choice([*visitors, strangers[0]]),
-                chance.choice(["a", "b", "pills", "ä", "\U0001f600"]),
-                chance.uniform(0, 70),
-                kind=chance.choice(["view", "cart", "remove"]),
-                session=f"s{number % 7}",
-            )
-            for number in range(2_000)
-        ],
-        orders=[
-            {
-                **order(chance.choice([*customers, strangers[1]]), "x", chance.uniform(0, 70)),
-                "line_id": str(number),
-                "status": chance.choice(["ordered", "ordered", "returned"]),
-            }
-            for number in range(800)
-        ],
-        product_usage=[usage(chance.choice(customers), "y", chance.uniform(0, 70)) for _ in range(200)],
-        customers=pa.table({"customer_id": customers, "age": [*[None] * 3, *map(float, range(3, SUBJECTS))]}),
-        items=[{"item_id": "pills", "sensitive": True}, {"item_id": "a", "sensitive": None}],
-        identities=[
-            link(visitors[number], customers[number], chance.choice([None, 21, 30, 40, 65]))
-            for number in range(SUBJECTS - 20)
-        ]
-        + [link(chance.choice(visitors), chance.choice(customers), 50) for _ in range(10)],
-        consents=consents,
-    )
-
-
-def _decision(chance: random.Random, who: str, number: int) -> Row:
-    permission = chance.choice(list(_STATES))
-    at = chance.randint(1, 70)
-    return {
-        **consent(who, permission, chance.choice(_STATES[permission]), at, record_id=f"decision {number}"),
-        "valid_to": chance.choice([None, None, day(at + chance.randint(0, 40))]),
-        "recorded_at": day(at + chance.choice([0, 0, 0, -3, 5])),
-        "evidence": chance.choice(["form", "form", " \t", None]),
-        "collected_by": chance.choice(["banner", None]),
-    }
+    """Some thousand rows."""
+    return decided_shop(random.Random(5), people=100, events=2_000)
 
 
 def gates(tables: ShopTables, spark: ibis.BaseBackend, **switches: bool) -> tuple[ConsentGate, ConsentGate]:
