@@ -66,3 +66,10 @@ def test_a_batch_that_claims_more_parts_than_any_directory_holds_is_refused_at_o
 def test_a_session_of_a_row_that_is_too_long_fails_no_other_row() -> None:
     row = {"permission": "none", "channel": "shop", "session": json.dumps(["item-01"] * 100_001)}
     assert answer_row(engine(), row)["reason"].startswith("the row was not answered: session is no history")
+
+
+@pytest.mark.parametrize("name", ["profile_store", "ledger_store"])
+def test_a_database_whose_damage_is_no_text_is_refused_as_any_other(name: str) -> None:
+    """SQLite quotes the damaged schema in its message, and Python cannot decode that."""
+    damaged = LOADERS[name].seeds()[0].replace(b"CREATE TABLE ", b"CREATE TABLE\xa4")
+    assert not LOADERS[name].check(damaged)
