@@ -402,7 +402,7 @@ def create_app(parts: Parts, *, threads: int = 4) -> FastAPI:
     def refused(_: Request, error: RequestValidationError) -> JSONResponse:
         """Says what is wrong where, and quotes nothing: the framework's own answer sends back what came."""
         found = [
-            {"loc": [_told(part) for part in each["loc"]], "msg": each["msg"]}
+            {"loc": [_told(part) for part in each["loc"]], "msg": each["msg"], "type": each["type"]}
             for each in error.errors()[:_MOST_TOLD]
         ]
         return JSONResponse({"detail": found}, status_code=422)
