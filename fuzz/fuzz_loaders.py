@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import logging
 import random
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import atheris
@@ -23,13 +25,18 @@ with atheris.instrument_imports(include=["consentier"]):
     from hostile_files import LOADERS
 
 from mutations import mutate_bytes, mutate_json, texts_in  # noqa: E402
-from running import chosen_target, run  # noqa: E402
+from running import CORPORA, chosen_target, run  # noqa: E402
 
 
 def main() -> None:
     target = chosen_target(tuple(LOADERS))
     if target is None:
         return
+    # The fuzzer ends a process without its clean-up: what loaders are given lies where `make clean` finds it.
+    files = CORPORA / f"{target}-files"
+    shutil.rmtree(files, ignore_errors=True)
+    files.mkdir(parents=True)
+    tempfile.tempdir = str(files)
     logging.disable(logging.CRITICAL)  # a fault is logged, as it should be, some thousand times a second
     loader = LOADERS[target]
     seeds = loader.seeds()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import atheris
 
-__all__ = ["chosen_target", "run"]
+__all__ = ["CORPORA", "chosen_target", "run"]
 
 CORPORA = Path(__file__).resolve().parents[1] / ".build" / "fuzz"
 
