@@ -80,12 +80,14 @@ test-services: $(TEST)/.wheel .venv-spark/.wheel  ## The tests against real serv
 	@echo 'Spark: in local mode, in an environment of its own; needs Java 17 (Debian: openjdk-17-jre-headless).'
 	CONSENTIER_TESTED=wheel .venv-spark/bin/pytest -m service tests/services/test_spark_*.py
 
-fuzz: .venv-fuzz/.wheel  ## Coverage-guided fuzzing of every parser of signals (FUZZ_SECONDS each, by default 60)
-	$(SAY) 'Fuzzing every parser for $(FUZZ_SECONDS) seconds'
-	@for target in $$(.venv-fuzz/bin/python fuzz/fuzz_signals.py --list 2>/dev/null); do \
-		echo "$$target"; \
-		.venv-fuzz/bin/python fuzz/fuzz_signals.py $$target -max_total_time=$(FUZZ_SECONDS) \
-			>.build/fuzz-$$target.log 2>&1 || { tail -40 .build/fuzz-$$target.log; exit 1; }; \
+fuzz: .venv-fuzz/.wheel  ## Coverage-guided fuzzing of every parser and loader (FUZZ_SECONDS each, by default 60)
+	$(SAY) 'Fuzzing every parser and loader for $(FUZZ_SECONDS) seconds'
+	@for program in fuzz_signals fuzz_loaders; do \
+		for target in $$(.venv-fuzz/bin/python fuzz/$$program.py --list 2>/dev/null); do \
+			echo "$$target"; \
+			.venv-fuzz/bin/python fuzz/$$program.py $$target -max_total_time=$(FUZZ_SECONDS) \
+				>.build/fuzz-$$target.log 2>&1 || { tail -40 .build/fuzz-$$target.log; exit 1; }; \
+		done; \
 	done
 
 test-lower-bounds: .venv-lower-bounds/.wheel  ## The tests with the oldest versions allowed (Python 3.11)
@@ -171,7 +173,7 @@ endef
 .venv-fuzz/.requirements: $(LOCK)
 	$(SAY) 'Installing the fuzzer into $(@D)'
 	$(new_environment)
-	$(@D)/$(PIP) install -c $(LOCK) 'atheris==3.0.0' numpy
+	$(@D)/$(PIP) install -c $(LOCK) 'atheris==3.0.0' numpy pyarrow pydantic scipy joblib numba threadpoolctl
 	@touch $@
 
 .venv-lower-bounds/.requirements: $(LOWER_BOUNDS)

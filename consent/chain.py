@@ -147,6 +147,9 @@ class _Walk:
     def pass_by(self, entry: StoredEntry) -> None:
         """Compare the next entry with the chain."""
         expected = self._position + 1
+        if not _is_entry(entry):
+            self._fault(expected, "was altered: it is no entry")
+            return
         if entry.position != expected:
             self._fault(expected, "is missing")
         elif chained(self._head, entry.position, entry.commitment) != entry.chain:
@@ -192,6 +195,12 @@ class _Walk:
 
     def _fault(self, position: int, what: str) -> None:
         self._problems.setdefault(position, what)
+
+
+def _is_entry(entry: StoredEntry) -> bool:
+    """Whether an entry has the types of one: in a file that was written to by hand it need not."""
+    values: tuple[object, ...] = (entry.commitment, entry.chain, entry.salt or b"")
+    return all(isinstance(value, bytes) for value in values)
 
 
 def _holds(entry: StoredEntry) -> bool:

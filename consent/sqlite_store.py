@@ -303,7 +303,7 @@ class SqliteStore:
         asked = {"visitor": visitor_id, "customer": customer_id, "until": _limit(until)}
         try:  # not _failures_told: every request comes by here
             facts, contested = _facts(self._connection().execute(_ABOUT, asked))
-        except (sqlite3.Error, UnicodeEncodeError) as error:
+        except (sqlite3.Error, UnicodeError) as error:
             raise self._failure("read", error) from error
         if not contested:
             return facts
@@ -489,10 +489,10 @@ class SqliteStore:
     def _failures_told(self, what: str) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, UnicodeEncodeError) as error:
+        except (sqlite3.Error, UnicodeError) as error:
             raise self._failure(what, error) from error
 
-    def _failure(self, what: str, error: sqlite3.Error | UnicodeEncodeError) -> LedgerError:
+    def _failure(self, what: str, error: sqlite3.Error | UnicodeError) -> LedgerError:
         if isinstance(error, UnicodeEncodeError):
             return LedgerError(
                 f"ledger {self._path}: could not be {what}: a text holds half a character (a lone surrogate, "

@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 
 from consentier.errors import DataError
 from consentier.features.directories import written_beside
+from consentier.features.parquet_files import bounded_batches
 from consentier.features.schemas import SCHEMAS, Column, ColumnType, TableSchema, arrow_schema
 from consentier.features.validation import (
     Chunk,
@@ -60,7 +61,6 @@ TableFormat = Literal["parquet", "csv"]
 LONGEST_LINE = 1 << 20
 """Bytes. A longer line is no row of a table but a file of another kind, or a quote that was never closed."""
 
-_PARQUET_CHUNK_ROWS = 65_536
 _PYTHON_CHUNK_ROWS = 8_192  # rows as Python values: more of them cost time in the garbage collector
 
 
@@ -225,15 +225,13 @@ def _parquet_parts(folder: Path, schema: TableSchema) -> Iterator[Chunk]:
 def _parquet_chunks(path: Path, label: str, schema: TableSchema) -> Iterator[Chunk]:
     place = f"table {schema.name} ({label})"
     try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            check_header(schema, names, label)
-            first = 1
-            for batch in file.iter_batches(_PARQUET_CHUNK_ROWS, columns=_columns_to_read(schema, names)):
-                batch.validate(full=True)
-                yield Chunk(batch, np.arange(first, first + batch.num_rows, dtype=np.int64), label)
-                first += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
+        names = pq.read_schema(path).names
+        check_header(schema, names, label)
+        first = 1
+        for batch in bounded_batches(path, _columns_to_read(schema, names)):
+            yield Chunk(batch, np.arange(first, first + batch.num_rows, dtype=np.int64), label)
+            first += batch.num_rows
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{place}: unreadable file: {error}. Write it again as Parquet") from error
 
 

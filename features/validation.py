@@ -30,9 +30,11 @@ because leaving it out could permit what the whole table forbids:
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import difflib
 import enum
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, get_args
 
@@ -64,6 +66,9 @@ _Found = tuple["Rule", _Mask]
 
 WHOLE_ROW: Final = "*"
 """Stands for the column where a rule is about the row as such."""
+
+MOST_COLUMNS = 10_000
+"""Columns of a table."""
 
 _EXCERPT = 60
 _BATCH_ROWS = 65_536
@@ -238,7 +243,9 @@ def check_header(schema: TableSchema, names: Sequence[str], file: str = "") -> N
         optional one in another spelling (a misspelt ``sensitive`` would flag nothing).
     """
     place = f"table {schema.name}" + (f" ({file})" if file else "")
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    if len(names) > MOST_COLUMNS:
+        raise DataError(f"{place}: {len(names)} columns; at most {MOST_COLUMNS} are read: is it this table?")
+    repeated = sorted(name for name, count in collections.Counter(names).items() if count > 1)
     if repeated:
         raise DataError(f"{place}: column {repeated[0]} stands more than once: keep one of them")
     known = schema.column_names
@@ -268,7 +275,8 @@ def _remedy(column: Column, others: Mapping[str, str], near: Sequence[str]) -> s
 
 
 def _folded(name: str) -> str:
-    return "".join(character for character in name.casefold() if character.isalnum())
+    plain = unicodedata.normalize("NFKC", name).casefold()  # wide letters and the like are a spelling, too
+    return "".join(character for character in plain if character.isalnum())
 
 
 class TableValidator:

@@ -33,14 +33,15 @@ with atheris.instrument_imports(include=["consentier"]):
     from consentier.consent.signals.tcf import decode
     from consentier.errors import SignalError
 
+from mutations import mutate_json, texts_in  # noqa: E402
 from oracles import VENDOR_ID, may_grant  # noqa: E402
-from platform_signals import GRANTING, RECEIVED, altered, paths, value_at  # noqa: E402
+from platform_signals import GRANTING, RECEIVED  # noqa: E402
+from running import chosen_target, run  # noqa: E402
 from seeds import ALPHABET, seeds_of  # noqa: E402
 
 DECODERS = {"tcf_decode": decode, "gpp_sections": sections_of}
 TARGETS = (*SIGNALS, "tcf_vendor", *DECODERS)
 CUTS = 3
-CORPORA = ROOT / ".build" / "fuzz"
 
 
 def settings_of(target: str) -> dict[str, object]:
@@ -97,42 +98,6 @@ def check_decoder(target: str, payload: bytes) -> None:
 # Mutations that keep the form, so that the fuzzer does not spend its time on what is no JSON
 
 
-def mutate_json(data: bytes, random_: random.Random, words: list[str]) -> bytes | None:
-    """Replace, remove or transplant up to three places of a JSON payload."""
-    try:
-        payload = json.loads(data)
-        for _ in range(random_.randint(1, 3)):
-            places = list(paths(payload))
-            path = random_.choice(places)
-            new = random_.choice([*JUNK, random_.choice(words), value_at(payload, random_.choice(places))])
-            payload = altered(payload, path, new) if random_.random() < 0.8 else altered(payload, path)
-        return json.dumps(payload).encode()
-    except (ValueError, RecursionError, TypeError):
-        return None
-
-
-JUNK = (
-    None,
-    True,
-    False,
-    0,
-    1,
-    10**18,
-    1.5,
-    "",
-    "yes",
-    "y",
-    "n",
-    "granted",
-    "denied",
-    "2026-06-01T11:59:00Z",
-    "2026-06-01T12:01:00Z",
-    "2026-06-01T12:06:00Z",
-    [],
-    {},
-)
-
-
 def mutate_bits(data: bytes, random_: random.Random) -> bytes | None:
     """Flip up to three bits of a base64url text."""
     text = list(data.decode("latin-1"))
@@ -146,14 +111,11 @@ def mutate_bits(data: bytes, random_: random.Random) -> bytes | None:
 
 
 def main() -> None:
-    target = sys.argv[1] if len(sys.argv) > 1 else ""
-    if target == "--list":
-        sys.stdout.write("\n".join(TARGETS) + "\n")
+    target = chosen_target(TARGETS)
+    if target is None:
         return
-    if target not in TARGETS:
-        raise SystemExit(f"usage: {sys.argv[0]} TARGET [libFuzzer options]; targets: {', '.join(TARGETS)}")
     seeds = seeds_of({"gpp_sections": "gpp"}.get(target, target))
-    words = sorted({step for seed in seeds for step in _words(seed)}) or [""]
+    words = sorted({step for seed in seeds for step in texts_in(seed)}) or [""]
 
     if target in (*GRANTING, "tcf", "tcf_vendor") and not any(granted(target, seed) for seed in seeds):
         raise SystemExit(f"no seed of {target} grants anything: nothing could be found")
@@ -173,24 +135,7 @@ def main() -> None:
         mutated: bytes = atheris.Mutate(data, max_size)
         return mutated
 
-    corpus = CORPORA / target
-    corpus.mkdir(parents=True, exist_ok=True)
-    for number, seed in enumerate(seeds):
-        (corpus / f"seed-{number}").write_bytes(seed)
-    options = [f"-artifact_prefix={CORPORA}/{target}-", *sys.argv[2:]]
-    if not any(Path(option).is_file() for option in sys.argv[2:]):
-        options.append(str(corpus))
-    atheris.Setup([sys.argv[0], *options], check, custom_mutator=mutate)
-    atheris.Fuzz()
-
-
-def _words(seed: bytes) -> set[str]:
-    try:
-        payload = json.loads(seed)
-    except ValueError:
-        return set()
-    values = {value_at(payload, path) for path in paths(payload) if isinstance(value_at(payload, path), str)}
-    return values | {step for path in paths(payload) for step in path if isinstance(step, str)}
+    run(target, seeds, check, mutate)
 
 
 if __name__ == "__main__":

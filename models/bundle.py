@@ -84,6 +84,7 @@ _MAX_MANIFEST_BYTES = 1 << 20
 _MAX_RUN_BYTES = 16 << 20
 _MAX_JSON_DEPTH = 32
 _MAX_DIMENSIONS = 4
+_MAX_ARRAYS = 64  # each that is mapped holds a file descriptor
 _CHUNK_ELEMENTS = 1 << 20
 _ROWS_PER_CHUNK = 4096
 _OPEN_ATTEMPTS = 5
@@ -728,11 +729,11 @@ def _map_array(path: Path, descriptor: int, name: str, entry: FileEntry, *, veri
     file_name = f"{name}.npy"
     try:
         with _opened_file(path, descriptor, file_name) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size != entry.bytes:
+            before = os.fstat(file.fileno())
+            if before.st_size != entry.bytes:
                 raise BundleAltered(
-                    f"bundle {path}: {file_name} has {size} bytes, the manifest says {entry.bytes}; it was "
-                    "cut, extended or exchanged: publish the model again"
+                    f"bundle {path}: {file_name} has {before.st_size} bytes, the manifest says "
+                    f"{entry.bytes}; it was cut, extended or exchanged: publish the model again"
                 )
             header = _npy_header(entry.dtype, entry.shape)
             _compare_header(path, file_name, file.read(len(header)), header)
@@ -744,6 +745,12 @@ def _map_array(path: Path, descriptor: int, name: str, entry: FileEntry, *, veri
                         "changed after it was written: publish the model again"
                     )
             mapped = np.memmap(file, entry.dtype, mode="r", offset=len(header), shape=entry.shape, order="C")
+            after = os.fstat(file.fileno())
+            if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+                raise BundleAltered(
+                    f"bundle {path}: {file_name} was written to while it was read; replace bundles by "
+                    "renaming a new directory into their place, and publish the model again"
+                )
     except BundleMissing as error:  # the bundle is there, only not whole
         raise BundleMalformed(str(error)) from None
     return np.asarray(mapped)  # np.memmap makes every slice slow
@@ -901,6 +908,10 @@ def _parse_manifest(path: Path, document: Mapping[str, Any]) -> Manifest:
     for key in ("parameters", "scoring", "files"):
         if not isinstance(document[key], dict):
             _malformed(path, _MANIFEST, f"{key} must be an object")
+    if len(document["files"]) > _MAX_ARRAYS:
+        _malformed(
+            path, _MANIFEST, f"lists {len(document['files'])} arrays; at most {_MAX_ARRAYS} are allowed"
+        )
     _check_count(path, "item_count", document["item_count"])
     _check_cutoff(path, document["cutoff"])
     files = {name: _parse_entry(path, name, entry) for name, entry in document["files"].items()}
@@ -953,7 +964,7 @@ def _check_count(path: Path, key: str, value: object) -> None:
 def _check_cutoff(path: Path, value: object) -> None:
     try:
         valid = isinstance(value, str) and _utc_text(datetime.fromisoformat(value)) == value
-    except ValueError:
+    except (ValueError, OverflowError):  # the last hours of the calendar have no UTC
         valid = False
     if not valid:
         _malformed(

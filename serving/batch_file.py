@@ -147,7 +147,7 @@ def part_facts(path: Path, job: str, part: int) -> PartCounts:
         if (told["job"], told["part"]) != (job, part):
             raise DataError(f"{path}: is of another batch; move it away, and resume")
         return PartCounts.from_text(told["counts"], str(path))
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path}: is no part of a batch ({type(error).__name__}); move it away, and resume"
         ) from error
@@ -267,8 +267,9 @@ def _parts(path: Path) -> tuple[BatchFacts, list[Path]]:
             f"{path}: has no {JOB_FILE} that can be read; 'consentier score' writes one"
         ) from error
     job = BatchJob.from_text(text, str(path / JOB_FILE))
-    paths = [part_file(path, part) for part in range(job.parts)]
-    if missing := sum(not each.is_file() for each in paths):
+    # Of a number of parts that no directory holds, none is looked for.
+    paths = [part_file(path, part) for part in range(min(job.parts, sum(1 for _ in path.iterdir())))]
+    if missing := job.parts - sum(each.is_file() for each in paths):
         raise DataError(
             f"{path}: {missing} of {job.parts} parts are missing; 'consentier score --resume' writes them"
         )

@@ -101,7 +101,7 @@ class BatchJob:
             whole = whole and isinstance(job.ledger_position, int | None)
             if not whole or job.persons_per_part < 1 or not isinstance(policy_version, str):
                 raise ValueError
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise DataError(
                 f"{where}: is not what 'consentier score' wrote ({type(error).__name__}); score again"
             ) from error
@@ -184,5 +184,5 @@ class PartCounts:
             return cls(
                 int(values["persons"]), int(values["rows"]), dict(values["by_tier"]), dict(values["skipped"])
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise DataError(f"{where}: is no part that 'consentier score' wrote; score again") from error

@@ -7,9 +7,10 @@ import dataclasses
 import datetime as dt
 import decimal
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from consentier.errors import DataError
 from consentier.serving.item_columns import Value
@@ -20,6 +21,8 @@ _TRUE = frozenset({"true", "t", "yes", "y", "1"})
 _FALSE = frozenset({"false", "f", "no", "n", "0"})
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")
 _OWN = frozenset({"item_id", "available", "sensitive"})
+_LONGEST_LINE = 1 << 20
+_MOST_COLUMNS = 10_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,8 +71,11 @@ class Catalogue:
         source
             A catalogue; item ids (all available); a mapping from item id to ``{"available": …, "sensitive":
             …, "category": …}``; or the path of an ``items`` table as CSV or Parquet (Parquet needs pyarrow).
-            In a CSV file a column is one of numbers where each value is one and none begins with a 0 that
-            means something (007), of truth values where each is true or false, and of texts elsewhere.
+            Each row of a CSV file has as many cells as its header, no column stands twice, and none has the
+            name of ``item_id``, ``available`` or ``sensitive`` in another spelling: a flag that is not read
+            as such would hide nothing. In a CSV file a column is one of numbers where each value is one and
+            none begins with a 0 that means something (007), of truth values where each is true or false, and
+            of texts elsewhere.
         attributes
             Names of the attributes to keep, as far as there are such; None: all. Of a Parquet file no other
             column is read, of a CSV file none other kept. A catalogue stays as it is.
@@ -146,22 +152,58 @@ def _read(path: Path, attributes: Collection[str] | None) -> tuple[_Rows, Sequen
 def _rows_of(path: Path, attributes: Collection[str] | None) -> tuple[_Rows, Sequence[str]]:
     if path.suffix == ".parquet":
         try:
+            import pyarrow as pa
             import pyarrow.parquet as pq
+
+            from consentier.features.parquet_files import bounded_batches
         except ImportError:
             raise DataError(
                 f"catalogue {path}: reading Parquet needs pyarrow (pip install 'consentier[train]'); "
                 "a CSV file needs nothing more"
             ) from None
-        names: Sequence[str] = pq.read_schema(path).names
+        try:
+            names: Sequence[str] = pq.read_schema(path).names
+            _check_names(names)
+            left_out = _left_out(names, attributes)
+            batches = bounded_batches(path, [name for name in names if name not in left_out])
+            return [row for batch in batches for row in batch.to_pylist()], names
+        except pa.ArrowException as error:
+            raise ValueError(str(error)) from error
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(_short_lines(file), strict=True)
+        names = next(reader, [])
+        _check_names(names)
         left_out = _left_out(names, attributes)
-        table = pq.read_table(path, columns=[name for name in names if name not in left_out])
-        return table.to_pylist(), names
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        names = reader.fieldnames or ()
-        left_out = _left_out(names, attributes)
-        kept = [name for name in names if name not in left_out]
-        return _typed([{name: row[name] for name in kept} for row in reader]), names
+        kept = [(place, name) for place, name in enumerate(names) if name not in left_out]
+        rows = []
+        for row in filter(None, reader):
+            if len(row) != len(names):
+                raise ValueError(f"line {reader.line_num} has {len(row)} cells, the header {len(names)}")
+            rows.append({name: row[place] for place, name in kept})
+        return _typed(rows), names
+
+
+def _short_lines(file: IO[str]) -> Iterator[str]:
+    """The lines of a file, none of them longer than those of a table are."""
+    while line := file.readline(_LONGEST_LINE + 1):
+        if len(line) > _LONGEST_LINE:
+            raise ValueError(f"a line is longer than {_LONGEST_LINE} characters")
+        yield line
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Refuse names that would leave a flag unread."""
+    if len(names) > _MOST_COLUMNS:
+        raise ValueError(f"there are {len(names)} columns; at most {_MOST_COLUMNS} are read")
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"the column {name!r} stands twice; keep one of them")
+        seen.add(name)
+        folded = "".join(filter(str.isalnum, unicodedata.normalize("NFKC", name).casefold()))
+        for own in _OWN - {name}:
+            if folded == own.replace("_", ""):
+                raise ValueError(f"the column {name!r} must be called {own}: rename it")
 
 
 def _typed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -17,8 +17,11 @@ to be true is not shown.
 from __future__ import annotations
 
 import ast
+import bisect
 import dataclasses
+import functools
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -35,6 +38,10 @@ _LONGEST = 4000
 """Characters of an expression."""
 _DEEPEST = 40
 """Parts within parts of an expression."""
+_MOST_TERMS = 200
+"""Comparisons, and columns that stand alone: each is a pass over all items."""
+_SHOWN = 200
+"""Characters of an expression that a message quotes."""
 
 _Bits = NDArray[np.bool_]
 
@@ -146,11 +153,11 @@ class ItemColumns:
     def _column(self, name: str) -> _Column:
         if name not in self._columns:
             if name not in self._names and name in self._unread:
-                raise FilterError(f"the items' attribute {name!r} was not read: name it in filter_by")
+                raise FilterError(f"the items' attribute {_shown(name)} was not read: name it in filter_by")
             if name not in self._names:
                 known = sorted({*self._names, *self._unread})
                 hint = suggestion(name, known) if known else "; the catalogue holds no attributes"
-                raise FilterError(f"items have no attribute {name!r}{hint}")
+                raise FilterError(f"items have no attribute {_shown(name)}{hint}")
             nothing: Mapping[str, Value] = {}
             values = [self._rows.get(item, nothing).get(name) for item in self._items]
             self._columns[name] = _column(values, [row.get(name) for row in self._rows.values()])
@@ -188,7 +195,10 @@ class Expression:
         try:
             tree = ast.parse(self.text.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise ValueError(f"the filter {self.text!r} cannot be read: {_words(error)}") from None
+            raise ValueError(f"the filter {_shown(self.text)} cannot be read: {_words(error)}") from None
+        terms = sum(isinstance(node, ast.cmpop | ast.Name) for node in ast.walk(tree))
+        if terms > 2 * _MOST_TERMS:  # a comparison has an operator and a column
+            raise ValueError(f"the filter {_shown(self.text)} has more than {_MOST_TERMS} comparisons")
         _check(tree, self.text, 0)
         object.__setattr__(self, "_tree", tree)
 
@@ -212,7 +222,7 @@ class Expression:
         try:
             return _evaluated(self._tree, items)[0]
         except FilterError as error:
-            raise FilterError(f"the filter {self.text!r}: {error}") from None
+            raise FilterError(f"the filter {_shown(self.text)}: {error}") from None
 
 
 # What is true and what is false of each item; what is neither is unknown.
@@ -223,6 +233,21 @@ def _words(error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         return f"{error.msg} (at character {error.offset})"
     return "it is too deeply nested" if isinstance(error, RecursionError | MemoryError) else str(error)
+
+
+def _shown(value: object) -> str:
+    """What stands in an expression, in a message: the beginning of what is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _source(node: ast.expr) -> str:
+    """Part of an expression in a message."""
+    try:
+        text = ast.unparse(node)
+    except RecursionError:
+        return "…"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _column(values: Sequence[Value], everywhere: Iterable[Value]) -> _Column:
@@ -264,7 +289,7 @@ _MIRRORED: Mapping[type[ast.cmpop], type[ast.cmpop]] = {
 def _check(node: ast.expr, text: str, depth: int) -> None:
     """Refuse what is not in the language; constants and columns are looked at when they are compared."""
     if depth > _DEEPEST:
-        raise ValueError(f"the filter {text!r} is too deeply nested")
+        raise ValueError(f"the filter {_shown(text)} is too deeply nested")
     if isinstance(node, ast.BoolOp):
         parts: Iterable[ast.expr] = node.values
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
@@ -293,7 +318,7 @@ def _check_comparison(left: ast.expr, operator: ast.cmpop, right: ast.expr, text
         )
     if not fine:
         raise ValueError(
-            f"the filter {text!r}: `{ast.unparse(left)} … {ast.unparse(right)}` (at character "
+            f"the filter {_shown(text)}: `{_source(left)} … {_source(right)}` (at character "
             f"{left.col_offset + 1}) must compare one attribute with one constant, or be `attribute in (…)` "
             "or `attribute is None`"
         )
@@ -301,7 +326,7 @@ def _check_comparison(left: ast.expr, operator: ast.cmpop, right: ast.expr, text
 
 def _refused(node: ast.expr, text: str) -> ValueError:
     return ValueError(
-        f"the filter {text!r}: `{ast.unparse(node)}` (at character {node.col_offset + 1}) is neither a "
+        f"the filter {_shown(text)}: `{_source(node)}` (at character {node.col_offset + 1}) is neither a "
         "comparison, nor an attribute, nor these combined by and, or, not"
     )
 
@@ -315,8 +340,10 @@ def _constant(node: ast.expr) -> str | float | bool | None:
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         value = _constant(node.operand)
         return -value if isinstance(value, int | float) and not isinstance(value, bool) else None
-    if isinstance(node, ast.Constant) and isinstance(node.value, str | bool | int | float):
+    if isinstance(node, ast.Constant) and isinstance(node.value, str | bool | float):
         return node.value
+    if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        return node.value if abs(node.value) <= sys.float_info.max else math.inf
     return None
 
 
@@ -333,20 +360,15 @@ def _constants(node: ast.expr) -> list[str | float | bool] | None:
 
 def _evaluated(node: ast.expr, items: ItemColumns) -> _Truth:
     if isinstance(node, ast.BoolOp):
-        parts = [_evaluated(part, items) for part in node.values]
-        if isinstance(node.op, ast.And):
-            return np.logical_and.reduce([t for t, _ in parts]), np.logical_or.reduce([f for _, f in parts])
-        return np.logical_or.reduce([t for t, _ in parts]), np.logical_and.reduce([f for _, f in parts])
+        join = _both if isinstance(node.op, ast.And) else _either
+        return functools.reduce(join, (_evaluated(part, items) for part in node.values))
     if isinstance(node, ast.UnaryOp):
         true, false = _evaluated(node.operand, items)
         return false, true
     if isinstance(node, ast.Compare):
         sides = [node.left, *node.comparators]
-        pairs = [
-            _compared(left, operator, right, items)
-            for left, operator, right in zip(sides, node.ops, sides[1:], strict=False)
-        ]
-        return np.logical_and.reduce([t for t, _ in pairs]), np.logical_or.reduce([f for _, f in pairs])
+        pairs = zip(sides, node.ops, sides[1:], strict=False)
+        return functools.reduce(_both, (_compared(*pair, items) for pair in pairs))
     assert isinstance(node, ast.Name)  # `_check` let nothing else pass
     column = items._column(node.id)
     if column.missing.all():
@@ -354,6 +376,14 @@ def _evaluated(node: ast.expr, items: ItemColumns) -> _Truth:
     if not isinstance(column, _Flags):
         raise FilterError(f"{node.id} holds {column.kind}; compare it with something")
     return column.values == 1, column.values == 0
+
+
+def _both(one: _Truth, other: _Truth) -> _Truth:
+    return one[0] & other[0], one[1] | other[1]
+
+
+def _either(one: _Truth, other: _Truth) -> _Truth:
+    return one[0] | other[0], one[1] & other[1]
 
 
 def _compared(left: ast.expr, operator: ast.cmpop, right: ast.expr, items: ItemColumns) -> _Truth:
@@ -367,10 +397,13 @@ def _compared(left: ast.expr, operator: ast.cmpop, right: ast.expr, items: ItemC
     if missing.all():  # such a column is of no kind
         return _unknown(items)
     if isinstance(operator, ast.In | ast.NotIn):
-        among = np.zeros(items.item_count, dtype=np.bool_)
-        for value in _constants(right) or ():
-            among |= _equal(left.id, column, value)
-        found = among
+        values = _constants(right) or ()
+        if isinstance(column, _Numbers) and not any(isinstance(value, str | bool) for value in values):
+            found = np.isin(column.values, [float(value) for value in values])
+        else:
+            found = np.zeros(items.item_count, dtype=np.bool_)
+            for value in values:
+                found |= _equal(left.id, column, value)
     elif isinstance(operator, ast.Eq | ast.NotEq):
         found = _equal(left.id, column, _given(right))
     else:
@@ -401,7 +434,7 @@ def _equal(name: str, column: _Column, value: str | float | bool) -> _Bits:
     if isinstance(column, _Numbers) and not isinstance(value, str | bool):
         return np.equal(column.values, value)
     if isinstance(column, _Texts) and isinstance(value, str):
-        place = np.searchsorted(np.array(column.levels, dtype=object), value) if column.levels else 0
-        there = place < len(column.levels) and column.levels[int(place)] == value
+        place = bisect.bisect_left(column.levels, value)
+        there = place < len(column.levels) and column.levels[place] == value
         return column.codes == place if there else np.zeros(column.codes.size, dtype=np.bool_)
-    raise FilterError(f"{name} holds {column.kind}; it cannot equal {value!r}")
+    raise FilterError(f"{name} holds {column.kind}; it cannot equal {_shown(value)}")

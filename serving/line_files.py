@@ -45,10 +45,17 @@ def segments_of(path: Path, name: re.Pattern[str]) -> dict[Path, dt.datetime]:
         Matches the names of its files; its first group is the day, ISO 8601.
     """
     return {
-        file: dt.datetime.combine(dt.date.fromisoformat(match[1]), dt.time(), dt.UTC)
+        file: dt.datetime.combine(day, dt.time(), dt.UTC)
         for file in path.iterdir()
-        if (match := name.fullmatch(file.name)) and file.is_file()
+        if (match := name.fullmatch(file.name)) and (day := _day(match[1])) is not None and file.is_file()
     }
+
+
+def _day(text: str) -> dt.date | None:
+    try:
+        return dt.date.fromisoformat(text)
+    except ValueError:  # such as the 30th of February: the name of no file of ours
+        return None
 
 
 def expire_segments(path: str | Path, name: re.Pattern[str], before: dt.datetime, what: str) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from consentier.consent import microseconds
+from consentier.errors import DataError
 from consentier.models.attribute_encoding import AttributeValue
 from consentier.serving.clock import utc_now
 from consentier.serving.request import Event, attributes_of
@@ -28,6 +29,9 @@ WRITE_SECONDS = 10.0
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _BEGINNING = -(2**62)
+
+# What reading a row raises that no store of ours has written.
+_FOREIGN = (ValueError, TypeError, OverflowError, RecursionError)
 
 
 class EventRow(NamedTuple):
@@ -86,9 +90,12 @@ class ProfileStore(Mapping[str, Sequence[Event]], abc.ABC):
         rows = self._events(subject, self._since()) if _is_text(subject) else ()
         if not rows:
             raise KeyError(subject)
-        return tuple(
-            [Event(item, _time(ts), event_type, quantity) for ts, item, event_type, quantity in rows]
-        )
+        try:
+            return tuple(
+                [Event(item, _time(ts), event_type, quantity) for ts, item, event_type, quantity in rows]
+            )
+        except _FOREIGN as error:
+            raise self._foreign(error) from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._subjects("events", self._since()))
@@ -101,15 +108,16 @@ class ProfileStore(Mapping[str, Sequence[Event]], abc.ABC):
 
         What has outlived its time and is not deleted yet is held all the same, and so stands here too.
         """
-        events = [
-            {**row._asdict(), "ts": _time(row.ts).isoformat()}
-            for row in map(EventRow._make, self._events(_subject(subject), _BEGINNING))
-        ]
+        rows = [EventRow._make(row) for row in self._events(_subject(subject), _BEGINNING)]
         known = self._attributes(subject, _BEGINNING)
-        if known is None:
-            return events
-        ts, content = known
-        return [*events, {"ts": _time(ts).isoformat(), "attributes": json.loads(content)}]
+        try:
+            events = [{**row._asdict(), "ts": _time(row.ts).isoformat()} for row in rows]
+            if known is None:
+                return events
+            ts, content = known
+            return [*events, {"ts": _time(ts).isoformat(), "attributes": json.loads(content)}]
+        except _FOREIGN as error:
+            raise self._foreign(error) from error
 
     # ---- Changing ----------------------------------------------------------------------------------------
 
@@ -213,6 +221,12 @@ class ProfileStore(Mapping[str, Sequence[Event]], abc.ABC):
     def _delete_before(self, limit: int) -> int:
         """Delete what is older than an instant; say how many rows it was."""
 
+    def _foreign(self, error: Exception) -> DataError:
+        """What to raise where a row is none of ours; its content, which is about a person, is not quoted."""
+        return DataError(
+            f"profile store {self.place}: a row holds what Consentier did not write ({type(error).__name__})"
+        )
+
     def _since(self) -> int:
         return _BEGINNING if self._ttl is None else microseconds(self._clock() - self._ttl)
 
@@ -228,7 +242,10 @@ class StoredAttributes(Mapping[str, Mapping[str, AttributeValue]]):
         found = self.store._attributes(subject, self.store._since()) if _is_text(subject) else None
         if found is None:
             raise KeyError(subject)
-        content: Mapping[str, AttributeValue] = json.loads(found[1])
+        try:
+            content: Mapping[str, AttributeValue] = json.loads(found[1])
+        except _FOREIGN as error:
+            raise self.store._foreign(error) from error
         return content
 
     def __iter__(self) -> Iterator[str]:
@@ -260,10 +277,7 @@ def _row(event: object) -> EventRow:
         raise ValueError("an event without a time cannot be stored: it could never expire")
     if not _is_text(event.item_id) or not (event.event_type is None or _is_text(event.event_type)):
         raise ValueError("an event holds half a surrogate pair, which is no text")
-    try:
-        quantity = None if event.quantity is None else float(event.quantity)
-    except OverflowError:
-        raise ValueError("an event's quantity is too large to be stored") from None
+    quantity = None if event.quantity is None else float(event.quantity)
     if quantity is not None and math.isnan(quantity):
         quantity = None  # a number that is none says nothing
     return EventRow(microseconds(event.ts), event.item_id, event.event_type, quantity)

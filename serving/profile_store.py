@@ -183,7 +183,8 @@ class SqliteProfiles(ProfileStore):
         except BaseException as error:
             if connection is not None:
                 connection.close()
-            if isinstance(error, sqlite3.Error):
+            # A message of SQLite that quotes a damaged file need not be text.
+            if isinstance(error, sqlite3.Error | UnicodeDecodeError):
                 late = getattr(error, "sqlite_errorcode", 0) & 0xFF in _LOCKED
                 raise (StoreTimeout if late else DataError)(f"profile store {self._path}: {error}") from error
             raise

@@ -25,7 +25,15 @@ from consentier.models.attribute_encoding import AttributeValue
 from consentier.serving.answer import Answer
 from consentier.serving.profiles import Profiles
 from consentier.serving.recommender import Recommender
-from consentier.serving.request import Event, Request, attributes_of, events_from_json
+from consentier.serving.request import (
+    MAX_EVENTS,
+    MAX_N,
+    Event,
+    Request,
+    attributes_of,
+    events_from_json,
+    events_of,
+)
 
 __all__ = ["INPUTS", "INPUT_KEY", "OUTPUTS", "PERMISSIONS", "answer_row", "load", "router_model"]
 
@@ -37,8 +45,8 @@ PERMISSIONS: Mapping[str, Permission] = {
 }
 """The words of the column ``permission``."""
 
-_DEFAULT_N, _MAX_N = 10, 1000
-"""How many items where a row does not say, and at most."""
+_DEFAULT_N = 10
+"""How many items where a row does not say."""
 
 INPUTS: Mapping[str, bool] = {
     "permission": True,
@@ -189,16 +197,15 @@ def _channel(value: object) -> Channel:
 def _number(value: object) -> int:
     if _is_missing(value):
         return _DEFAULT_N
-    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
-        number = float(value)
-        if number.is_integer() and 1 <= number <= _MAX_N:
-            return int(number)
-    raise _RowError(f"n is no whole number from 1 to {_MAX_N}")
+    is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if is_number and 1 <= value <= MAX_N and float(value).is_integer():  # type: ignore[operator, arg-type]
+        return int(value)  # type: ignore[call-overload,no-any-return]
+    raise _RowError(f"n is no whole number from 1 to {MAX_N}")
 
 
 def _history(row: Mapping[str, Any], name: str) -> tuple[Event, ...]:
     try:
-        return _events(row, name)
+        return events_of(_events(row, name), name, most=MAX_EVENTS)
     except Exception as error:
         raise _RowError(f"{name} is no history in JSON: {type(error).__name__}") from error
 

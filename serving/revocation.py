@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime as dt
+import errno
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from typing import Any
 
 from consentier.consent import microseconds
 from consentier.errors import BundleError, BundleMalformed
+from consentier.reading import read_regular
 from consentier.writing import whole_file, write_new
 
 __all__ = ["PAST_DEADLINE", "Deadlines", "Revocations", "revoke"]
@@ -221,10 +223,12 @@ def _read(path: Path) -> list[tuple[str, _Entry]]:
     BundleMalformed
         If it is not exactly what `revoke` writes. A list that is half understood might miss a deadline.
     """
-    with path.open("rb") as file:
-        payload = file.read(_MAX_BYTES + 1)
-    if len(payload) > _MAX_BYTES:
-        raise _malformed("is longer than any list of bundles")
+    try:
+        payload = read_regular(path, _MAX_BYTES)
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        raise _malformed("is longer than any list of bundles") from error
     try:
         document = json.loads(payload.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
@@ -232,7 +236,7 @@ def _read(path: Path) -> list[tuple[str, _Entry]]:
     if not isinstance(document, dict) or set(document) != {"format", "revocations"}:
         raise _malformed("must hold format and revocations, and nothing else")
     if document["format"] != _FORMAT or isinstance(document["format"], bool):
-        raise _malformed(f"has format {document['format']!r}; this release reads {_FORMAT}")
+        raise _malformed(f"has another format than {_FORMAT}, the one that this release reads")
     if not isinstance(document["revocations"], list):
         raise _malformed("must hold a list of revocations")
     entries = [_entry(number, value) for number, value in enumerate(document["revocations"])]

@@ -22,6 +22,7 @@ from types import MappingProxyType
 from typing import Any
 
 from consentier.consent import Policy, Tier
+from consentier.reading import read_regular
 from consentier.writing import whole_file, write_new
 
 __all__ = ["Routing", "read_routing", "write_routing"]
@@ -66,8 +67,7 @@ def read_routing(bundles: str | Path) -> Routing:
     """The decisions beside some bundles; a directory without the file has none. Never raises."""
     path = Path(bundles) / _NAME
     try:
-        with path.open("rb") as file:
-            payload = file.read(_MAX_BYTES + 1)
+        payload = read_regular(path, _MAX_BYTES)
     except FileNotFoundError:
         return Routing()
     except OSError as error:

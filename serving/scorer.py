@@ -214,7 +214,8 @@ def _is_weight(value: object) -> bool:
 
 _POPULAR_AT_ONCE = 256
 _FILTERS_KEPT = 256
-"""Filters of requests whose items are kept, per bundle."""
+_FILTER_BYTES = 64 << 20
+"""Filters of requests whose items are kept, per bundle, and the memory that they may take."""
 
 
 def _told(bundle: Bundle, rules: Rules | None) -> tuple[str, ...]:
@@ -239,6 +240,7 @@ class _Shelf:
         self._catalogue = catalogue
         self._columns: ItemColumns | None = None
         self._filtered: dict[str, tuple[NDArray[np.bool_], NDArray[np.int64]]] = {}
+        self._filter_bytes = 0
         self.sensitive = frozenset[str]() if catalogue is None else catalogue.sensitive
         self.hidden = np.zeros(len(index) + len(further), dtype=np.bool_)
         self.silent = np.zeros(len(index), dtype=np.bool_)
@@ -295,8 +297,11 @@ class _Shelf:
         if found is None:
             fits = where.true_for(self._attributes())
             found = fits, np.flatnonzero(fits).astype(np.int64)
-            if len(self._filtered) >= _FILTERS_KEPT:
+            size = fits.nbytes + found[1].nbytes
+            if len(self._filtered) >= _FILTERS_KEPT or self._filter_bytes + size > _FILTER_BYTES:
+                self._filter_bytes = 0
                 self._filtered = {}  # another thread may still read the old one
+            self._filter_bytes += size
             self._filtered[where.text] = found
         return found
 
@@ -674,6 +679,8 @@ class LinearScorer(ItemScorer):
         matrix = arrays["indptr"], arrays["indices"], arrays["data"]
         if matrix[0].size != inputs + 1:  # all else about them has been checked when the bundle was opened
             raise BundleMalformed(f"indptr has {matrix[0].size} entries; {inputs} inputs need {inputs + 1}")
+        if matrix[0].dtype == np.uint64:  # which no signed number can be added to
+            matrix = matrix[0].astype(np.int64), *matrix[1:]
         self._matrix = matrix
         self._rows = RowScorer(
             *matrix,
@@ -810,8 +817,10 @@ class PopularScorer:
 
     def _ranking(self, bundle: Bundle, side: Side) -> NDArray[np.int64]:
         counts = bundle.arrays[f"{side}_counts"]
-        if counts.shape != (len(self._shelf.index),):
-            raise BundleMalformed(f"{side}_counts.npy has shape {counts.shape}, not one count per item")
+        if counts.shape != (len(self._shelf.index),) or counts.dtype.kind not in "iu":
+            raise BundleMalformed(
+                f"{side}_counts.npy has shape {counts.shape} and type {counts.dtype}, not one count per item"
+            )
         return np.argsort(-counts.astype(np.int64), kind="stable").astype(np.int64)
 
     def shows(self, item_id: str) -> bool:

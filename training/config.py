@@ -29,6 +29,7 @@ from consentier.consent.toml_files import read_toml
 from consentier.errors import ConfigError, suggestion
 from consentier.features.schemas import EVENT_TYPES
 from consentier.serving.factor_scorer import FACTOR_ALGORITHMS
+from consentier.serving.request import MAX_N
 from consentier.training.config_environment import with_environment
 
 __all__ = [
@@ -133,8 +134,8 @@ class EvaluationConfig(_Section):
     @field_validator("cutoffs")
     @classmethod
     def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if any(length < 1 for length in value) or len(set(value)) != len(value):
-            raise ValueError("lengths of list must be distinct and at least 1")
+        if any(not 1 <= length <= MAX_N for length in value) or len(set(value)) != len(value):
+            raise ValueError(f"lengths of list must be distinct, at least 1 and at most {MAX_N}")
         return tuple(sorted(value))
 
 

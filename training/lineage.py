@@ -213,7 +213,7 @@ class Lineage:
                 connection.execute("BEGIN IMMEDIATE")
                 with connection:
                     yield connection
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise LineageError(f"lineage {self._path}: {error}") from error
 
 

@@ -18,10 +18,12 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import consentier
 from consentier import (
@@ -43,12 +45,15 @@ from consentier.serving.profile_store import SqliteProfiles
 from consentier.training.restricted import Restricted
 from consentier.training.withdrawal import withdraw
 
-__all__ = ["Parts", "create_app", "opened"]
+__all__ = ["MAX_BODY_BYTES", "Parts", "create_app", "opened"]
 
 _log = logging.getLogger("examples.service")
 
 POLICY_VERSION = "reference-service-1"
 """Which text a person saw when they decided; a shop names the version of its notice."""
+
+MAX_BODY_BYTES = 1 << 20
+"""The longest body that is read: the limits below allow no more than some 500 kB."""
 
 # ---- What goes in and out ----------------------------------------------------------------------------------
 
@@ -328,6 +333,35 @@ def opened(
         yield Parts(ledger, online, crm, recommender, CollectorRegistry(), bundles)
 
 
+_MOST_TOLD = 20
+"""How many of a body's mistakes are told."""
+
+
+def _told(part: str | int) -> str | int:
+    """Part of a place in a body: a key may be long, or hold half a surrogate pair, which no answer can."""
+    return part if isinstance(part, int) else part[:100].encode("utf-8", "replace").decode()
+
+
+class _ShortBodies:
+    """Stops reading a body that is too long, whatever its header says of its length."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        read = 0
+
+        async def counted() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > MAX_BODY_BYTES:
+                raise HTTPException(413, f"the body is longer than {MAX_BODY_BYTES} bytes")
+            return message
+
+        await self._app(scope, counted, send)
+
+
 # ---- The service -------------------------------------------------------------------------------------------
 
 
@@ -364,11 +398,22 @@ def create_app(parts: Parts, *, threads: int = 4) -> FastAPI:
         redoc_url=None,
     )
 
+    @app.exception_handler(RequestValidationError)
+    def refused(_: Request, error: RequestValidationError) -> JSONResponse:
+        """Says what is wrong where, and quotes nothing: the framework's own answer sends back what came."""
+        found = [
+            {"loc": [_told(part) for part in each["loc"]], "msg": each["msg"], "type": each["type"]}
+            for each in error.errors()[:_MOST_TOLD]
+        ]
+        return JSONResponse({"detail": found}, status_code=422)
+
     @app.exception_handler(ConsentierError)
     def failed(_: Request, error: ConsentierError) -> JSONResponse:
         """A ledger or store failed while something was to be written. What it says may quote a person."""
         _log.error("a request was not carried out: %s", type(error).__name__)
         return JSONResponse({"detail": f"not done: {type(error).__name__}; try again"}, status_code=503)
+
+    app.add_middleware(_ShortBodies)
 
     @app.middleware("http")
     async def not_kept(request: Request, call_next: Any) -> Response:

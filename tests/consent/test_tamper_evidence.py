@@ -436,6 +436,20 @@ def test_text_that_is_none_is_found_wrong_and_read_by_nobody(file: Tampered) -> 
     assert problem == "entry 1 was altered: it is not what was committed to"
 
 
+@pytest.mark.parametrize("field", ["salt", "commitment", "chain"])
+@pytest.mark.parametrize("value", [None, 7, 1.5, "text"])
+def test_a_value_that_no_chain_holds_is_found_wrong(field: str, value: object) -> None:
+    """The file's own types keep none of these in, but bytes that are written past them do."""
+    row = ("v", "c", 1740787200000000, None)
+    first = chain.stored(chain.GENESIS, 1, "Link", row)
+    second = chain.stored(first.chain, 2, "Link", row)
+    assert chain.verify_chain([first, second]).ok
+    found = chain.verify_chain([first, second._replace(**{field: value})])
+    assert found.problem is not None
+    assert found.problem.startswith("entry 2 was altered")
+    assert found.head == chain.head_text(second.chain if (field, value) == ("salt", None) else first.chain)
+
+
 # ---- Mutants -----------------------------------------------------------------------------------------------
 
 

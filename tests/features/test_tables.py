@@ -359,3 +359,60 @@ def test_real_shop_tables_are_read(tmp_path: Path) -> None:
     assert read.events.num_rows + sum(failure.count for failure in read.report.failures) == 65_928
     assert read.customers.num_rows == 3_009
     assert read.customers.schema.field("member_level").type == pa.int8()
+
+
+# --- hostile files ---------------------------------------------------------------------------------------
+
+
+def test_rows_with_half_a_million_columns_are_refused_at_once(shop: Path) -> None:
+    (shop / "items.csv").write_text("item_id," + "a," * 500_000 + "b\n")
+    with pytest.raises(DataError, match=r"items.*500002 columns; at most 10000 are read"):
+        read_shop(shop)
+
+
+def test_a_line_without_an_end_is_not_read_to_it(shop: Path) -> None:
+    with (shop / "events.csv").open("ab") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(DataError, match="line too long"):
+        read_shop(shop)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("Sensitive", "must be called sensitive"),
+        (" sensitive ", "must be called sensitive"),
+        ("sen\u200bsitive", "must be called sensitive"),
+        ("\uff53\uff45\uff4e\uff53\uff49\uff54\uff49\uff56\uff45", "must be called sensitive"),
+    ],
+)
+def test_a_flag_in_another_spelling_is_no_attribute(shop: Path, name: str, reason: str) -> None:
+    (shop / "items.csv").write_text(f"item_id,{name}\ni1,true\n")
+    with pytest.raises(DataError, match=reason):
+        read_shop(shop)
+
+
+HOSTILE_TEXTS = (
+    "=cmd|' /C calc'!A0", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "'; DROP TABLE events; --", '"; --', "{{7*7}}",
+    "${7*7}",
+    "<script>alert(1)</script>", "\x1b[2J", "\u202eevil", "a\x00b", "NULL", "\\",  "é\u0301", "\ufeffi",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_texts_that_other_programs_obey_are_texts_here_and_come_back_as_they_were(
+    tmp_path: Path, form: Any
+) -> None:
+    """An id is written as it is: with a mark against spreadsheets before it, it would be another id."""
+    items = pa.table(
+        {
+            "item_id": HOSTILE_TEXTS,
+            "category": HOSTILE_TEXTS,
+            "=1+1": HOSTILE_TEXTS,
+            'x"; DROP TABLE items; --': HOSTILE_TEXTS,
+        }
+    )
+    write_tables({"items": items}, tmp_path / "shop", form)
+    chunks = list(tables_module.reader_of(tmp_path / "shop" / f"items.{form}")(SCHEMAS["items"]))
+    found = pa.Table.from_batches([chunk.batch for chunk in chunks])
+    assert {name: found[name].to_pylist() for name in items.column_names} == items.to_pydict()

@@ -392,6 +392,8 @@ def test_another_format_version_is_unsupported(path: Path) -> None:
         ({"item_count": 4}, "announces 4 items, but item_offsets"),
         ({"cutoff": "2025-01-31"}, "cutoff must be a time"),
         ({"cutoff": "2025-01-31T00:00:00+00:00"}, "cutoff must be a time"),
+        ({"cutoff": "0001-01-01T00:00:00+14:00"}, "cutoff must be a time"),
+        ({"cutoff": "9999-12-31T23:59:59-14:00"}, "cutoff must be a time"),
         ({"cutoff": "2025-02-31T00:00:00.000000Z"}, "cutoff must be a time"),
         ({"cutoff": 0}, "cutoff must be a time"),
         ({"extra": 1}, "unknown key 'extra'"),
@@ -483,6 +485,53 @@ def test_a_forged_header_is_refused(path: Path, header: bytes, version: bytes, r
     forge(path, "data.npy", npy(header, PAYLOAD, version))
     refused(path, "data.npy", BundleMalformed, verify=False)
     refused(path, reason, BundleMalformed, verify=False)
+
+
+def test_more_arrays_than_a_process_has_file_descriptors_for_are_refused(path: Path) -> None:
+    document = manifest_of(path)
+    entry = document["files"]["data"]
+    document["files"] |= {f"more{number}": entry for number in range(62)}
+    put_manifest(path, document)
+    refused(path, "lists 67 arrays; at most 64 are allowed", BundleMalformed, verify=False)
+
+
+def test_a_file_that_is_renamed_into_place_during_the_check_is_never_mapped(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed = hashlib.file_digest
+
+    def exchange(file: Any, algorithm: str) -> Any:
+        found = hashed(file, algorithm)
+        name = Path(f"/proc/self/fd/{file.fileno()}").readlink().name
+        if name == "data.npy":
+            payload = (path / name).read_bytes()
+            (path.parent / "other").write_bytes(payload[:128] + np.float32([9, 9, 9]).tobytes())
+            (path.parent / "other").rename(path / name)
+        return found
+
+    monkeypatch.setattr(hashlib, "file_digest", exchange)
+    assert open_bundle(path).arrays["data"].tolist() == [0.5, 0.25, 1.0]
+    monkeypatch.undo()
+    refused(path, "data.npy does not have the SHA-256", BundleAltered)
+
+
+def test_a_file_that_is_written_to_during_the_check_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed = hashlib.file_digest
+
+    def overwrite(file: Any, algorithm: str) -> Any:
+        found = hashed(file, algorithm)
+        if Path(f"/proc/self/fd/{file.fileno()}").readlink().name == "indices.npy":
+            with (path / "indices.npy").open("r+b") as same:
+                same.seek(128)
+                same.write(np.int32([9**8, 9**8, 9**8]).tobytes())
+            os.utime(path / "indices.npy", ns=(1, 1))  # a clock that stood still would tell nothing
+        return found
+
+    monkeypatch.setattr(hashlib, "file_digest", overwrite)
+    with pytest.raises(BundleAltered, match=r"indices\.npy was written to while it was read"):
+        open_bundle(path)
 
 
 def test_the_forging_helper_can_make_a_good_file(path: Path) -> None:

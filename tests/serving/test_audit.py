@@ -210,6 +210,12 @@ def test_a_file_goes_when_its_retention_is_over_and_not_before(
         expire(tmp_path / "absent", last)
 
 
+def test_a_file_whose_name_holds_no_day_does_not_keep_the_others(tmp_path: Path) -> None:
+    (tmp_path / "2026-01-01_until_2026-02-30.jsonl").write_text("{}\n")
+    (tmp_path / "2026-01-01_until_2026-02-28.jsonl").write_text("{}\n")
+    assert expire(tmp_path, dt.datetime(2026, 3, 1, tzinfo=dt.UTC)) == 1
+
+
 @pytest.mark.parametrize(("days", "error"), [(0, ValueError), (1.5, TypeError), (True, TypeError)])
 def test_a_retention_that_is_none_is_refused(
     tmp_path: Path, keyring: Keyring, days: Any, error: type[Exception]

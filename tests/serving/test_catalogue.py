@@ -155,3 +155,39 @@ def test_a_recommender_reads_what_rules_titles_and_filters_ask_for(tmp_path: Pat
             load(bundles(), catalogue=tmp_path / "items.csv", filter_by=["prize"])
         with pytest.raises(TypeError, match="collection of names"):
             load(bundles(), catalogue=tmp_path / "items.csv", filter_by="price")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("item_id,sensitive,sensitive\ni,true,\n", "'sensitive' stands twice"),
+        ("item_id,Sensitive\ni,true\n", "'Sensitive' must be called sensitive"),
+        ("item_id, sensitive\ni,true\n", "' sensitive' must be called sensitive"),
+        ("item_id,\uff53ensitive\ni,true\n", "must be called sensitive"),
+        ("item_id,AVAILABLE\ni,false\n", "must be called available"),
+        ("item_id,available,sensitive\ni,true\n", "line 2 has 2 cells, the header 3"),
+        ("item_id,sensitive\ni,,true\n", "line 2 has 3 cells, the header 2"),
+        ('item_id,sensitive\n"i,true\nj,true\n', "unexpected end of data"),
+        ('item_id,sensitive\n"i"x,true\n', "expected after"),
+        ("item_id," + ",".join(map(str, range(10_000))) + "\n", "10001 columns; at most 10000"),
+        ("item_id\n" + "x" * 2_000_000 + "\n", "longer than 1048576 characters"),
+        ("item_id\n" + "x" * 200_000 + "\n", "field larger than field limit"),
+    ],
+)
+def test_a_table_that_could_hide_a_flag_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "items.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=reason):
+        Catalogue.of(tmp_path / "items.csv")
+
+
+def test_a_byte_order_mark_and_mixed_ends_of_lines_hide_no_flag(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_bytes(b"\xef\xbb\xbfitem_id,sensitive\r\na,true\nb,false\r\n\n")
+    found = Catalogue.of(tmp_path / "items.csv")
+    assert (found.sensitive, found.available) == ({"a"}, {"b"})
+
+
+def test_a_flag_stands_twice_in_no_parquet_file_either(tmp_path: Path) -> None:
+    columns = [pa.array(["a"]), pa.array([True]), pa.array([False])]
+    pq.write_table(pa.table(columns, ["item_id", "sensitive", "sensitive"]), tmp_path / "items.parquet")
+    with pytest.raises(DataError, match="'sensitive' stands twice"):
+        Catalogue.of(tmp_path / "items.parquet")

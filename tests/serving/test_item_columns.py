@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consentier.serving.item_columns import Expression, ItemColumns
+from consentier.serving.item_columns import Expression, FilterError, ItemColumns
 
 ITEMS = ("a", "b", "c", "d", "e")
 ROWS: dict[str, dict[str, Any]] = {
@@ -164,3 +164,48 @@ def test_filters_follow_three_valued_logic(items: list[dict[str, Any]], text: st
     columns = ItemColumns(dict(zip(ITEMS, items, strict=True)), ITEMS)
     expected = [truth(text, row) is True for row in items]
     assert Expression(text).true_for(columns).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        (f"price < {'9' * 400}", "ab"),
+        (f"price > -{'9' * 400}", "ab"),
+        (f"price == {'9' * 3000}", ""),
+        (f"price in (80, {'9' * 400})", "a"),
+    ],
+)
+def test_a_number_beyond_all_others_is_compared_as_such(text: str, items: str) -> None:
+    assert shown(text) == items
+
+
+def test_a_filter_has_so_many_comparisons_and_no_more() -> None:
+    assert shown(" or ".join(["price<9"] * 199 + ["sale"])) == "ac"
+    with pytest.raises(ValueError, match="more than 200 comparisons"):
+        Expression(" or ".join(["a<9"] * 201))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(" * 1900 + "price" + ")" * 1900,
+        "not " * 900 + "price",
+        "-" * 3900 + "1 < price",
+        "f(" * 1300 + ")" * 1300,
+        "\x00" * 3000,
+        "'" + "\ud800" * 3000,
+        "price < " + "x" * 3900,
+        "xxxx." * 700 + "y < 1",
+    ],
+)
+def test_a_hostile_filter_is_refused_in_a_short_message(text: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        Expression(text).true_for(COLUMNS)
+    assert len(str(caught.value)) < 1000
+    assert str(caught.value).isprintable()
+
+
+def test_a_filter_that_names_no_attribute_is_not_quoted_at_length() -> None:
+    with pytest.raises(FilterError) as caught:
+        Expression("x" * 3000 + " < 1").true_for(COLUMNS)
+    assert len(str(caught.value)) < 1000

@@ -164,3 +164,29 @@ def test_a_locked_or_broken_store_lowers_the_tier(
     (tmp_path / "online.db").rename(tmp_path / "moved.db")
     assert asked.recommend(ASKED).tier is Tier.SESSION
     assert not (tmp_path / "online.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("table", "row"),
+    [
+        ("events", ("s", 2**62, "item-01", None, None)),
+        ("events", ("s", 0, "x" * 1025, None, None)),
+        ("attributes", ("s", 0, "{")),
+        ("attributes", ("s", 0, "[" * 100_000)),
+    ],
+)
+def test_a_row_that_no_store_wrote_is_refused_unquoted_and_lowers_the_tier(
+    tmp_path: Path, table: str, row: tuple[object, ...]
+) -> None:
+    store = SqliteProfiles(tmp_path / "profiles.db")
+    with sqlite3.connect(tmp_path / "profiles.db") as connection:
+        connection.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+    connection.close()
+    with pytest.raises(DataError, match=r"a row holds what Consentier did not write \([A-Za-z]+\)$"):
+        store.get("s") if table == "events" else store.attributes.get("s")
+    asked = dataclasses.replace(
+        engine(), profiles=Profiles(crm=store, attributes=store.attributes, deadline=60.0)
+    )
+    request = Request(customer_id="s", permission=Permission.CRM, channel=Channel.EMAIL)
+    assert asked.recommend(request).tier is Tier.POPULAR
+    store.close()

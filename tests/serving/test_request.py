@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import itertools
 from typing import Any
 
 import pytest
@@ -122,3 +123,55 @@ def test_a_wrong_value_is_refused(wrong: dict[str, Any], message: str) -> None:
 def test_wrong_events_are_refused(wrong: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
         Event(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"n": 10**9}, "n is more than 1000"),
+        ({"n": 10**5000}, "n is more than 1000"),
+        ({"session": itertools.repeat("a")}, "session holds more than 100000 events"),
+        ({"online_history": itertools.repeat(Event("a"))}, "online_history holds more than 100000 events"),
+        ({"crm_history": itertools.repeat("a")}, "crm_history holds more than 100000 events"),
+        ({"exclude": map(str, itertools.count())}, "exclude holds more than 1000000 ids"),
+        ({"allow": map(str, itertools.count())}, "allow holds more than 1000000 ids"),
+        ({"session": ["x" * 1_000_000]}, "item_id has 1000000 characters; at most 1024"),
+        ({"exclude": ["x" * 1025]}, "exclude: an id has 1025 characters"),
+        ({"visitor_id": "x" * 1025}, "visitor_id has 1025 characters"),
+        ({"customer_id": "x" * 1025}, "customer_id has 1025 characters"),
+        ({"placement": "x" * 1025}, "placement has 1025 characters"),
+        ({"attributes": dict.fromkeys(map(str, range(1001)))}, "1001 attributes; at most 1000"),
+        ({"attributes": {"x" * 10_001: 1}}, "the name of an attribute has 10001 characters"),
+        ({"attributes": {"a": "x" * 10_001}}, "the text of an attribute has 10001 characters"),
+    ],
+)
+@pytest.mark.parametrize("permission", [Permission.NONE, Permission.ONLINE | Permission.CRM])
+def test_more_than_the_limits_allow_is_refused_without_being_read_to_its_end(
+    wrong: dict[str, Any], message: str, permission: Permission
+) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        Request(**{"permission": permission, **wrong})
+    assert len(str(caught.value)) < 200
+
+
+def test_as_much_as_the_limits_allow_is_taken() -> None:
+    ids = [f"{number:01024}" for number in range(10)]
+    request = Request(
+        session=["a"] * 100_000, exclude=ids, visitor_id=ids[0], n=1000,
+        attributes={"x" * 10_000: "y" * 10_000},
+    )  # fmt: skip
+    assert len(request.session) == 100_000  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**5000)], ids=["positive", "negative"])
+def test_a_whole_number_that_no_float_holds_is_no_attribute_and_no_quantity(number: int) -> None:
+    assert Request(attributes={"age": number}).attributes == {"age": None}
+    assert Request(attributes={"age": 2**1023}).attributes == {"age": 2**1023}
+    with pytest.raises(ValueError, match="quantity is beyond what a 64-bit float holds"):
+        Event("a", quantity=number)
+
+
+@pytest.mark.parametrize("text", ["event_type", "item_id"])
+def test_an_event_has_short_texts(text: str) -> None:
+    with pytest.raises(ValueError, match=f"{text} has 1025 characters; at most 1024 are allowed"):
+        Event(**{"item_id": "a", text: "x" * 1025})

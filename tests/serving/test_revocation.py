@@ -207,3 +207,20 @@ def test_writers_in_several_processes_lose_nothing(tmp_path: Path) -> None:
     assert [writer.exitcode for writer in writers] == [0, 0, 0]
     revocations = Revocations.open(tmp_path)
     assert all(revocations.deadline_of(digest(number)) == AT for number in range(30))
+
+
+def test_a_pipe_in_the_place_of_the_list_stops_all_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "revocations.json")
+    assert "no regular file" in Revocations.open(tmp_path).current().problem_of(digest(1), AT)
+
+
+def test_what_a_list_says_of_its_format_is_not_repeated_in_every_answer(tmp_path: Path) -> None:
+    document = {"format": "x" * 1_000_000, "revocations": []}
+    (tmp_path / "revocations.json").write_text(json.dumps(document))
+    assert 0 < len(Revocations.open(tmp_path).current().fault) < 1000
+
+
+def test_a_list_of_any_length_is_read_up_to_its_limit_only(tmp_path: Path) -> None:
+    with (tmp_path / "revocations.json").open("wb") as file:
+        file.truncate(1 << 40)
+    assert "longer than any list" in Revocations.open(tmp_path).current().fault

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -178,3 +179,8 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "routing.json").read_text())["level_3"] == "online"
     with pytest.raises(ValueError, match="at fault"):
         write_routing(tmp_path, Routing(fault="broken"))
+
+
+def test_a_pipe_in_the_place_of_the_decisions_is_a_fault_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "routing.json")
+    assert "no regular file" in read_routing(tmp_path).fault

@@ -21,6 +21,8 @@ from consentier.errors import BundleMalformed
 from consentier.models import row_scorer
 from consentier.models.bundle import open_bundle
 from consentier.serving import Catalogue, Event, PermittedView
+from consentier.serving import scorer as scorer_module
+from consentier.serving.item_columns import Expression
 from consentier.serving.scorer import LinearScorer, PopularScorer, Query, ScoringSettings
 
 FRUIT = ("apple", "banana", "cherry", "date")
@@ -292,3 +294,39 @@ def test_counts_of_another_length_are_refused(folder: Path) -> None:
 def test_settings_read_back_as_they_were_written() -> None:
     settings = ScoringSettings({"crm": 2.0}, {"cart": 3.0}, 1.5, ("crm",), 7, 0.5, 2.0)
     assert ScoringSettings.from_json(settings.to_json()) == settings
+
+
+@pytest.mark.parametrize("wrong", [np.bool_, np.float32, np.float64])
+def test_counts_that_are_none_are_refused(folder: Path, wrong: Any) -> None:
+    write_popular(folder / f"counts-{wrong.__name__}", FRUIT)
+    bundle = open_bundle(folder / f"counts-{wrong.__name__}")
+    arrays = {**bundle.arrays, "crm_counts": bundle.arrays["crm_counts"].astype(wrong)}
+    with pytest.raises(BundleMalformed, match=r"crm_counts\.npy has shape .* and type"):
+        PopularScorer(dataclasses.replace(bundle, arrays=arrays), None)
+
+
+@pytest.mark.parametrize("kind", [np.uint64, np.int32, np.uint32])
+def test_a_matrix_may_count_its_entries_in_any_whole_numbers(folder: Path, kind: Any) -> None:
+    name = f"indptr-{kind.__name__}"
+    write_linear(folder / name, Tier.FUSED, items=FRUIT)
+    bundle = open_bundle(folder / name)
+    arrays = {**bundle.arrays, "indptr": bundle.arrays["indptr"].astype(kind)}
+    view = PermittedView(ALL, session=(Event("apple"),))
+    query = Query(3, Side.ONLINE, explain=True)
+    expected = LinearScorer(bundle, None).answer(view, query)
+    assert LinearScorer(dataclasses.replace(bundle, arrays=arrays), None).answer(view, query) == expected
+
+
+def test_filters_of_requests_are_kept_within_their_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue = Catalogue(frozenset(FRUIT), attributes={item: {"price": 1.0} for item in FRUIT})
+    shelf = scorer(folder, catalogue)._shelf
+    expressions = [Expression(f"price < {number}") for number in range(2, 9)]
+    for expression in expressions:
+        size = sum(part.nbytes for part in shelf.fitting(expression))
+    monkeypatch.setattr(scorer_module, "_FILTER_BYTES", 3 * size)
+    shelf._filtered, shelf._filter_bytes = {}, 0
+    for expression in (*expressions, *expressions):
+        shelf.fitting(expression)
+        assert 1 <= len(shelf._filtered) <= 3

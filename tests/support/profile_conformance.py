@@ -147,7 +147,6 @@ class ProfileStoreConformance:
             ("v", [event("a"), Event("no time")], ValueError),
             ("v", [event("a"), "item-01"], TypeError),
             (7, [event("a")], TypeError),
-            ("v", [event("a"), event("b", quantity=10**400)], ValueError),
             ("\ud800", [event("a")], ValueError),
             ("v", [event("a"), event("\udfff")], ValueError),
             ("v", [event("a"), event("b", event_type="\ud800")], ValueError),

@@ -66,6 +66,14 @@ _Parameters = ParamSpec("_Parameters")
 
 _PIPED_WIDTH = 120
 
+# What a terminal obeys rather than shows, what turns the direction of a text, and halves of surrogate pairs:
+# an id that comes from a supplier's table must be seen and must do nothing.
+_OBEYED = {
+    number: f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
+    for number in (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+    if chr(number) not in "\t\n"
+} | {number: f"\\u{number:04x}" for number in range(0xD800, 0xE000)}
+
 
 class _Settings:
     """Settings of the whole command line."""
@@ -203,7 +211,7 @@ def _show_traceback() -> None:
 def _error(message: str) -> None:
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     for line in message.splitlines() or [""]:
-        console.print(Text(f"error: {line}", style="red"))
+        console.print(_text(f"error: {line}", style="red"))
 
 
 def note(message: str) -> None:
@@ -213,12 +221,17 @@ def note(message: str) -> None:
     if not sys.stderr.isatty():
         log_line(sys.stderr, event="note", message=message.strip())
         return
-    Console(stderr=True, soft_wrap=True, highlight=False).print(Text(message, style="dim"))
+    Console(stderr=True, soft_wrap=True, highlight=False).print(_text(message, style="dim"))
 
 
 def say(message: str = "", style: str = "") -> None:
     """Print one line of a result."""
-    Console(soft_wrap=True, highlight=False).print(Text(message, style=style))
+    Console(soft_wrap=True, highlight=False).print(_text(message, style=style))
+
+
+def _text(shown: str, style: str = "") -> Text:
+    """A text for a terminal: no mark-up in it is read, and no control character obeyed."""
+    return Text(shown.translate(_OBEYED), style=style)
 
 
 def print_json(value: object) -> None:
@@ -237,7 +250,7 @@ def print_table(
         # Names and figures are never broken; long texts are.
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_cell(value)) for value in row))
+        table.add_row(*(_text(_cell(value)) for value in row))
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=_PIPED_WIDTH)
