@@ -102,6 +102,12 @@ class ModelRegistry:
         found = self._client.get_model_version(self.name(tier), number)
         return Version(tier, str(found.version), str(found.run_id), dict(found.tags))
 
+    def versions(self, tier: Tier) -> list[Version]:
+        """All versions of a tier's model, the newest first."""
+        found = self._client.search_model_versions(f"name = '{self.name(tier)}'")
+        made = [Version(tier, str(each.version), str(each.run_id), dict(each.tags)) for each in found]
+        return sorted(made, key=lambda version: -int(version.number))
+
     def register(self, tier: Tier, run_id: str, artifact: str, tags: Mapping[str, str]) -> Version:
         """Make a new version of a run's bundle; the alias ``challenger`` is set last."""
         if self._registered(tier) is None:

@@ -41,7 +41,8 @@ __all__ = ["app"]
 app = typer.Typer(
     name="consentier",
     help="Recommendations that follow each customer's permission level.",
-    epilog="Exit codes: 0 done, 1 a check failed, 2 wrong input, 3 a package is missing, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 a check failed, 2 wrong input, 3 a package is missing, "
+    "4 nothing to judge by, 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -32,6 +32,7 @@ __all__ = [
     "CHECK_FAILED",
     "INTERRUPTED",
     "MISSING_EXTRA",
+    "NOT_JUDGED",
     "USER_ERROR",
     "AsJson",
     "At",
@@ -60,6 +61,8 @@ __all__ = [
 CHECK_FAILED = 1
 USER_ERROR = 2
 MISSING_EXTRA = 3
+NOT_JUDGED = 4
+"""A check could not be made, because there is nothing to judge by."""
 INTERRUPTED = 130
 
 _Parameters = ParamSpec("_Parameters")
