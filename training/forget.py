@@ -474,6 +474,7 @@ def _replace(tier: Tier, bundle: Bundle, outcome: _Outcome, fitted: FittedTier, 
         overwrite=True,
     )
     run.pop("rows_digest", None)  # of rows among which were those of the subjects
+    origins = [origin for origin in run.get("forgot_from", ()) if origin != bundle.digest]
     write_run(
         path,
         {
@@ -482,6 +483,8 @@ def _replace(tier: Tier, bundle: Bundle, outcome: _Outcome, fitted: FittedTier, 
             "forgot": run.get("forgot", 0) + len(request.subjects),
             "forgot_at": dt.datetime.now(dt.UTC).isoformat(),
             "forgot_by": outcome.how,
+            # All that were fitted with somebody whom this one was made without: the registry may hold them.
+            "forgot_from": [each for each in (*origins, bundle.digest) if each != digest],
         },
     )
     if outcome.how == "refitted":

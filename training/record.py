@@ -54,7 +54,7 @@ from consentier.training.restricted import Restricted
 from consentier.training.run_facts import git_commit
 from consentier.training.track import opened_store
 
-__all__ = ["MEASUREMENT_FILE", "record_run", "unrecorded"]
+__all__ = ["MEASUREMENT_FILE", "ended", "record_run", "unrecorded"]
 
 MEASUREMENT_FILE = "measurement.json"
 """The artifact of a tier's run that promotion reads."""
@@ -109,7 +109,7 @@ def record_run(
     tags = {"mlflow.source.name": "consentier train", _DIGESTS_TAG: digests, **_commit_tag()}
     parent = client.create_run(experiment, run_name="train", tags=tags).info.run_id
     run_ids, versions = {"run": parent}, {}
-    with _ended(client, parent), tempfile.TemporaryDirectory(prefix="consentier-record-") as folder:
+    with ended(client, parent), tempfile.TemporaryDirectory(prefix="consentier-record-") as folder:
         champions, notes = _champions(run, registry, Path(folder))
         found = _measured(run, champions, Path(folder))
         found.drift["not_judged"].update(_without_champion(run, champions, notes))
@@ -128,7 +128,7 @@ def record_run(
                 child_tags[DIGEST_TAG] = trained.digests[tier]
                 child = client.create_run(experiment, run_name=str(tier), tags=child_tags).info
                 run_ids[str(tier)] = child.run_id
-                with _ended(client, child.run_id):
+                with ended(client, child.run_id):
                     _record_tier(client, child.run_id, run, tier, found)
                     bundle = open_bundle(trained.out / tier, verify=False)
                     told = version_tags(bundle.manifest, bundle.digest, read_run(trained.out / tier))
@@ -220,7 +220,7 @@ class _Found:
 
 
 @contextlib.contextmanager
-def _ended(client: Any, run_id: str) -> Iterator[None]:
+def ended(client: Any, run_id: str) -> Iterator[None]:
     """A run that has ended when the block has, and says how."""
     status = "KILLED"
     try:

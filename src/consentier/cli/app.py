@@ -128,7 +128,9 @@ for _group, _commands in (
     (_ab_app, _AB_EXAMPLES),
 ):
     for _command, _example in _commands.items():
-        _group.command(_NAMES.get(_command), epilog=f"Example: {_example}")(guarded(_command))
+        _name = _NAMES.get(_command, _command.__name__)
+        _typed = _name if _group is app else f"{_group.info.name} {_name}"
+        _group.command(_name, epilog=f"Example: {_example}")(guarded(_command, _typed))
 
 app.add_typer(_consent_app)
 app.add_typer(_config_app)

@@ -161,13 +161,21 @@ OnBadRowsOption = Annotated[
 ]
 
 
-def guarded(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]:
-    """Turn what goes wrong in a command into a line on standard error and an exit code."""
+def guarded(command: Callable[_Parameters, None], typed: str | None = None) -> Callable[_Parameters, None]:
+    """Turn what goes wrong in a command into a line on standard error and an exit code.
+
+    Parameters
+    ----------
+    command
+        The command.
+    typed
+        What is typed to call it, which lines of JSON name: ``consent import``. By default its own name.
+    """
 
     @functools.wraps(command)
     def run(*args: _Parameters.args, **options: _Parameters.kwargs) -> None:
         try:
-            with bound(command=command.__name__, run=secrets.token_hex(4)):
+            with bound(command=typed or command.__name__, run=secrets.token_hex(4)):
                 command(*args, **options)
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
