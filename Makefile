@@ -26,7 +26,8 @@ SAY := @printf '\n==> %s\n'
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo service test lint types contracts tests explore test-services fuzz test-lower-bounds dev wheel \
+.PHONY: help demo service test lint types contracts tests explore test-services fuzz test-lower-bounds \
+	test-newest release dev wheel \
 	benchmark-import bench-env docs lock clean
 
 help:  ## Show this list
@@ -75,7 +76,7 @@ test-services: $(TEST)/.wheel .venv-spark/.wheel  ## The tests against real serv
 	@echo 'temporary directory; or CONSENTIER_TEST_POSTGRESQL=postgresql://... of an empty database for tests.'
 	@echo 'Redis: its server program (apt-get install redis-server), started likewise; or CONSENTIER_TEST_REDIS=redis://...'
 	@echo 'Chromium: installed (apt-get install chromium), or CONSENTIER_TEST_CHROMIUM=/path/of/one.'
-	CONSENTIER_TESTED=wheel $(TEST)/bin/pytest -m service --ignore-glob 'tests/services/test_spark_*'
+	CONSENTIER_TESTED=wheel $(TEST)/bin/pytest -m service --ignore-glob '*/test_spark_*.py'
 	@echo 'Spark: in local mode, in an environment of its own; needs Java 17 (Debian: openjdk-17-jre-headless).'
 	CONSENTIER_TESTED=wheel .venv-spark/bin/pytest -m service tests/services/test_spark_*.py
 
@@ -90,6 +91,14 @@ fuzz: .venv-fuzz/.wheel  ## Coverage-guided fuzzing of every parser of signals (
 test-lower-bounds: .venv-lower-bounds/.wheel  ## The tests with the oldest versions allowed (Python 3.11)
 	$(SAY) 'Testing the installed wheel with the oldest versions that pyproject.toml allows'
 	CONSENTIER_TESTED=wheel .venv-lower-bounds/bin/pytest $(PYTEST_ARGS)
+
+test-newest: .venv-newest/.wheel  ## The tests with the newest version of every dependency (nightly)
+	$(SAY) 'Testing the installed wheel with the newest versions that there are'
+	CONSENTIER_TESTED=wheel .venv-newest/bin/pytest $(PYTEST_ARGS)
+
+release: .venv-build/.requirements  ## Version, changelog, checked distributions, provenance, tag: VERSION=0.2.0 [DRY_RUN=1]
+	$(SAY) 'Making the release in a clone beside this tree'
+	.venv-build/bin/python scripts/release.py '$(VERSION)' $(if $(DRY_RUN),--dry-run)
 
 dev: .venv/.requirements  ## An editable install with all extras in .venv
 	$(SAY) 'Installing the tree into .venv, editable'
@@ -124,7 +133,7 @@ lock:  ## Resolve requirements/*.txt anew
 
 clean:  ## Remove environments, build results and caches
 	rm -rf .venv .venv-test .venv-spark .venv-fuzz .venv-demo .venv-bench .venv-build .venv-lock \
-		.venv-lower-bounds .build build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+		.venv-lower-bounds .venv-newest .build build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # --- environments -----------------------------------------------------------------------------------------
 
@@ -156,7 +165,7 @@ endef
 	$(SAY) 'Installing Spark into $(@D) (some minutes the first time)'
 	$(new_environment)
 	$(@D)/$(PIP) install -c $(LOCK) 'pyspark>=4.0,<4.1' 'ibis-framework[duckdb,pyspark]' pyarrow numpy scipy \
-		mlflow numba pydantic pytest hypothesis
+		mlflow numba joblib threadpoolctl scikit-learn implicit pydantic sqlalchemy typer pytest hypothesis
 	@touch $@
 
 .venv-fuzz/.requirements: $(LOCK)
@@ -173,6 +182,12 @@ endef
 	$(@D)/$(PIP) install --no-compile --no-deps -r $(LOWER_BOUNDS)
 	@touch $@
 
+.venv-newest/.requirements: pyproject.toml | .build/dist/.built
+	$(SAY) 'Installing the newest versions into $(@D) (some minutes the first time)'
+	$(new_environment)
+	$(@D)/$(PIP) install --upgrade "$$(ls .build/dist/*.whl)[dev,postgresql,redis]" playwright
+	@touch $@
+
 .venv-build/.requirements: $(LOCK)
 	$(SAY) 'Installing the build tools into $(@D)'
 	$(new_environment)
@@ -187,7 +202,7 @@ endef
 	@touch $@
 
 .venv-test/.wheel .venv-demo/.wheel .venv-bench/.wheel .venv-spark/.wheel .venv-fuzz/.wheel \
-		.venv-lower-bounds/.wheel: \
+		.venv-lower-bounds/.wheel .venv-newest/.wheel: \
 		%/.wheel: %/.requirements .build/dist/.built
 	$(SAY) 'Installing the wheel into $(@D)'
 	$(@D)/$(PIP) $(INSTALL_WHEEL)

@@ -30,7 +30,17 @@ from consentier.consent.timeline import CLOCK_SKEW
 from consentier.features.schemas import SCHEMAS, ColumnType, TableSchema
 from consentier.features.tables import ShopTables
 
-__all__ = ["BEGINNING", "FOREVER", "MISSING", "ConsentTables", "hindrances", "lawful_links", "standings"]
+__all__ = [
+    "BEGINNING",
+    "FOREVER",
+    "KIND_OF_GRANT",
+    "MISSING",
+    "ConsentTables",
+    "hindrances",
+    "lawful_links",
+    "lifetime_table",
+    "standings",
+]
 
 FOREVER = 2**62
 """Later than any time."""
@@ -44,7 +54,8 @@ MISSING = "\ufdd0"
 _CONTENT = tuple(name for name in SCHEMAS["consents"].column_names if name != "recorded_at")
 """All that a record states, without when the ledger learnt of it."""
 
-_KIND_OF_GRANT = ("collected_by", "jurisdiction", "permission")
+KIND_OF_GRANT = ("collected_by", "jurisdiction", "permission")
+"""What the lifetime of a grant depends on."""
 
 _SUBJECT = ("subject_kind", "subject_id")
 
@@ -239,7 +250,7 @@ def _claims(records: ibis.Table, lifetimes: ibis.Table) -> ibis.Table:
     contents = records.select(*_CONTENT).semi_join(by_id.filter(by_id.versions > 1), "record_id").distinct()
     contradicted = contents.group_by("record_id").aggregate(contents=contents.count())
     joined = records.inner_join(by_id, "record_id").left_join(contradicted, "record_id")
-    joined = joined.left_join(lifetimes, _KIND_OF_GRANT)
+    joined = joined.left_join(lifetimes, KIND_OF_GRANT)
     conflicting = joined.known | (joined.contents.fill_null(1) > 1)
     evidenced = joined.evidence.re_search(f"[^{_SPACES}{MISSING}]")
     ahead = joined.valid_from > joined.recorded + CLOCK_SKEW
@@ -325,7 +336,7 @@ class ConsentTables:
         records = records.append_column("first_recorded", pa.array(told["first_recorded"], pa.int64()))
         records = records.append_column("conflicting", pa.array(told["conflicting"], pa.bool_()))
         links = _without_nulls(ledger.columns("links"), SCHEMAS["identities"])
-        return cls(records, links, _lifetimes(records, ledger.lifetimes))
+        return cls(records, links, lifetime_table(records, ledger.lifetimes))
 
     @classmethod
     def of_shop(cls, shop: ShopTables, lifetimes: Lifetimes) -> ConsentTables:
@@ -334,7 +345,7 @@ class ConsentTables:
         records = records.append_column("first_recorded", records["recorded_at"])
         records = records.append_column("conflicting", pa.repeat(False, records.num_rows))
         links = _without_nulls(shop.identities, SCHEMAS["identities"])
-        return cls(records, links, _lifetimes(records, lifetimes))
+        return cls(records, links, lifetime_table(records, lifetimes))
 
 
 def _without_nulls(told: Mapping[str, list[Any]] | pa.Table, schema: TableSchema) -> pa.Table:
@@ -355,9 +366,17 @@ def _array(values: list[Any] | pa.ChunkedArray, kind: pa.DataType) -> pa.Array |
     return values.cast(kind) if isinstance(values, pa.ChunkedArray) else pa.array(values, kind)
 
 
-def _lifetimes(records: pa.Table, lifetimes: Lifetimes) -> pa.Table:
-    """After how long each kind of grant that there is expires."""
-    kinds = records.group_by(list(_KIND_OF_GRANT)).aggregate([]).select(_KIND_OF_GRANT)
+def lifetime_table(records: pa.Table, lifetimes: Lifetimes) -> pa.Table:
+    """After how long each kind of grant that there is expires: the lifetimes that `hindrances` takes.
+
+    Parameters
+    ----------
+    records
+        The columns of `KIND_OF_GRANT`, `MISSING` where a text is not there. Kinds may repeat.
+    lifetimes
+        The rules.
+    """
+    kinds = records.group_by(list(KIND_OF_GRANT)).aggregate([]).select(KIND_OF_GRANT)
     ages = [
         lifetimes.max_age(
             kind["permission"],

@@ -27,15 +27,27 @@ from consentier.features.consent_intervals import BEGINNING, ConsentTables, lawf
 from consentier.features.tables import ShopTables
 
 __all__ = [
+    "CANONICAL_ORDER",
     "HOLDERS",
     "ConsentGate",
     "Funnel",
+    "GateTables",
     "PermittedRows",
     "anonymous_standings",
     "gate_expression",
+    "holders_of",
     "joint_standings",
+    "judged_rows",
+    "judged_strangers",
     "ledger_of",
+    "metadata_of",
     "own_standings",
+    "passed_rows",
+    "purchase_rows",
+    "require_persons",
+    "sensitive_items",
+    "standings_of_attributes",
+    "verdicts_of",
 ]
 
 _INTEREST = ("view", "click", "cart", "favourite", "order")
@@ -74,7 +86,7 @@ _ROWS = pa.schema(
     ]
 )
 
-_CANONICAL = ("person", "ts", "item_id", "event_type", "source", "session_id")
+CANONICAL_ORDER = ("person", "ts", "item_id", "event_type", "source", "session_id")
 """One order for one set of rows, whatever order they came in: by UTF-8 bytes, ascending, nulls last."""
 
 
@@ -178,16 +190,14 @@ class ConsentGate:
 
     def permitted(self, tier: Tier) -> PermittedRows:
         """The rows and attributes that one of the four tiers may be trained on."""
-        if tier not in _OF_PERSONS:
-            raise ValueError(f"the {tier} tier is not trained on rows of persons")
+        require_persons(tier)
+        tables = self._tables()
         with self._running() as engine:
-            if tier is Tier.CRM:
-                found = self._crm(engine)
-            elif tier is Tier.FUSED:
-                found = self._fused(engine)
-            else:
-                found = self._online(engine, tier)
-        return dataclasses.replace(found, items=self._metadata())
+            readable = standings_of_attributes(tables, tier, self.policy)
+            attributes = None if readable is None else self._attributes(engine, readable)
+            judged = judged_rows(tables, tier, self.policy, self._until())
+            found = _released(engine, tier, self._until(), judged, attributes)
+        return dataclasses.replace(found, items=metadata_of(self.shop.items))
 
     def holders(self, tier: Tier) -> pa.Table:
         """All whose data a tier may use at the cut-off, whether or not they have any.
@@ -198,20 +208,9 @@ class ConsentGate:
             Columns kind (``visitor`` or ``customer``), subject_id and since (int64 microseconds since the
             epoch): from when on the permission has held without interruption.
         """
-        alone_too = self.policy.switches.include_single_source_in_fused
-        subjects, links = ibis.memtable(self._subjects), ibis.memtable(self._links)
-        found = []
+        tables = self._tables()
         with self._running() as engine:
-            for kind in HOLDERS[tier]:
-                standing = own_standings(subjects, kind)
-                if tier is Tier.FUSED:
-                    standing = joint_standings(subjects, links, kind, alone_too=alone_too)
-                held = standing.filter(standing.held)
-                found.append(
-                    engine.to_pyarrow(
-                        held.select("since", kind=ibis.literal(kind), subject_id=held.subject)
-                    ).select(["kind", "subject_id", "since"])
-                )
+            found = [engine.to_pyarrow(holders_of(tables, tier, kind, self.policy)) for kind in HOLDERS[tier]]
         return pa.concat_tables(found)
 
     def standing_counts(self, tier: Tier) -> dict[str, dict[str, int]]:
@@ -230,37 +229,9 @@ class ConsentGate:
     def anonymous_rows(self) -> PermittedRows:
         """Rows of visitors who were never asked, for counts without any key; none under the strict policy."""
         with self._running() as engine:
-            asked = own_standings(ibis.memtable(self._subjects), "visitor")
-            events = self._events()
-            strangers = anonymous_standings(events, asked)
-            if not self.policy.switches.anonymous_statistics:
-                strangers = strangers.limit(0)
-            judged = self._judged(events, strangers, _INTEREST)
-            rows = _released(engine, Tier.POPULAR, self._until(), {Source.ONLINE: judged})
+            judged = judged_strangers(self._tables(), self.policy, self._until())
+            rows = _released(engine, Tier.POPULAR, self._until(), judged)
         return dataclasses.replace(rows, subjects=rows.subjects.slice(0, 0))
-
-    def _online(self, engine: ibis.BaseBackend, tier: Tier) -> PermittedRows:
-        visitors = own_standings(ibis.memtable(self._subjects), "visitor")
-        judged = self._judged(self._events(), visitors, _INTEREST)
-        return _released(engine, tier, self._until(), {Source.ONLINE: judged})
-
-    def _crm(self, engine: ibis.BaseBackend) -> PermittedRows:
-        customers = own_standings(ibis.memtable(self._subjects), "customer")
-        judged = self._judged(self._purchases(), customers, _BOUGHT)
-        attributes = self._attributes(engine, customers)
-        return _released(engine, Tier.CRM, self._until(), {Source.CRM: judged}, attributes)
-
-    def _fused(self, engine: ibis.BaseBackend) -> PermittedRows:
-        subjects, links = ibis.memtable(self._subjects), ibis.memtable(self._links)
-        alone_too = self.policy.switches.include_single_source_in_fused
-        visitors = joint_standings(subjects, links, "visitor", alone_too=alone_too)
-        customers = joint_standings(subjects, links, "customer", alone_too=alone_too)
-        judged = {
-            Source.ONLINE: self._judged(self._events(), visitors, _INTEREST),
-            Source.CRM: self._judged(self._purchases(), customers, _BOUGHT),
-        }
-        attributes = self._attributes(engine, customers)
-        return _released(engine, Tier.FUSED, self._until(), judged, attributes)
 
     def _ask(self, engine: ibis.BaseBackend) -> tuple[pa.Table, pa.Table]:
         """How all subjects stand at the cut-off, and which links hold."""
@@ -288,47 +259,22 @@ class ConsentGate:
         finally:
             own.disconnect()
 
-    def _events(self) -> ibis.Table:
-        columns = ("visitor_id", "session_id", "item_id", "ts", "event_type")
-        return ibis.memtable(_in_microseconds(self.shop.events.select(columns))).rename(subject="visitor_id")
-
-    def _purchases(self) -> ibis.Table:
-        """Orders and product usage, under one set of columns with the events."""
+    def _tables(self) -> GateTables:
+        events = ("visitor_id", "session_id", "item_id", "ts", "event_type")
         orders, usage = (
             ibis.memtable(_in_microseconds(table.select(["customer_id", "item_id", "ts", *more])))
             for table, more in ((self.shop.orders, ["status"]), (self.shop.product_usage, []))
         )
-        return ibis.union(
-            *(
-                table.select(
-                    "item_id", "ts", subject="customer_id", session_id=ibis.null("string"), event_type=what
-                )
-                for table, what in ((orders, orders.status), (usage, ibis.literal("usage")))
-            )
+        return GateTables(
+            events=ibis.memtable(_in_microseconds(self.shop.events.select(events))),
+            purchases=purchase_rows(orders, usage),
+            sensitive=ibis.memtable(sensitive_items(self.shop.items)),
+            subjects=ibis.memtable(self._subjects),
+            links=ibis.memtable(self._links),
         )
-
-    def _judged(self, rows: ibis.Table, standings: ibis.Table, interest: Iterable[str]) -> ibis.Table:
-        until = self._until()
-        shows_interest = rows.event_type.isin(tuple(interest))
-        return gate_expression(rows, standings, ibis.memtable(self._sensitive()), until, shows_interest)
 
     def _until(self) -> int:
         return microseconds(self.until or self.cutoff)
-
-    def _sensitive(self) -> pa.Table:
-        """Items of a special category: without explicit consent to it they enter nothing."""
-        items = self.shop.items
-        if "sensitive" not in items.column_names:
-            return pa.table({"item_id": pa.array([], pa.string())})
-        return items.filter(pc.fill_null(items["sensitive"], False)).select(["item_id"])
-
-    def _metadata(self) -> pa.Table | None:
-        """What the items are, apart from those of a special category."""
-        items = self.shop.items
-        if "sensitive" in items.column_names:
-            items = items.filter(pc.invert(pc.fill_null(items["sensitive"], False)))
-        columns = [name for name in items.column_names if name not in ("available", "sensitive")]
-        return items.select(columns) if items.num_rows else None
 
     def _attributes(self, engine: ibis.BaseBackend, standings: ibis.Table) -> _Attributes:
         """Attributes of the customers whose CRM permission holds at the cut-off."""
@@ -354,7 +300,148 @@ def _rows(table: pa.Table) -> Iterable[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
+def require_persons(tier: Tier) -> None:
+    """Refuse a tier that is not trained on rows of persons."""
+    if tier not in _OF_PERSONS:
+        raise ValueError(f"the {tier} tier is not trained on rows of persons")
+
+
+def sensitive_items(items: pa.Table) -> pa.Table:
+    """Items of a special category: without explicit consent to it they enter nothing. Column item_id."""
+    if "sensitive" not in items.column_names:
+        return pa.table({"item_id": pa.array([], pa.string())})
+    return items.filter(pc.fill_null(items["sensitive"], False)).select(["item_id"])
+
+
+def metadata_of(items: pa.Table) -> pa.Table | None:
+    """What the items are, apart from those of a special category; None where nothing is known of any."""
+    if "sensitive" in items.column_names:
+        items = items.filter(pc.invert(pc.fill_null(items["sensitive"], False)))
+    columns = [name for name in items.column_names if name not in ("available", "sensitive")]
+    return items.select(columns) if items.num_rows else None
+
+
 # ---- The expressions ---------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GateTables:
+    """What the gate's expressions read, as tables of one engine. Times are microseconds since the epoch.
+
+    Attributes
+    ----------
+    events
+        Columns visitor_id, session_id, item_id, ts and event_type.
+    purchases
+        From `purchase_rows`.
+    sensitive
+        Column item_id, see `sensitive_items`.
+    subjects, links
+        What `consent_intervals.standings` and `lawful_links` say at the cut-off.
+    """
+
+    events: ibis.Table
+    purchases: ibis.Table
+    sensitive: ibis.Table
+    subjects: ibis.Table
+    links: ibis.Table
+
+
+def purchase_rows(orders: ibis.Table, usage: ibis.Table) -> ibis.Table:
+    """Orders and product usage, under one set of columns with the events.
+
+    Parameters
+    ----------
+    orders, usage
+        Columns customer_id, item_id, ts (int64 microseconds); of orders also status.
+    """
+    return ibis.union(
+        *(
+            table.select(
+                "item_id", "ts", subject="customer_id", session_id=ibis.null("string"), event_type=what
+            )
+            for table, what in ((orders, orders.status), (usage, ibis.literal("usage")))
+        )
+    )
+
+
+def judged_rows(tables: GateTables, tier: Tier, policy: Policy, until: int) -> dict[Source, ibis.Table]:
+    """All rows that a tier of persons might be trained on, each with its verdict, by source.
+
+    Parameters
+    ----------
+    tables
+        What is judged, and by what.
+    tier
+        Session, online, CRM or fused.
+    policy
+        Its switches say whether subjects without a lawful link take part in the fused tier.
+    until
+        Rows from here on stay out; microseconds since the epoch.
+    """
+    require_persons(tier)
+    judged: dict[Source, ibis.Table] = {}
+    if tier is not Tier.CRM:
+        visitors = _standings(tables, tier, "visitor", policy)
+        events = tables.events.rename(subject="visitor_id")
+        judged[Source.ONLINE] = _judged(tables, events, visitors, _INTEREST, until)
+    if tier in (Tier.CRM, Tier.FUSED):
+        customers = _standings(tables, tier, "customer", policy)
+        judged[Source.CRM] = _judged(tables, tables.purchases, customers, _BOUGHT, until)
+    return judged
+
+
+def judged_strangers(tables: GateTables, policy: Policy, until: int) -> dict[Source, ibis.Table]:
+    """The rows of visitors who were never asked, with verdicts: none passes under the strict policy."""
+    events = tables.events.rename(subject="visitor_id")
+    strangers = anonymous_standings(events, own_standings(tables.subjects, "visitor"))
+    if not policy.switches.anonymous_statistics:
+        strangers = strangers.limit(0)
+    return {Source.ONLINE: _judged(tables, events, strangers, _INTEREST, until)}
+
+
+def standings_of_attributes(tables: GateTables, tier: Tier, policy: Policy) -> ibis.Table | None:
+    """How the customers stand whose attributes a tier may read; None where it reads none."""
+    return _standings(tables, tier, "customer", policy) if tier in (Tier.CRM, Tier.FUSED) else None
+
+
+def holders_of(tables: GateTables, tier: Tier, kind: SubjectKind, policy: Policy) -> ibis.Table:
+    """All visitors, or all customers, whose data a tier may use: columns kind, subject_id and since."""
+    standing = _standings(tables, tier, kind, policy)
+    return standing.filter(standing.held).select("since", kind=ibis.literal(kind), subject_id="subject")[
+        "kind", "subject_id", "since"
+    ]
+
+
+def passed_rows(judged: Mapping[Source, ibis.Table]) -> ibis.Table:
+    """Of judged rows those that passed, of all sources together: the columns of `PermittedRows.rows`."""
+    return ibis.union(
+        *(
+            rows.filter(rows.verdict == _PASSED).select(
+                "person",
+                "session_id",
+                "item_id",
+                "ts",
+                event_type=rows.event_type.cases(("ordered", "order"), else_=rows.event_type),
+                source=ibis.literal(str(source)),
+            )
+            for source, rows in judged.items()
+        )
+    )
+
+
+def _standings(tables: GateTables, tier: Tier, kind: str, policy: Policy) -> ibis.Table:
+    if tier is not Tier.FUSED:
+        return own_standings(tables.subjects, kind)
+    alone_too = policy.switches.include_single_source_in_fused
+    return joint_standings(tables.subjects, tables.links, kind, alone_too=alone_too)
+
+
+def _judged(
+    tables: GateTables, rows: ibis.Table, standings: ibis.Table, interest: Iterable[str], until: int
+) -> ibis.Table:
+    shows_interest = rows.event_type.isin(tuple(interest))
+    return gate_expression(rows, standings, tables.sensitive, until, shows_interest)
 
 
 def own_standings(subjects: ibis.Table, kind: str) -> ibis.Table:
@@ -473,30 +560,18 @@ def _released(
     attributes: _Attributes | None = None,
 ) -> PermittedRows:
     """Run the expressions: count the verdicts, and fetch the rows that pass."""
-    passed = ibis.union(
-        *(
-            rows.filter(rows.verdict == _PASSED).select(
-                "person",
-                "session_id",
-                "item_id",
-                "ts",
-                event_type=rows.event_type.cases(("ordered", "order"), else_=rows.event_type),
-                source=ibis.literal(str(source)),
-            )
-            for source, rows in judged.items()
-        )
-    )
+    passed = passed_rows(judged)
     counts = {source: engine.to_pyarrow(_counted(rows)) for source, rows in judged.items()}
     kept = {source: counted.filter(pc.field("verdict") == _PASSED) for source, counted in counts.items()}
     parts = [
         passed.filter(passed.person.between(first, last))
         for first, last in _spans(pa.concat_tables(kept.values()))
     ]
-    in_order = [engine.to_pyarrow(part.order_by(*_CANONICAL)).cast(_ROWS) for part in parts]
+    in_order = [engine.to_pyarrow(part.order_by(*CANONICAL_ORDER)).cast(_ROWS) for part in parts]
     return PermittedRows(
         rows=pa.concat_tables([_ROWS.empty_table(), *in_order]),
         attributes=None if attributes is None else attributes.table,
-        funnel=tuple(_funnel(tier, source, counted) for source, counted in counts.items()),
+        funnel=tuple(verdicts_of(tier, source, counted) for source, counted in counts.items()),
         subjects=_subjects_behind(kept, attributes),
         until=until,
     )
@@ -510,7 +585,8 @@ def _counted(judged: ibis.Table) -> ibis.Table:
     )
 
 
-def _funnel(tier: Tier, source: Source, counted: pa.Table) -> Funnel:
+def verdicts_of(tier: Tier, source: Source, counted: pa.Table) -> Funnel:
+    """The funnel of a source, from counts of its judged rows: columns verdict and rows."""
     totals = counted.group_by("verdict").aggregate([("rows", "sum")])
     verdicts = dict(zip(totals["verdict"].to_pylist(), totals["rows_sum"].to_pylist(), strict=True))
     excluded = {verdict: verdicts[verdict] for verdict in sorted(verdicts) if verdict != _PASSED}

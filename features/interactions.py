@@ -81,10 +81,26 @@ class CodedRows:
     by_session: bool
 
     @classmethod
-    def of(cls, permitted: PermittedRows, *, by_session: bool) -> CodedRows:
-        """Number the rows, one history per session (True) or per person. n log n in the distinct texts."""
+    def of(
+        cls, permitted: PermittedRows, *, by_session: bool, item_ids: tuple[str, ...] | None = None
+    ) -> CodedRows:
+        """Number the rows. n log n in the distinct texts.
+
+        Parameters
+        ----------
+        permitted
+            The rows: of whole persons.
+        by_session
+            One history per session (True) or per person.
+        item_ids
+            Ascending by UTF-8 bytes: items to number by, where these rows are some of many. All of the
+            rows' items must be among them.
+        """
         rows = permitted.rows
-        item_ids, items = _codes(rows["item_id"])
+        if item_ids is None:
+            item_ids, items = _codes(rows["item_id"])
+        else:
+            items = _positions(rows["item_id"], pa.array(item_ids, pa.string()))
         person_ids, person_of_row = _codes(rows["person"])
         histories, owners = person_of_row, np.arange(len(person_ids), dtype=np.int64)
         if by_session:
@@ -220,8 +236,13 @@ def _codes(column: pa.ChunkedArray) -> tuple[tuple[str, ...], NDArray[np.int64]]
     """Distinct values, ascending by UTF-8 bytes, and the position of each row's value among them."""
     distinct = pc.unique(column)
     distinct = distinct.take(pc.sort_indices(distinct))
-    codes = pc.index_in(column, value_set=distinct)
-    return tuple(distinct.to_pylist()), codes.to_numpy(zero_copy_only=False).astype(np.int64)
+    return tuple(distinct.to_pylist()), _positions(column, distinct)
+
+
+def _positions(column: pa.ChunkedArray, values: pa.Array) -> NDArray[np.int64]:
+    positions = pc.index_in(column, value_set=values).to_numpy(zero_copy_only=False)
+    numbers: NDArray[np.int64] = positions.astype(np.int64)
+    return numbers
 
 
 def _sessions(

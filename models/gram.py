@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from decimal import Decimal, localcontext
 from itertools import pairwise
@@ -27,13 +28,18 @@ __all__ = [
     "ENTRY_UNIT",
     "GRAM_UNIT",
     "ROW_UNIT",
+    "GramPart",
     "GramStatistics",
     "GramTruncated",
     "SessionOrder",
     "add",
+    "gram_parts",
     "gram_statistics",
     "insert_inputs",
+    "largest_rows",
     "last_positions",
+    "require_budget",
+    "require_sums_fit",
     "row_weights",
     "select_inputs",
     "subtract",
@@ -56,6 +62,15 @@ _DISTANCE_STEPS = 256
 
 class GramTruncated(UserWarning):
     """The Gram matrix did not fit its budget; its weakest entries were dropped."""
+
+    @classmethod
+    def of(cls, *, total: int, budget: int, left: int) -> GramTruncated:
+        """The warning, with the entries that there were, might have been, and are left."""
+        return cls(
+            f"the Gram matrix has {total:,} entries and its budget is {budget:,}: the weakest were "
+            f"dropped, {left:,} are left, and customers cannot be subtracted from it. Raise "
+            "max_gram_entries, or train on fewer items or a shorter period."
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,39 +289,20 @@ def gram_statistics(
     of the result (20 with persons) and some 30 bytes an input and thread.
     """
     _require_positive("min_persons", min_persons)
-    if max_gram_entries is not None and max_gram_entries < 2 * user_items.shape[1]:
-        raise ValueError(
-            f"max_gram_entries must be at least twice the number of inputs, {user_items.shape[1]}, "
-            f"got {max_gram_entries}"
-        )
-    rows, places, scale = _quantised(user_items, order)
-    row_order, row_person = _by_person(rows.shape[0], persons)
-    if persons is not None:
-        rows, scale = rows[row_order], scale[row_order]
-        places = None if places is None else places[row_order]
-    weights = row_weights(np.diff(rows.indptr), row_exponent)
-    if order is not None:
-        weights = np.maximum(np.rint(weights * scale), 1).astype(np.int64)
-    _check_sums(rows, weights)
-    source = _source(rows, weights, row_person, places, _distance_weights(places, distance_decay))
+    require_budget(max_gram_entries, user_items.shape[1])
+    source, rows = _counted(user_items, row_exponent, persons, order, distance_decay)
     bounds = _equal_work(rows, threads)
     lengths = _gram_lengths(source, bounds, threads)
     total = int(lengths.sum())
     truncated = max_gram_entries is not None and total > max_gram_entries
     if max_gram_entries is not None and truncated:
-        lengths = np.minimum(lengths, _row_limit(lengths, max_gram_entries // 2))
+        lengths = np.minimum(lengths, largest_rows(lengths, max_gram_entries))
     gram, entry_persons, forward = _gram(
         source, lengths, bounds, threads, count_persons=min_persons > 1, ordered=order is not None
     )
-    if truncated:
+    if max_gram_entries is not None and truncated:
         gram, entry_persons, forward = _symmetric(gram, entry_persons, forward)
-        warnings.warn(
-            f"the Gram matrix has {total:,} entries and its budget is {max_gram_entries:,}: the weakest were "
-            f"dropped, {gram.nnz:,} are left, and customers cannot be subtracted from it. Raise "
-            "max_gram_entries, or train on fewer items or a shorter period.",
-            GramTruncated,
-            stacklevel=2,
-        )
+        warnings.warn(GramTruncated.of(total=total, budget=max_gram_entries, left=gram.nnz), stacklevel=2)
     return GramStatistics(
         gram=gram,
         counts=_count_persons(source),
@@ -316,6 +312,97 @@ def gram_statistics(
         truncated=truncated,
         forward=forward,
         distance_decay=distance_decay,
+    )
+
+
+class GramPart(NamedTuple):
+    """Some rows of a Gram matrix, on and above its diagonal; the lower half is their mirror image.
+
+    Attributes
+    ----------
+    rows, columns
+        int32, ascending by row, then column; no column is below its row.
+    values, persons, forward
+        int64, aligned with them, as in `GramStatistics`; 0 throughout where not counted.
+    """
+
+    rows: NDArray[np.int32]
+    columns: NDArray[np.int32]
+    values: NDArray[np.int64]
+    persons: NDArray[np.int64]
+    forward: NDArray[np.int64]
+
+
+def gram_parts(
+    user_items: sparse.csr_matrix,
+    *,
+    row_exponent: float,
+    persons: NDArray[np.integer] | None = None,
+    min_persons: int = 1,
+    order: SessionOrder | None = None,
+    distance_decay: float | None = None,
+    most_entries: int = 1_000_000,
+) -> tuple[NDArray[np.int64], Iterator[GramPart]]:
+    """Count co-occurrences of whole persons, some rows of the Gram matrix at a time.
+
+    Added up over any partition of the persons, values, persons and forward parts are those of
+    `gram_statistics` of all together, bit for bit.
+
+    Parameters
+    ----------
+    user_items, row_exponent, persons, min_persons, order, distance_decay
+        As for `gram_statistics`; all rows of each person.
+    most_entries
+        Of one part, unless a single row of the Gram matrix has more.
+
+    Returns
+    -------
+    counts, parts : ndarray of int64, iterator of GramPart
+        Distinct persons with each input; the entries.
+
+    Raises
+    ------
+    ValueError, OverflowError
+        As from `gram_statistics`.
+
+    Notes
+    -----
+    The time of `gram_statistics`, on one thread. Memory: 28 bytes an entry of one part (up to `inputs` more
+    entries than asked for), whatever the length of the longest history, and some 30 bytes an input.
+    """
+    _require_positive("min_persons", min_persons)
+    source, rows = _counted(user_items, row_exponent, persons, order, distance_decay)
+    lengths = _row_lengths(source, 0, rows.shape[1])
+    cuts = (np.cumsum(lengths) - 1) // most_entries
+    edges = [0, *(np.flatnonzero(np.diff(cuts)) + 1).tolist(), rows.shape[1]]
+
+    def parts() -> Iterator[GramPart]:
+        for start, stop in pairwise(edges):
+            yield _part(
+                source, lengths, start, stop, count_persons=min_persons > 1, ordered=order is not None
+            )
+
+    return _count_persons(source), parts()
+
+
+def _part(
+    source: _Source, lengths: NDArray[np.int64], start: int, stop: int, *, count_persons: bool, ordered: bool
+) -> GramPart:
+    starts = np.zeros(lengths.size + 1, dtype=np.int64)
+    starts[start + 1 : stop + 1] = np.cumsum(lengths[start:stop])
+    entries = int(starts[stop])
+    columns, values = np.empty(entries, dtype=np.int32), np.empty(entries, dtype=np.int64)
+    persons = np.zeros(entries, dtype=np.int64)
+    forward = np.zeros(entries if ordered else 0, dtype=np.int64)
+    _fill_rows(source, start, stop, starts, columns, values, persons, count_persons, forward)
+    rows = np.repeat(np.arange(start, stop, dtype=np.int32), lengths[start:stop])
+    upper = columns >= rows
+    return GramPart(
+        rows[upper],
+        columns[upper],
+        values[upper],
+        persons[upper],
+        forward[upper] if ordered else np.zeros(int(upper.sum()), dtype=np.int64),
     )
 
 
@@ -641,11 +728,42 @@ def _distance_weights(places: sparse.csr_matrix | None, distance_decay: float | 
     return np.array(steps, dtype=np.int64)
 
 
+def _counted(
+    user_items: sparse.csr_matrix,
+    row_exponent: float,
+    persons: NDArray[np.integer] | None,
+    order: SessionOrder | None,
+    distance_decay: float | None,
+) -> tuple[_Source, sparse.csr_matrix]:
+    """The interactions as the compiled loops read them, and the quantised matrix, by person."""
+    rows, places, scale = _quantised(user_items, order)
+    row_order, row_person = _by_person(rows.shape[0], persons)
+    if persons is not None:
+        rows, scale = rows[row_order], scale[row_order]
+        places = None if places is None else places[row_order]
+    weights = row_weights(np.diff(rows.indptr), row_exponent)
+    if order is not None:
+        weights = np.maximum(np.rint(weights * scale), 1).astype(np.int64)
+    _check_sums(rows, weights)
+    return _source(rows, weights, row_person, places, _distance_weights(places, distance_decay)), rows
+
+
 def _check_sums(rows: sparse.csr_matrix, weights: NDArray[np.int64]) -> None:
     """Refuse sums beyond int64. By Cauchy and Schwarz, no entry exceeds the largest of the diagonal."""
     values = rows.data.astype(np.float64)
     squares = np.repeat(weights.astype(np.float64), np.diff(rows.indptr)) * values * values
     diagonal = np.bincount(rows.indices, weights=squares, minlength=rows.shape[1])
+    require_sums_fit(diagonal.astype(np.float64))
+
+
+def require_sums_fit(diagonal: NDArray[np.float64]) -> None:
+    """Refuse a Gram matrix by its diagonal, in units of `GRAM_UNIT`, where sums would not fit int64.
+
+    Raises
+    ------
+    OverflowError
+        An entry of the diagonal is more than half of what int64 holds.
+    """
     if diagonal.size and diagonal.max() > _LARGEST_SUM:
         worst = int(diagonal.argmax())
         raise OverflowError(
@@ -729,8 +847,25 @@ def _gram(
     )
 
 
-def _row_limit(lengths: NDArray[np.int64], budget: int) -> int:
-    """Largest length to which rows may be cut down so that they fit the budget together."""
+def require_budget(max_gram_entries: int | None, inputs: int) -> None:
+    """Refuse a budget in which the diagonal, and as much again, has no room."""
+    if max_gram_entries is not None and max_gram_entries < 2 * inputs:
+        raise ValueError(
+            f"max_gram_entries must be at least twice the number of inputs, {inputs}, got {max_gram_entries}"
+        )
+
+
+def largest_rows(lengths: NDArray[np.int64], max_gram_entries: int) -> int:
+    """Entries that are kept of a row of a Gram matrix at most, so that it fits its budget.
+
+    Parameters
+    ----------
+    lengths
+        int64, shape (n_inputs,): entries of each row.
+    max_gram_entries
+        The budget. Half of it is spent: the mirror images of what is kept come back.
+    """
+    budget = max_gram_entries // 2
     ascending = np.sort(lengths)
     # total[k]: entries left when every row is cut to the k-th shortest
     total = np.cumsum(ascending) + ascending * np.arange(ascending.size - 1, -1, -1)

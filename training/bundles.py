@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,11 +32,15 @@ __all__ = [
     "Fit",
     "FitModel",
     "TrainingResult",
+    "fit_each",
     "fit_one",
     "parameters_of",
+    "publish",
     "put",
+    "require_free_slots",
     "retire",
     "train_bundles",
+    "write_tier",
 ]
 
 TRAINED_TIERS = (Tier.SESSION, Tier.ONLINE, Tier.CRM, Tier.FUSED, Tier.POPULAR)
@@ -131,36 +135,79 @@ def train_bundles(
     """
     policy = Policy.default() if policy is None else policy
     cutoff = config.training.cutoff or dt.datetime.now(dt.UTC)
+    require_free_slots(out, tiers, force=force)
+    ledger = ledger_of(shop) if ledger is None else ledger
+    gate = ConsentGate(shop, ledger, cutoff, policy, until)
+    fitted, skipped = fit_each(
+        tiers, lambda tier: fit_one(tier, gate, config, show_progress, keep=restricted is not None)
+    )
+
+    def write(tier: Tier, fit: Fit) -> str:
+        run = run_facts(config, ledger, fit.funnel, fit.rows_digest, fit.seconds)
+        run["data_summary"] = fit.summary
+        return put(tier, fit, run, out, gate=gate, ledger=ledger, restricted=restricted, force=force)
+
+    return publish(fitted, skipped, out, cutoff, write)
+
+
+def require_free_slots(out: Path, tiers: Sequence[Tier], *, force: bool) -> None:
+    """Check that no bundle is in the way, before anything is computed.
+
+    Raises
+    ------
+    FileExistsError
+        There is one, and `force` is not set.
+    """
     occupied = [str(out / tier) for tier in tiers if (out / tier).exists()]
     if occupied and not force:
         raise FileExistsError(f"{', '.join(occupied)}: there is a bundle already; use --force to replace it")
-    ledger = ledger_of(shop) if ledger is None else ledger
-    gate = ConsentGate(shop, ledger, cutoff, policy, until)
+
+
+def fit_each(tiers: Sequence[Tier], fit: Callable[[Tier], Fit]) -> tuple[dict[Tier, Fit], dict[str, str]]:
+    """Fit tiers; those that have nothing to train on are skipped, with the reason."""
     fitted: dict[Tier, Fit] = {}
     skipped: dict[str, str] = {}
     for tier in tiers:
         try:
             with bound(tier=str(tier)):
-                fitted[tier] = fit_one(tier, gate, config, show_progress, keep=restricted is not None)
+                fitted[tier] = fit(tier)
         except TrainingError as error:
             skipped[str(tier)] = str(error)
-    for name in skipped:
-        if retire(out / name):
-            skipped[name] += RETIRED
+    return fitted, skipped
+
+
+def publish(
+    fitted: Mapping[Tier, Fit],
+    skipped: Mapping[str, str],
+    out: Path,
+    cutoff: dt.datetime,
+    write: Callable[[Tier, Fit], str],
+) -> TrainingResult:
+    """Write the bundles of a run, and remove those of skipped tiers.
+
+    Nothing is written before all is fitted: an interrupted run leaves the earlier bundles as they were.
+
+    Parameters
+    ----------
+    fitted, skipped
+        From `fit_each`.
+    out, cutoff
+        As in `TrainingResult`.
+    write
+        Puts a tier's bundle into its slot, and gives its digest.
+
+    Raises
+    ------
+    TrainingError
+        If nothing was fitted.
+    """
+    reasons = {name: reason + (RETIRED if retire(out / name) else "") for name, reason in skipped.items()}
     if not fitted:
-        raise TrainingError("; ".join(skipped.values()))
-    # Nothing is written before all is fitted: an interrupted run leaves the earlier bundles as they were.
-    out.mkdir(parents=True, exist_ok=True)
-    digests = {}
-    for tier, fit in fitted.items():
-        run = run_facts(config, ledger, fit.funnel, fit.rows_digest, fit.seconds)
-        run["data_summary"] = fit.summary
-        digests[str(tier)] = put(
-            tier, fit, run, out, gate=gate, ledger=ledger, restricted=restricted, force=force
-        )
+        raise TrainingError("; ".join(reasons.values()))
+    digests = {str(tier): write(tier, fit) for tier, fit in fitted.items()}
     rows = [dataclasses.asdict(funnel) for fit in fitted.values() for funnel in fit.funnel]
     seconds = {str(tier): fit.seconds for tier, fit in fitted.items()}
-    return TrainingResult(out, digests, skipped, rows, seconds, cutoff)
+    return TrainingResult(out, digests, reasons, rows, seconds, cutoff)
 
 
 RETIRED = "; the earlier bundle, which rests on rows that may not be used any more, was removed"
@@ -189,13 +236,29 @@ class FitModel(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Fit:
-    """One tier's model, what it was fitted with and on whom, and what the gate kept out of it."""
+    """One tier's model, what it was fitted with and on whom, and what the gate kept out of it.
+
+    Attributes
+    ----------
+    model, parameters
+        The model, and what its manifest says of its configuration.
+    funnel
+        What the gate kept out.
+    subjects
+        Whose rows and attributes it was fitted on, as in `PermittedRows`; None where nobody keeps that.
+    rows_digest
+        Of the rows that it was fitted on; None where no one process saw them all.
+    summary
+        What drift is measured against; None where nobody counted it.
+    seconds
+        Fitting time.
+    """
 
     model: FittedTier
     parameters: Mapping[str, Any]
     funnel: tuple[Funnel, ...]
-    subjects: pa.Table
-    rows_digest: str
+    subjects: pa.Table | None
+    rows_digest: str | None
     summary: DataSummary | None
     seconds: float
 
@@ -306,7 +369,18 @@ def put(
 
     The statistics come last: where they belong to the bundle, all else is in place.
     """
+    digest = write_tier(tier, fit, run, out, gate.cutoff, force=force)
+    if restricted is not None:
+        _keep(restricted, tier, fit, digest, gate, ledger)
+    return digest
+
+
+def write_tier(
+    tier: Tier, fit: Fit, run: Mapping[str, Any], out: Path, cutoff: dt.datetime, *, force: bool
+) -> str:
+    """Write a tier's bundle into its slot, with the facts of its run beside it; return its digest."""
     sources, permission = TIERS[tier]
+    out.mkdir(parents=True, exist_ok=True)
     digest = write_bundle(
         out / tier,
         tier=tier,
@@ -316,13 +390,11 @@ def put(
         parameters=fit.parameters,
         scoring=fit.model.scoring,
         item_count=fit.model.item_count,
-        cutoff=gate.cutoff,
+        cutoff=cutoff,
         arrays=fit.model.arrays,
         overwrite=force,
     )
     write_run(out / tier, run)
-    if restricted is not None:
-        _keep(restricted, tier, fit, digest, gate, ledger)
     return digest
 
 
@@ -330,6 +402,8 @@ def _keep(
     restricted: Restricted, tier: Tier, fit: Fit, digest: str, gate: ConsentGate, ledger: Ledger
 ) -> None:
     """Keep, on the training side, whom a bundle holds and what its weights were computed from."""
+    if fit.subjects is None:
+        raise ValueError("nobody noted whose rows the model was fitted on")
     kinds, ids = (fit.subjects[name].to_pylist() for name in ("kind", "subject_id"))
     subjects = zip(kinds, ids, strict=True)
     position = ledger.position

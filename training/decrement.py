@@ -20,7 +20,6 @@ from pydantic import ValidationError
 
 from consentier.consent import Side, Source, Tier
 from consentier.errors import BundleUnsupported, TrainingError
-from consentier.features.attributes import fit_attributes
 from consentier.features.gate import PermittedRows
 from consentier.features.interactions import Interactions
 from consentier.models.attribute_encoding import AttributeEncoder, CategoryColumn
@@ -37,6 +36,7 @@ from consentier.training.fit import (
     FittedTier,
     attribute_counts,
     distinct_persons,
+    encoder_of_counts,
     estimator,
     linear_tier,
     popular_arrays,
@@ -537,16 +537,8 @@ def _fitted_encoder(
     attributes: Mapping[str, ValueCounts], old: AttributeEncoder, config: TierConfig, min_persons: int
 ) -> AttributeEncoder:
     """The encoder that a fit on persons with these values would learn."""
-    values = {
-        name: np.repeat(np.array(list(counts), dtype=object), list(counts.values())).tolist()
-        for name, counts in attributes.items()
-    }
-    longest = max(map(len, values.values()), default=0)
-    table = pa.table({name: column + [None] * (longest - len(column)) for name, column in values.items()})
     first = old.columns[0].first_input if old.columns else 0
-    return fit_attributes(
-        table, first_input=first, min_persons=max(min_persons, config.attribute_min_persons)
-    )
+    return encoder_of_counts(attributes, first_input=first, config=config, min_persons=min_persons)
 
 
 def _published(items: ItemIndex, persons: NDArray[np.int64], min_persons: int) -> ItemIndex:

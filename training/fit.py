@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from consentier.consent import Side, Tier
 from consentier.errors import TrainingError
 from consentier.features.attributes import fit_attributes
-from consentier.features.gate import ConsentGate, PermittedRows
+from consentier.features.gate import ConsentGate, Funnel, PermittedRows
 from consentier.features.interactions import CodedRows, Interactions, interactions, person_counts
 from consentier.models.als import ALS
 from consentier.models.attribute_encoding import AttributeEncoder, category_text
@@ -46,8 +46,10 @@ __all__ = [
     "FittedTier",
     "TierRows",
     "attribute_counts",
+    "counted_tier",
     "counts_of",
     "distinct_persons",
+    "encoder_of_counts",
     "estimator",
     "factor_arrays",
     "fit_facts",
@@ -56,7 +58,10 @@ __all__ = [
     "keep_statistics",
     "linear_tier",
     "linked_devices",
+    "matrix_settings",
+    "nothing_to_train_on",
     "popular_arrays",
+    "popular_counts",
     "published_counts",
     "solves_counts",
     "tier_arrays",
@@ -178,11 +183,7 @@ class TierRows:
     def __init__(self, tier: Tier, permitted: PermittedRows, min_persons: int) -> None:
         published = _without_rare_items(permitted, min_persons)
         if not published.rows.num_rows:
-            reasons = "; ".join(
-                f"{funnel.source}: {funnel.rows_in} rows came in, kept out: {dict(funnel.excluded) or 'none'}"
-                for funnel in permitted.funnel
-            )
-            raise TrainingError(f"the {tier} tier has no permitted rows to train on ({reasons})")
+            raise nothing_to_train_on(tier, permitted.funnel)
         self.tier = tier
         self.published = published
         self.min_persons = min_persons
@@ -223,14 +224,13 @@ class TierRows:
                 weights = model.solve(gram, advance=advance)
         else:
             weights = model.fit(data.matrix, show_progress, persons=data.persons).weights
-        weights = with_repeats(self.tier, model, weights, config.repeat_weight)
         borrow = self._unless_same(
             "borrowing", _borrowing_settings(config), lambda: borrowing(config, self.published.items)
         )
         persons = model.popularity if gram is None else published_counts(gram, items)
-        fitted = linear_tier(self.tier, config, index, weights, persons, encoder, borrow, threads)
-        if data.repeats is not None:
-            fitted.arrays["repeats"] = data.repeats.probabilities(self.min_persons)
+        fitted = counted_tier(
+            self.tier, config, model, index, weights, persons, encoder, borrow, data.repeats
+        )
         return fitted, Counted(gram, data.repeats)
 
     def _data(self, config: TierConfig) -> tuple[AttributeEncoder, Interactions]:
@@ -243,7 +243,7 @@ class TierRows:
             return encoder, self.coded.attribute_inputs(attributes, encoder)
 
         encoder, inputs = self._unless_same("attributes", known, encoded)
-        settings = _matrix_settings(self.tier, config)
+        settings = matrix_settings(self.tier, config)
         key = (
             known,
             *(sorted(each.items()) if isinstance(each, dict) else each for each in settings.values()),
@@ -266,6 +266,15 @@ class TierRows:
         value = compute()
         self._last[name] = (key, value)
         return value
+
+
+def nothing_to_train_on(tier: Tier, funnels: Iterable[Funnel]) -> TrainingError:
+    """The error that says what became of a tier's rows."""
+    reasons = "; ".join(
+        f"{funnel.source}: {funnel.rows_in} rows came in, kept out: {dict(funnel.excluded) or 'none'}"
+        for funnel in funnels
+    )
+    return TrainingError(f"the {tier} tier has no permitted rows to train on ({reasons})")
 
 
 def fit_popular(
@@ -294,17 +303,9 @@ def fit_popular(
     TrainingError
         If no item has enough persons behind it.
     """
-    counted = {
-        str(Side.ONLINE): person_counts(online),
-        str(Side.CRM): person_counts(crm),
-        ANONYMOUS: person_counts(anonymous, by_session=True),
-    }
-    items = ItemIndex.from_ids(set().union(*counted.values()))
-    names = items.ids(np.arange(len(items)))
-    counts = {
-        name: np.array([of_name.get(item, 0) for item in names], dtype=np.int64)
-        for name, of_name in counted.items()
-    }
+    items, counts = popular_counts(
+        person_counts(online), person_counts(crm), person_counts(anonymous, by_session=True)
+    )
     index, arrays = popular_arrays(items, counts, min_persons)
     statistics = None
     if keep:
@@ -312,6 +313,28 @@ def fit_popular(
         everybody = dataclasses.replace(online, rows=rows, attributes=None)
         statistics = Statistics(items, counts, None, {}, fingerprints(everybody, new_key()))
     return FittedTier(len(index), arrays, {}, statistics)
+
+
+def popular_counts(
+    online: Mapping[str, int], crm: Mapping[str, int], anonymous: Mapping[str, int]
+) -> tuple[ItemIndex, dict[str, NDArray[np.int64]]]:
+    """The counts behind each item, of all items together.
+
+    Parameters
+    ----------
+    online, crm
+        Distinct permitted persons by item.
+    anonymous
+        Distinct sessions, by item, of visitors who were never asked.
+    """
+    counted = {str(Side.ONLINE): online, str(Side.CRM): crm, ANONYMOUS: anonymous}
+    items = ItemIndex.from_ids(set[str]().union(*counted.values()))
+    names = items.ids(np.arange(len(items)))
+    counts = {
+        name: np.array([of_name.get(item, 0) for item in names], dtype=np.int64)
+        for name, of_name in counted.items()
+    }
+    return items, counts
 
 
 def popular_arrays(
@@ -398,11 +421,11 @@ def tier_interactions(
         permitted,
         by_session=tier is Tier.SESSION,
         encoder=encoder,
-        **_matrix_settings(tier, config),
+        **matrix_settings(tier, config),
     )
 
 
-def _matrix_settings(tier: Tier, config: TierConfig) -> dict[str, Any]:
+def matrix_settings(tier: Tier, config: TierConfig) -> dict[str, Any]:
     """What a tier's matrix depends on besides its rows and the attributes' encoder."""
     session = tier is Tier.SESSION
     return {
@@ -518,6 +541,45 @@ def tier_arrays(index: ItemIndex, weights: sp.csr_matrix) -> dict[str, NDArray[A
         "indices": weights.indices.astype(np.int32),
         "data": weights.data.astype(np.float32),
     }
+
+
+def counted_tier(
+    tier: Tier,
+    config: TierConfig,
+    model: LocalRidge | ItemKNN,
+    index: ItemIndex,
+    weights: sp.csr_matrix,
+    persons: NDArray[np.int64],
+    encoder: AttributeEncoder,
+    borrow: Borrowing | None,
+    repeats: RepeatCounts | None,
+) -> FittedTier:
+    """A linear model's tier, in which items with few persons borrow if they are to.
+
+    Parameters
+    ----------
+    tier, config
+        Which, and its configuration.
+    model
+        The estimator.
+    index
+        The items that the model was fitted to.
+    weights
+        What it solved, inputs × items.
+    persons
+        int64, shape (items,): from `published_counts`.
+    encoder
+        Of attributes, behind these items.
+    borrow
+        How items borrow; None: not at all.
+    repeats
+        How sessions went on; None for models of persons.
+    """
+    weights = with_repeats(tier, model, weights, config.repeat_weight)
+    fitted = linear_tier(tier, config, index, weights, persons, encoder, borrow, model.threads)
+    if repeats is not None:
+        fitted.arrays["repeats"] = repeats.probabilities(model.min_persons)
+    return fitted
 
 
 def linear_tier(
@@ -659,6 +721,21 @@ def _without_rare_items(permitted: PermittedRows, min_persons: int) -> Permitted
     rows = permitted.rows
     return dataclasses.replace(
         permitted, rows=rows.filter(pc.is_in(rows["item_id"], pa.array(kept, pa.string())))
+    )
+
+
+def encoder_of_counts(
+    attributes: Mapping[str, ValueCounts], *, first_input: int, config: TierConfig, min_persons: int
+) -> AttributeEncoder:
+    """The encoder that a fit on persons with these values would learn; `first_input` is its first."""
+    values = {
+        name: np.repeat(np.array(list(counts), dtype=object), list(counts.values())).tolist()
+        for name, counts in attributes.items()
+    }
+    longest = max(map(len, values.values()), default=0)
+    table = pa.table({name: column + [None] * (longest - len(column)) for name, column in values.items()})
+    return fit_attributes(
+        table, first_input=first_input, min_persons=max(min_persons, config.attribute_min_persons)
     )
 
 

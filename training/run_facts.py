@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from consentier.consent import Ledger
+from consentier.consent.lifetimes import Lifetimes
 from consentier.features.gate import Funnel, PermittedRows
 from consentier.training.config import Config, config_hash
 
@@ -27,29 +28,31 @@ _PACKAGES = (
 
 
 def run_facts(
-    config: Config, ledger: Ledger, funnel: Iterable[Funnel], digest: str, seconds: float
+    config: Config, ledger: Ledger | None, funnel: Iterable[Funnel], digest: str | None, seconds: float
 ) -> dict[str, Any]:
     """What is true of the run but not of the model.
 
     Parameters
     ----------
     config, ledger
-        What it was made with.
+        What it was made with. None where the consents were tables of an engine's and no ledger was opened:
+        its position is not known then.
     funnel
         What the gate kept out.
     digest
-        The `rows_digest` of what it let through.
+        The `rows_digest` of what it let through; None where no one process saw the rows.
     seconds
         How long fitting took.
     """
+    lifetimes = Lifetimes.default() if ledger is None else ledger.lifetimes
     return {
         "created_at": dt.datetime.now(dt.UTC).isoformat(),
         "config_hash": config_hash(config),
-        "ledger_position": ledger.position,
-        "ledger_head": ledger.head,
-        "lifetimes": ledger.lifetimes.version,
+        "ledger_position": None if ledger is None else ledger.position,
+        "ledger_head": None if ledger is None else ledger.head,
+        "lifetimes": lifetimes.version,
         "rows_digest": digest,
-        "ledger_conflicts": len(ledger.conflicts),
+        "ledger_conflicts": None if ledger is None else len(ledger.conflicts),
         "funnel": [dataclasses.asdict(each) for each in funnel],
         "seconds": seconds,
         "git_commit": git_commit(),

@@ -15,10 +15,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import sqlglot
 import typer
 from typer.testing import CliRunner
 
 import consentier
+import consentier.consent
 from consentier.cli import output
 from consentier.cli.app import app
 from consentier.consent import Channel
@@ -566,3 +568,21 @@ def test_demo_goes_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (out / "shop" / "truth").rename(tmp_path / "elsewhere")
     assert run("demo", "--out", out, "--force").code == 2
     assert (out / "report.html").is_file()
+
+
+def test_features_sql_prints_one_query_and_where_it_comes_from(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    shipped = Path(consentier.consent.__file__).with_name("default_policy.toml").read_text("utf-8")
+    policy.write_text(
+        re.sub(r"^version = .*$", r'version = "mine\\nDROP TABLE x"', shipped, count=1, flags=re.M), "utf-8"
+    )
+    asked = ("features", "sql", "--tier", "crm", "--dialect", "snowflake", "--cutoff", "2026-11-01T00:00Z")
+    found = run(*asked, "--policy", policy, "--table", "orders=LAKE.SHOP.SALES", "--without", "product_usage")
+    assert found.code == 0, found.err
+    comments = [line for line in found.out.splitlines() if line.startswith("--")]
+    assert comments[0] == "-- rows of the crm tier's gate, as permitted at 2026-11-01T00:00:00+00:00"
+    assert comments[2] == "-- policy mine DROP TABLE x, lifetimes consentier-default-1"
+    (query,) = filter(None, sqlglot.parse(found.out, read="snowflake"))
+    assert "SALES" in {table.name for table in query.find_all(sqlglot.exp.Table)}
+    assert "say TABLE=NAME" in run(*asked, "--table", "orders").err
+    assert "did you mean 'items'" in run(*asked, "--without", "itms").err

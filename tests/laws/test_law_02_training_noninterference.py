@@ -358,8 +358,8 @@ AFTER = rows(*(("events", event("v1", item, CUTOFF, session="x")) for item in "a
     ),
     Break(
         "visitors who were never asked are counted",
-        ConsentGate.anonymous_rows,
-        "if not self.policy.switches.anonymous_statistics:",
+        gate.judged_strangers,
+        "if not policy.switches.anonymous_statistics:",
         "if False:",
         (Tier.POPULAR, rows(("events", event("vunknown", "z", 20))), []),
     ),
@@ -372,9 +372,9 @@ AFTER = rows(*(("events", event("v1", item, CUTOFF, session="x")) for item in "a
     ),
     Break(
         "orders feed the online model",
-        ConsentGate.permitted,
-        "self._online(engine, tier)",
-        "self._crm(engine)",
+        gate.judged_rows,
+        "if tier in (Tier.CRM, Tier.FUSED):",
+        "if True:",
         (Tier.ONLINE, rows(("orders", order("c1", "z", 20)), ("orders", order("c1", "a", 20))), []),
     ),
 )

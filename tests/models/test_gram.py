@@ -15,7 +15,9 @@ from consentier.models.gram import (
     GRAM_UNIT,
     GramStatistics,
     GramTruncated,
+    SessionOrder,
     add,
+    gram_parts,
     gram_statistics,
     row_weights,
     select_inputs,
@@ -257,3 +259,52 @@ def test_sums_beyond_int64_are_refused_when_rows_are_added() -> None:
     statistics = gram_statistics(heavy, row_exponent=0.0, threads=1)
     with pytest.raises(OverflowError, match="not fit"):
         add(statistics, heavy)
+
+
+@untimed
+@given(histories(), st.data(), exponents, st.integers(1, 60), st.booleans())
+def test_parts_of_some_persons_add_up_to_the_whole(
+    user_items: sparse.csr_matrix, data: st.DataObject, exponent: float, most_entries: int, ordered: bool
+) -> None:
+    """However persons are spread, and however few entries a part may hold."""
+    rows, inputs = user_items.shape
+    user_items.eliminate_zeros()
+    persons = np.array(data.draw(st.lists(st.integers(0, 4), min_size=rows, max_size=rows)))
+    task_of_person = np.array(data.draw(st.lists(st.integers(0, 2), min_size=5, max_size=5)))
+    chance = np.random.default_rng(data.draw(st.integers(0, 9)))
+    places = [chance.permutation(count) for count in np.diff(user_items.indptr)]
+    decay = 2.0 if ordered else None
+
+    def order_of(chosen: NDArray[np.int64]) -> SessionOrder | None:
+        if not ordered:
+            return None
+        positions = np.concatenate([np.zeros(0, np.int64), *(places[row] for row in chosen)])
+        return SessionOrder(positions.astype(np.int64), 0.5 ** (1.0 + chosen % 3))
+
+    everybody = np.arange(rows)
+    whole = gram_statistics(
+        user_items, row_exponent=exponent, persons=persons, min_persons=2, threads=1,
+        order=order_of(everybody), distance_decay=decay,
+    )  # fmt: skip
+    sums = np.zeros((3, inputs, inputs), dtype=np.int64)
+    counts = np.zeros(inputs, dtype=np.int64)
+    for task in range(3):
+        chosen = everybody[task_of_person[persons] == task]
+        behind, parts = gram_parts(
+            user_items[chosen], row_exponent=exponent, persons=persons[chosen], min_persons=2,
+            order=order_of(chosen), distance_decay=decay, most_entries=most_entries,
+        )  # fmt: skip
+        counts += behind
+        for part in parts:
+            assert (part.columns >= part.rows).all()
+            for values, summed in zip((part.values, part.persons, part.forward), sums, strict=True):
+                np.add.at(summed, (part.rows, part.columns), values)
+    np.testing.assert_array_equal(counts, whole.counts)
+    upper = np.triu(np.ones((inputs, inputs), dtype=np.bool_))
+    assert whole.persons is not None
+    expected = [whole.gram.data, whole.persons]
+    if whole.forward is not None:
+        expected.append(whole.forward)
+    for values, summed in zip(expected, sums, strict=False):
+        dense = sparse.csr_matrix((values, whole.gram.indices, whole.gram.indptr), shape=(inputs, inputs))
+        np.testing.assert_array_equal(np.where(upper, dense.toarray(), 0), summed)

@@ -10,6 +10,7 @@ import ibis
 import pyarrow as pa
 import pytest
 from shops import Row, consent, day, event, link, order, shop, usage
+from spark_sessions import spark_session
 
 from consentier.consent import Policy, Switches, Tier
 from consentier.consent.lifetimes import Lifetimes
@@ -35,22 +36,8 @@ _STATES = {
 @pytest.fixture(scope="module")
 def spark() -> Iterator[ibis.BaseBackend]:
     """A Spark in this process."""
-    try:
-        from pyspark.sql import SparkSession
-    except ImportError:
-        pytest.fail("PySpark is not here: pip install 'consentier[spark]' (and a Java 17 runtime)")
-    settings = {
-        "spark.sql.session.timeZone": "UTC",
-        "spark.sql.shuffle.partitions": "2",
-        "spark.sql.adaptive.enabled": "false",
-        "spark.ui.enabled": "false",
-        "spark.ui.showConsoleProgress": "false",
-        "spark.driver.bindAddress": "127.0.0.1",
-        "spark.driver.host": "127.0.0.1",
-    }
-    session = SparkSession.builder.master("local[2]").config(map=settings).getOrCreate()
-    yield ibis.pyspark.connect(session)
-    session.stop()
+    with spark_session() as session:
+        yield ibis.pyspark.connect(session)
 
 
 @pytest.fixture(scope="module")

@@ -194,6 +194,13 @@ def test_a_tier_without_bundle_is_trained_and_one_without_rows_removed(trained: 
         trained.retrain(shop=shop, tiers=[Tier.CRM])
 
 
+def test_the_first_bundles_of_a_shop_may_come_from_training_on(trained: Trained) -> None:
+    """As after a first run that had nothing to train on: then there is not even a directory."""
+    shutil.rmtree(trained.out)
+    trained.retrain(tiers=[Tier.CRM])
+    assert digests(trained.out)["crm"] == trained.from_scratch()["crm"]
+
+
 @pytest.mark.parametrize("where", ["write_bundle", "write_run", "keep_statistics"])
 def test_an_interruption_between_the_writes_is_made_good_by_the_next_run(
     trained: Trained, monkeypatch: pytest.MonkeyPatch, where: str

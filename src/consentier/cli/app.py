@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from consentier import __version__
-from consentier.cli import config, consent, experiment
+from consentier.cli import config, consent, experiment, features
 from consentier.cli.deliver import deliver
 from consentier.cli.demo import demo
 from consentier.cli.disclose import disclose
@@ -102,6 +102,10 @@ _CONFIG_EXAMPLES: dict[Callable[..., None], str] = {
     config.schema: "consentier config schema",
 }
 
+_FEATURES_EXAMPLES: dict[Callable[..., None], str] = {
+    features.sql: "consentier features sql --tier fused --dialect snowflake --cutoff 2026-11-01",
+}
+
 _AB_EXAMPLES: dict[Callable[..., None], str] = {
     experiment.report: "consentier ab report outcomes --control current",
 }
@@ -119,12 +123,17 @@ _consent_app = typer.Typer(
 
 _config_app = typer.Typer(name="config", help="The configuration of training.", no_args_is_help=True)
 
+_features_app = typer.Typer(
+    name="features", help="What models are trained on, where the data lie.", no_args_is_help=True
+)
+
 _ab_app = typer.Typer(name="ab", help="Experiments between versions of the bundles.", no_args_is_help=True)
 
 for _group, _commands in (
     (app, _EXAMPLES),
     (_consent_app, _CONSENT_EXAMPLES),
     (_config_app, _CONFIG_EXAMPLES),
+    (_features_app, _FEATURES_EXAMPLES),
     (_ab_app, _AB_EXAMPLES),
 ):
     for _command, _example in _commands.items():
@@ -134,6 +143,7 @@ for _group, _commands in (
 
 app.add_typer(_consent_app)
 app.add_typer(_config_app)
+app.add_typer(_features_app)
 app.add_typer(_ab_app)
 
 

@@ -26,10 +26,18 @@ from consentier.cli.output import (
     short,
 )
 from consentier.cli.settings import settings_of
-from consentier.consent import Policy, Tier
+from consentier.consent import Ledger, Policy, Tier
 
 if TYPE_CHECKING:
+    from consentier.training.config import Config
     from consentier.training.train import TrainingResult
+
+
+class EngineChoice(enum.StrEnum):
+    """Where the work is done."""
+
+    EMBEDDED = "embedded"
+    SPARK = "spark"
 
 
 class TierChoice(enum.StrEnum):
@@ -64,36 +72,81 @@ def train(
         ),
     ] = None,
     on_bad_rows: OnBadRowsOption = BadRows.ERROR,
+    engine: Annotated[
+        EngineChoice,
+        typer.Option("--engine", help="Where the work is done: in this process, or on Apache Spark."),
+    ] = EngineChoice.EMBEDDED,
+    master: Annotated[
+        str | None,
+        typer.Option(
+            "--master",
+            metavar="URL",
+            help="Spark's master, such as local[4] or spark://HOST:7077. By default what Spark is configured "
+            "to.",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace bundles that are there already.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train the tiers, each on the rows that it may read, and write one bundle per tier."""
-    from consentier.features.tables import read_shop
-    from consentier.training.restricted import Restricted
-    from consentier.training.train import train as train_bundles
-
     settings = settings_of(config, data, cutoff)
-    routing = None if policy is None else Policy.load(policy)
-    shop = read_shop(data, on_bad_rows=on_bad_rows.value)
-    _warn_of_dropped(shop.report.failures)
-    place = Restricted.beside(out) if restricted is None else Restricted(restricted)
-    with ledger_for(shop, ledger) as opened:
-        result = train_bundles(
-            shop,
-            settings,
-            out,
-            tiers=chosen_tiers(tier or []),
-            policy=routing,
-            force=force,
-            ledger=opened,
-            restricted=place,
-            name=name_of(data),
-        )
+    run: dict[str, Any] = {
+        "tiers": chosen_tiers(tier or []),
+        "policy": None if policy is None else Policy.load(policy),
+        "force": force,
+    }
+    if engine is EngineChoice.SPARK:
+        if restricted is not None or on_bad_rows is not BadRows.ERROR:
+            raise typer.BadParameter(
+                "--restricted and --on-bad-rows are for the embedded engine: on Spark nothing is kept of "
+                "persons, and a bad row ends the run"
+            )
+        result = _on_spark(data, settings, out, master, ledger, run)
+    elif master is not None:
+        raise typer.BadParameter("--master is for --engine spark")
+    else:
+        result = _embedded(data, settings, out, restricted, on_bad_rows, ledger, run)
     if as_json:
         print_json({**dataclasses.asdict(result), "out": str(result.out)})
         return
     print_training(result)
     note(f"next: consentier recommend --bundles {out} --session ITEM,ITEM")
+
+
+def _embedded(
+    data: str,
+    settings: Config,
+    out: Path,
+    restricted: Path | None,
+    on_bad_rows: BadRows,
+    ledger: str | None,
+    run: Mapping[str, Any],
+) -> TrainingResult:
+    from consentier.features.tables import read_shop
+    from consentier.training.restricted import Restricted
+    from consentier.training.train import train as train_bundles
+
+    shop = read_shop(data, on_bad_rows=on_bad_rows.value)
+    _warn_of_dropped(shop.report.failures)
+    place = Restricted.beside(out) if restricted is None else Restricted(restricted)
+    with ledger_for(shop, ledger) as opened:
+        return train_bundles(shop, settings, out, ledger=opened, restricted=place, name=name_of(data), **run)
+
+
+def _on_spark(
+    data: str, settings: Config, out: Path, master: str | None, ledger: str | None, run: Mapping[str, Any]
+) -> TrainingResult:
+    from consentier.features.spark_session import open_session
+
+    session = open_session(master)
+    from consentier.features.spark_tables import read_spark_tables
+    from consentier.training.spark_training import train_on_spark
+
+    shop = read_spark_tables(session, data)
+    if ledger is None:
+        return train_on_spark(session, shop, settings, out, **run)
+    with Ledger.open(ledger, create=False) as opened:
+        return train_on_spark(session, shop, settings, out, ledger=opened, **run)
 
 
 def print_training(result: TrainingResult) -> None:

@@ -1,0 +1,225 @@
+"""The consent gate on Apache Spark: the same expressions, and rows that never leave the cluster.
+
+`ConsentGate` with an engine of Spark's works on tables in memory and fetches what passes. Here tables are
+read by Spark, and so is the ledger; the standings of all subjects, the verdicts and the rows that pass stay
+there. Only counts per verdict, items and values of attributes come to the driver.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime as dt
+import itertools
+import uuid
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Self
+
+import ibis
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark.sql import DataFrame, SparkSession
+
+from consentier.consent import Policy, Source, Tier, microseconds
+from consentier.consent.lifetimes import Lifetimes
+from consentier.features.consent_intervals import (
+    KIND_OF_GRANT,
+    ConsentTables,
+    lawful_links,
+    lifetime_table,
+    standings,
+)
+from consentier.features.gate import (
+    Funnel,
+    GateTables,
+    judged_rows,
+    judged_strangers,
+    metadata_of,
+    passed_rows,
+    purchase_rows,
+    sensitive_items,
+    standings_of_attributes,
+    verdicts_of,
+)
+from consentier.features.spark_tables import SparkTables
+
+__all__ = ["SparkGate", "SparkRows"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SparkRows:
+    """What one tier may be trained on, on Spark: `PermittedRows` without a row in this process.
+
+    Attributes
+    ----------
+    rows
+        The columns of `PermittedRows.rows`, in no order.
+    attributes
+        Columns person and one per attribute; None where the tier reads none.
+    funnel, until, items
+        As in `PermittedRows`.
+    """
+
+    rows: DataFrame
+    attributes: DataFrame | None
+    funnel: tuple[Funnel, ...]
+    until: int
+    items: pa.Table | None
+
+
+class SparkGate:
+    """Cuts out of tables on Spark what each tier may be trained on. A context manager: it frees what it kept.
+
+    Parameters
+    ----------
+    session
+        Spark. Its session time zone is set to UTC.
+    shop
+        The shop's tables.
+    cutoff, policy, until
+        As for `ConsentGate`.
+    consents
+        The ledger's entries; by default the shop's own ``consents`` and ``identities``.
+
+    Notes
+    -----
+    The standings are computed once and kept on the executors until the gate is closed.
+    """
+
+    def __init__(
+        self,
+        session: SparkSession,
+        shop: SparkTables,
+        cutoff: dt.datetime,
+        policy: Policy,
+        *,
+        until: dt.datetime | None = None,
+        consents: ConsentTables | None = None,
+    ) -> None:
+        self._session = session
+        self._engine = ibis.pyspark.connect(session)
+        self._policy = policy
+        self._until = microseconds(until or cutoff)
+        self._shop = shop
+        self._prefix = f"consentier_{uuid.uuid4().hex}"
+        self._numbers = itertools.count()
+        self._kept: list[DataFrame] = []
+        self._views: list[str] = []
+        subjects, links = self._standings(consents, microseconds(cutoff))
+        orders, usage = (
+            self._table(frame.select("customer_id", "item_id", "ts", *more))
+            for frame, more in ((shop.orders, ["status"]), (shop.product_usage, []))
+        )
+        self._tables = GateTables(
+            events=self._table(shop.events),
+            purchases=purchase_rows(orders, usage),
+            sensitive=ibis.memtable(sensitive_items(shop.items)),
+            subjects=subjects,
+            links=links,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._free(0)
+        for name in self._views:
+            self._session.catalog.dropTempView(name)
+
+    def permitted(self, tier: Tier) -> SparkRows:
+        """The rows and attributes that one of the four tiers may be trained on."""
+        judged = judged_rows(self._tables, tier, self._policy, self._until)
+        readable = standings_of_attributes(self._tables, tier, self._policy)
+        attributes = None if readable is None else self._attributes(readable)
+        return self._released(tier, judged, attributes)
+
+    def anonymous_rows(self) -> SparkRows:
+        """Rows of visitors who were never asked, for counts without any key; none under the strict policy."""
+        return self._released(Tier.POPULAR, judged_strangers(self._tables, self._policy, self._until), None)
+
+    def keep(self, frame: DataFrame) -> DataFrame:
+        """Keep a table on the executors, in memory and on their disks, until the gate is closed."""
+        self._kept.append(frame.persist())
+        return frame
+
+    @contextlib.contextmanager
+    def freeing(self) -> Iterator[None]:
+        """Let go, at the end of the block, of what is kept within it."""
+        before = len(self._kept)
+        try:
+            yield
+        finally:
+            self._free(before)
+
+    def _free(self, but: int) -> None:
+        while len(self._kept) > but:
+            self._kept.pop().unpersist()
+
+    def _standings(self, consents: ConsentTables | None, at: int) -> tuple[ibis.Table, ibis.Table]:
+        """How all subjects stand at the cut-off, and which links hold."""
+        if consents is None:
+            records = self._table(
+                self._shop.consents.selectExpr("*", "recorded_at AS first_recorded", "false AS conflicting")
+            )
+            links = self._table(self._shop.identities)
+            kinds = self._shop.consents.select(*KIND_OF_GRANT).distinct().toArrow()
+            lifetimes = lifetime_table(kinds, Lifetimes.default())
+        else:
+            records, links = ibis.memtable(consents.records), ibis.memtable(consents.links)
+            lifetimes = consents.lifetimes
+        switches = self._policy.switches
+        found = standings(
+            records,
+            ibis.memtable(lifetimes),
+            at=at,
+            model_purpose=switches.model_purpose,
+            fusion_purpose=switches.fusion_purpose,
+        )
+        subjects = self._table(self.keep(self._frame(found)))
+        return subjects, self._table(self.keep(self._frame(lawful_links(subjects, links, at=at))))
+
+    def _released(
+        self, tier: Tier, judged: Mapping[Source, ibis.Table], attributes: DataFrame | None
+    ) -> SparkRows:
+        verdicts = (
+            rows.group_by("verdict").aggregate(rows=rows.count()).mutate(source=ibis.literal(str(source)))
+            for source, rows in judged.items()
+        )
+        counted = self._frame(ibis.union(*verdicts)).toArrow()
+        return SparkRows(
+            rows=self._frame(passed_rows(judged)),
+            attributes=attributes,
+            funnel=tuple(
+                verdicts_of(tier, source, counted.filter(pc.field("source") == str(source)))
+                for source in judged
+            ),
+            until=self._until,
+            items=metadata_of(self._shop.items),
+        )
+
+    def _attributes(self, readable: ibis.Table) -> DataFrame:
+        """Attributes of the customers whose CRM permission holds at the cut-off."""
+        held = self._frame(readable.filter(readable.held).select("subject", "person"))
+        customers = self._shop.customers
+        names = [name for name in customers.columns if name != "customer_id"]
+        joined = customers.join(held, customers["customer_id"] == held["subject"])
+        return joined.select(held["person"], *(customers[name] for name in names))
+
+    def _table(self, frame: DataFrame) -> ibis.Table:
+        """A table of Spark's as one of Ibis's."""
+        name = self._name()
+        frame.createOrReplaceTempView(name)
+        return self._engine.table(name)
+
+    def _frame(self, expression: ibis.Table) -> DataFrame:
+        """An expression of Ibis's as a table of Spark's."""
+        name = self._name()
+        self._engine.create_view(name, expression)
+        return self._session.table(name)
+
+    def _name(self) -> str:
+        self._views.append(f"{self._prefix}_{next(self._numbers)}")
+        return self._views[-1]
