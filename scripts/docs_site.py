@@ -1,7 +1,7 @@
 """Hooks of the documentation's site (``mkdocs.yml``): what the pages in ``docs/`` need to stand there alone.
 
-* Notebooks become pages. They are executed, in a folder of their own, unless the environment says
-  ``CONSENTIER_DOCS_NOTEBOOKS=plain``: then they have no results.
+* Notebooks become pages. They are executed, each in a folder of its own; one that fails, or leaves files
+  there, fails the build.
 * The changelog and its neighbours in the repository's root become pages.
 * Links from ``docs/`` to these lead to their pages; those to other files of the repository become text.
 * The reference is read from the folders of the repository, laid out as the package that they install as.
@@ -22,6 +22,7 @@ from typing import Any
 import nbformat
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -29,7 +30,6 @@ from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = "CONSENTIER_DOCS_NOTEBOOKS"
 SECONDS_PER_CELL = 300
 
 # Files outside docs/ and notebooks/ that have a page.
@@ -88,9 +88,11 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
 def notebook_files(path: Path) -> dict[str, str | bytes]:
     """A notebook as Markdown, and the figures that it drew."""
     notebook = nbformat.read(path, as_version=4)
-    if os.environ.get(NOTEBOOKS, "") != "plain":
-        with tempfile.TemporaryDirectory() as folder:
-            run(notebook, Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        run(notebook, Path(folder))
+        left = sorted(each.name for each in Path(folder).iterdir())
+    if left:
+        raise PluginError(f"{path.name} leaves files in the working folder: {', '.join(left)}")
     for cell in [
         each for each in notebook.cells if each.cell_type == "code"
     ]:  # what libraries warn of depends on what else is installed

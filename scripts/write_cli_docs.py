@@ -37,6 +37,7 @@ JSON document. A command that fails leaves no half-written output behind.
 | 1 | a check failed: `validate`, `inspect` or `doctor` found something |
 | 2 | wrong input: an option, a file, a row |
 | 3 | a package is missing; the message names the extra to install |
+| 4 | there is nothing to judge by: `drift`, of bundles that say nothing about their data |
 | 130 | interrupted |
 
 <!-- Written by scripts/write_cli_docs.py from the commands themselves: change those, and run it again. -->

@@ -1,8 +1,9 @@
-"""The documentation builds as a site; its links lead somewhere; a browser loads nothing from elsewhere."""
+"""The documentation builds as a site, notebooks executed; links lead somewhere; all is loaded from there."""
 
 from __future__ import annotations
 
 import html.parser
+import importlib.util
 import os
 import re
 import subprocess
@@ -11,10 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import nbformat
 import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 _LOADING = {("script", "src"), ("img", "src"), ("iframe", "src"), ("link", "href")}
 
 
@@ -60,12 +63,12 @@ def broken(pages: dict[Path, Found], root: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Found]:
-    """The site's pages, with notebooks that were not executed: other tests execute them."""
+    """The site's pages. A notebook that fails fails the build: nothing else executes them."""
     folder = tmp_path_factory.mktemp("site").resolve()
     built = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", folder],
         cwd=ROOT,
-        env=os.environ | {"CONSENTIER_DOCS_NOTEBOOKS": "plain", "NO_MKDOCS_2_WARNING": "1"},
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
         text=True,
         capture_output=True,
         check=False,
@@ -97,6 +100,29 @@ def test_a_browser_loads_nothing_from_elsewhere(site: dict[Path, Found]) -> None
     styles = [path.read_text("utf-8") for path in root_of(site).rglob("*.css")]
     assert styles
     assert not [url for style in styles for url in re.findall(r"url\([\"']?(?:https?:)?//[^)]*", style)]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_was_executed_and_draws(notebook: Path, site: dict[Path, Found]) -> None:
+    folder = root_of(site) / "notebooks"
+    drawn = {(folder / target).resolve() for target in site[folder / f"{notebook.stem}.html"].loaded}
+    assert [path for path in (folder / notebook.stem).glob("*.png") if path in drawn]
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [("1 / 0", "ZeroDivisionError"), ("open('left.csv', 'w').close()", "leaves files.*left.csv")],
+)
+def test_a_notebook_that_fails_or_leaves_files_fails_the_build(cell: str, said: str, tmp_path: Path) -> None:
+    specification = importlib.util.spec_from_file_location("docs_site", ROOT / "scripts" / "docs_site.py")
+    assert specification is not None
+    assert specification.loader is not None
+    hooks = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(hooks)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
+    nbformat.write(notebook, tmp_path / "bad.ipynb")
+    with pytest.raises(Exception, match=said):
+        hooks.notebook_files(tmp_path / "bad.ipynb")
 
 
 def test_formulas_are_drawn_without_a_script(site: dict[Path, Found]) -> None:

@@ -6,10 +6,11 @@ compared with are shares and counts that the training run left beside its bundle
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,39 +23,11 @@ from consentier.models.bundle import open_bundle, read_run
 from consentier.training.bundles import TRAINED_TIERS
 from consentier.training.config import DriftConfig
 from consentier.training.data_summary import SUMMARY_VERSION, DataSummary, data_summary, window_rows
+from consentier.training.drift_result import DRIFT_VERSION, DriftCheck, DriftResult
 from consentier.training.evaluate_judge import items_of
 from consentier.training.evaluation_result import MINIMUM_GROUP
 
-__all__ = ["DRIFT_VERSION", "DriftCheck", "DriftResult", "drift"]
-
-DRIFT_VERSION = 1
-"""Of the result's shape."""
-
-
-class DriftCheck(TypedDict):
-    """One figure of today against that of training."""
-
-    tier: str
-    check: str
-    then: float | None
-    """In training; None where that is not a number."""
-    now: float | None
-    distance: float | None
-    """What is held against the threshold; None where there is nothing to measure."""
-    threshold: float | None
-    breached: bool
-    says: str
-
-
-class DriftResult(TypedDict):
-    """All checks of all bundles."""
-
-    version: int
-    at: str
-    window_days: int
-    checks: list[DriftCheck]
-    breached: bool
-    notes: list[str]
+__all__ = ["compared", "drift"]
 
 
 def drift(
@@ -100,38 +73,66 @@ def drift(
     if not tiers:
         raise TrainingError(f"{bundles}: there is no bundle; 'consentier train' writes them")
     gate = ConsentGate(shop, ledger, at, policy)
+    return compared({tier: bundles / tier for tier in tiers}, gate, settings)
+
+
+def compared(bundles: Mapping[Tier, Path], gate: ConsentGate, settings: DriftConfig) -> DriftResult:
+    """Compare what a gate lets through with what bundles were fitted on.
+
+    Parameters
+    ----------
+    bundles
+        Where the bundle of each tier is.
+    gate
+        What is permitted now.
+    settings
+        The thresholds.
+
+    Raises
+    ------
+    BundleError
+        If a bundle is damaged.
+    """
     checks: list[DriftCheck] = []
-    notes: list[str] = []
-    for tier in tiers:
-        then = _summary_of(bundles / tier)
-        if then is None:
-            notes.append(
-                f"The {tier} bundle says nothing about its data: they are of fewer than {MINIMUM_GROUP} "
-                "persons, or it is of an earlier release; train again."
-            )
+    not_judged: dict[str, str] = {}
+    for tier, bundle in bundles.items():
+        then = _summary_of(tier, bundle)
+        if isinstance(then, str):
+            not_judged[str(tier)] = then
             continue
         permitted = _permitted(gate, tier)
         now = data_summary(permitted, gate.standing_counts(tier), then["window_days"])
-        known = items_of(open_bundle(bundles / tier))
+        known = items_of(open_bundle(bundle))
         checks += _checks(tier, then, now, _new_items(permitted, known, then["window_days"]), settings)
     return {
         "version": DRIFT_VERSION,
-        "at": at.isoformat(),
+        "at": gate.cutoff.isoformat(),
         "window_days": settings.window_days,
         "checks": checks,
         "breached": any(check["breached"] for check in checks),
-        "notes": notes,
+        "not_judged": not_judged,
     }
 
 
-def _summary_of(bundle: Path) -> DataSummary | None:
+def _summary_of(tier: Tier, bundle: Path) -> DataSummary | str:
+    """What a bundle says of its data, or why that is nothing and what to do."""
     try:
-        found: Any = read_run(bundle).get("data_summary")
+        facts = read_run(bundle)
     except BundleMissing:
-        return None
-    if not isinstance(found, dict) or found.get("version") != SUMMARY_VERSION:
-        return None
-    return found  # type: ignore[return-value]
+        facts = {}
+    found: Any = facts.get("data_summary")
+    if isinstance(found, dict) and found.get("version") == SUMMARY_VERSION:
+        return found  # type: ignore[return-value]
+    if "data_summary" in facts and found is None:
+        return (
+            f"The {tier} bundle says nothing about its data: fewer than {MINIMUM_GROUP} persons had rows in "
+            "the window before its cut-off. Train again when there are more, or with more window_days in "
+            "[drift]."
+        )
+    return (
+        f"The {tier} bundle says nothing about its data that this release reads: it was made by another one, "
+        "or its run.json is gone. Train it again: 'consentier retrain' or 'consentier train --force'."
+    )
 
 
 def _permitted(gate: ConsentGate, tier: Tier) -> tuple[PermittedRows, ...]:
@@ -141,17 +142,23 @@ def _permitted(gate: ConsentGate, tier: Tier) -> tuple[PermittedRows, ...]:
     return (gate.permitted(tier),)
 
 
-def _new_items(permitted: tuple[PermittedRows, ...], known: list[str], window_days: int) -> float:
-    """Share of the rows that are on items that a bundle does not know."""
-    items = window_rows(permitted, window_days)["item_id"]
-    if not len(items):
-        return 0.0
-    unknown = pc.invert(pc.is_in(items, value_set=pa.array(known, pa.string())))
-    return round(float(pc.mean(unknown.cast(pa.float64())).as_py()), 3)
+@dataclasses.dataclass(frozen=True, slots=True)
+class _NewItems:
+    """Share of the rows that are on items that a bundle does not know, and how many persons these are of."""
+
+    share: float
+    persons: int
+
+
+def _new_items(permitted: tuple[PermittedRows, ...], known: list[str], window_days: int) -> _NewItems:
+    rows = window_rows(permitted, window_days)
+    unknown = rows.filter(pc.invert(pc.is_in(rows["item_id"], value_set=pa.array(known, pa.string()))))
+    share = round(unknown.num_rows / rows.num_rows, 3) if rows.num_rows else 0.0
+    return _NewItems(share, pc.count_distinct(unknown["person"]).as_py())
 
 
 def _checks(
-    tier: Tier, then: DataSummary, now: DataSummary | None, new_items: float, settings: DriftConfig
+    tier: Tier, then: DataSummary, now: DataSummary | None, new: _NewItems, settings: DriftConfig
 ) -> list[DriftCheck]:
     if now is None:
         says = (
@@ -172,15 +179,7 @@ def _checks(
             "rows per day, and how many times one is the other",
             breached=ratio is None or ratio > settings.volume_ratio,
         ),
-        _check(
-            tier,
-            "new items",
-            None,
-            new_items,
-            new_items,
-            settings.new_item_share,
-            "share of the rows on items that the bundle does not know",
-        ),
+        _new_item_check(tier, new, settings.new_item_share),
         _mix(tier, "event mix", then["event_mix"], now["event_mix"], settings.event_mix_distance),
     ]
     for kind in HOLDERS[tier]:
@@ -188,6 +187,15 @@ def _checks(
         name = f"permissions of {kind}s"
         checks.append(_mix(tier, name, before, after, settings.permission_mix_distance))
     return [*checks, _columns(tier, then["columns"], now["columns"])]
+
+
+def _new_item_check(tier: Tier, new: _NewItems, threshold: float) -> DriftCheck:
+    """The share is told only where there are enough persons behind it; a breach always."""
+    says = "share of the rows on items that the bundle does not know"
+    figure: float | None = new.share
+    if 0 < new.persons < MINIMUM_GROUP:
+        figure, says = None, f"{says}: of fewer than {MINIMUM_GROUP} persons, not shown"
+    return _check(tier, "new items", None, figure, figure, threshold, says, breached=new.share > threshold)
 
 
 def _mix(

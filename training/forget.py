@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from consentier.consent import Ledger, Policy, Tier
+from consentier.consent import ConsentRecord, Ledger, Policy, Source, Tier
 from consentier.consent.lifetimes import Lifetimes
 from consentier.errors import BundleMissing, TrainingError
 from consentier.features.consent_intervals import ConsentTables
@@ -35,6 +35,7 @@ from consentier.models.statistics import (
     write_statistics,
 )
 from consentier.progress import progress
+from consentier.serving.revocation import Revocations, revoke
 from consentier.training.bundles import TRAINED_TIERS
 from consentier.training.counted import (
     COLUMNS,
@@ -71,8 +72,10 @@ from consentier.training.fit import (
     keep_statistics,
     linked_devices,
 )
+from consentier.training.lineage import LineageError
 from consentier.training.restricted import Restricted
 from consentier.training.run_facts import rows_digest
+from consentier.training.withdrawal import READERS
 from consentier.writing import remove_directory
 
 __all__ = ["ForgetResult", "ForgottenTier", "Subject", "forget", "without_subjects"]
@@ -460,6 +463,8 @@ def _replace(tier: Tier, bundle: Bundle, outcome: _Outcome, fitted: FittedTier, 
         run = read_run(path)
     except BundleMissing:
         run = {}
+    deadline = Revocations.open(request.out).deadline_of(bundle.digest)
+    gone = _gone(tier, circumstances, request)
     digest = write_bundle(
         path,
         tier=tier,
@@ -473,7 +478,10 @@ def _replace(tier: Tier, bundle: Bundle, outcome: _Outcome, fitted: FittedTier, 
         arrays=fitted.arrays,
         overwrite=True,
     )
+    if deadline is not None and digest != bundle.digest and _holds_others(tier, bundle.digest, gone, request):
+        revoke(request.out, [digest], deadline, "withdrawal")
     run.pop("rows_digest", None)  # of rows among which were those of the subjects
+    origins = [origin for origin in run.get("forgot_from", ()) if origin != bundle.digest]
     write_run(
         path,
         {
@@ -482,6 +490,8 @@ def _replace(tier: Tier, bundle: Bundle, outcome: _Outcome, fitted: FittedTier, 
             "forgot": run.get("forgot", 0) + len(request.subjects),
             "forgot_at": dt.datetime.now(dt.UTC).isoformat(),
             "forgot_by": outcome.how,
+            # All that were fitted with somebody whom this one was made without: the registry may hold them.
+            "forgot_from": [each for each in (*origins, bundle.digest) if each != digest],
         },
     )
     if outcome.how == "refitted":
@@ -491,7 +501,6 @@ def _replace(tier: Tier, bundle: Bundle, outcome: _Outcome, fitted: FittedTier, 
         facts = fit_facts(request.gate("around", circumstances))
         place = request.restricted.statistics(tier)
         write_statistics(place, fitted.statistics, bundle_digest=digest, facts=facts)
-    gone = _gone(tier, circumstances, request)
     request.restricted.lineage().replaced(bundle.digest, digest, without=gone)
     return digest
 
@@ -511,6 +520,35 @@ def _gone(tier: Tier, circumstances: Circumstances, request: _Request) -> set[Su
         gone.update(("visitor", visitor) for visitor in links.keys() - links_after.keys())
         gone.update(("customer", customer) for customer in set(links.values()) - set(links_after.values()))
     return gone
+
+
+def _holds_others(tier: Tier, digest: str, gone: Iterable[Subject], request: _Request) -> bool:
+    """Whether a bundle without some holds others who refused since it was fitted: its deadline is theirs too.
+
+    A later grant does not change that. What cannot be known counts as yes.
+    """
+    lineage = request.restricted.lineage()
+    ledger = ledger_of(request.shop) if request.ledger is None else request.ledger
+    try:
+        position = lineage.bundle(digest).ledger_position
+        members = lineage.members(digest)
+    except LineageError:
+        return True
+    if position > ledger.position:
+        return True  # another ledger than that of the fit
+    refused = {
+        (record.subject_kind, record.subject_id)
+        for _, record in ledger.entries(after=position)
+        if isinstance(record, ConsentRecord) and record.state != "granted" and _bears_on(tier, record)
+    }
+    return any(not members.isdisjoint(lineage.names(*subject)) for subject in refused - set(gone))
+
+
+def _bears_on(tier: Tier, record: ConsentRecord) -> bool:
+    """Whether a decision can be about what a tier reads. Contact is about what is sent."""
+    if record.permission in (Source.ONLINE, Source.CRM):
+        return tier in READERS[Source(record.permission)]
+    return not record.permission.startswith("contact")
 
 
 def _remove(tier: Tier, digest: str, request: _Request) -> None:

@@ -14,6 +14,7 @@ from consentier.consent import Side, Source, Switches, Tier, sources_of
 from consentier.models.bundle import Manifest
 from consentier.serving.disclosures import PERMISSION_WORDS, markdown_rows, purpose_of, trained_on
 from consentier.serving.main_parameters import SOURCE_WORDS, main_parameters
+from consentier.training.drift_result import DRIFT_COLUMNS, DriftResult, drift_rows
 from consentier.training.evaluation_result import MINIMUM_GROUP, IntervalFigures
 from consentier.training.measure import CHAMPION, MODEL, POPULAR, Measurement, PeriodFigures
 
@@ -51,6 +52,7 @@ def model_card(
     facts: Mapping[str, Any],
     measurement: Measurement,
     switches: Switches,
+    drift: DriftResult,
     *,
     first_day: str | None,
 ) -> str:
@@ -66,6 +68,8 @@ def model_card(
         What was measured.
     switches
         Of the policy under which it was trained.
+    drift
+        How the data of the run differ from those of the models in use.
     first_day
         Day of the oldest row; None where there are none of persons.
     """
@@ -84,6 +88,10 @@ def model_card(
         "## What it is worth",
         "",
         *_worth(tier, measurement),
+        "## Drift since the model in use before",
+        "",
+        *_drift(tier, drift),
+        "",
         "## Limits",
         "",
         *(f"- {limit}" for limit in _limits(manifest)),
@@ -224,6 +232,19 @@ def _group_row(
         return (group, f"fewer than {MINIMUM_GROUP}", *("not shown" for _ in names))
     by_name = {row["tier"]: row["metrics"][metric] for row in rows}
     return (group, f"{rows[0]['customers']:,}", *(interval_text(by_name[name]) for name in names))
+
+
+def _drift(tier: Tier, drift: DriftResult) -> list[str]:
+    if tier in drift["not_judged"]:
+        return [drift["not_judged"][tier]]
+    rows = drift_rows(check for check in drift["checks"] if check["tier"] == tier)
+    breaches = sum(check["breached"] for check in drift["checks"] if check["tier"] == tier)
+    return [
+        "What this tier might read up to the cut-off, against what the model in use before was fitted on. "
+        f"{breaches} of {len(rows)} checks are beyond their threshold.",
+        "",
+        *markdown_rows(DRIFT_COLUMNS[1:], [row[1:] for row in rows]),
+    ]
 
 
 def _limits(manifest: Manifest) -> list[str]:

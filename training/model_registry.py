@@ -8,8 +8,9 @@ of this, is `consentier.serving.registry`.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,11 @@ from consentier.serving.revocation import Deadlines
 __all__ = [
     "CHALLENGER",
     "CHECKS_TAG",
+    "FORGOT_TAG",
+    "MADE_FROM_TAG",
     "OUTCOME_TAG",
     "PREVIOUS_TAG",
+    "REVOKED_TAG",
     "ModelRegistry",
     "Version",
     "version_tags",
@@ -44,6 +48,15 @@ CHECKS_TAG = "promotion_checks"
 
 OUTCOME_TAG = "promotion"
 """On a version: ``promoted`` or ``refused``, and when."""
+
+MADE_FROM_TAG = "made_from"
+"""On a version that forgetting made: the version that it was made from."""
+
+FORGOT_TAG = "forgot"
+"""On a version that forgetting made: how many subjects were forgotten since it was fitted."""
+
+REVOKED_TAG = "revoked"
+"""On a version that holds, or may hold, somebody who was forgotten: when, and what stands in its place."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -102,6 +115,12 @@ class ModelRegistry:
         found = self._client.get_model_version(self.name(tier), number)
         return Version(tier, str(found.version), str(found.run_id), dict(found.tags))
 
+    def versions(self, tier: Tier) -> list[Version]:
+        """All versions of a tier's model, the newest first."""
+        found = self._client.search_model_versions(f"name = '{self.name(tier)}'")
+        made = [Version(tier, str(each.version), str(each.run_id), dict(each.tags)) for each in found]
+        return sorted(made, key=lambda version: -int(version.number))
+
     def register(self, tier: Tier, run_id: str, artifact: str, tags: Mapping[str, str]) -> Version:
         """Make a new version of a run's bundle; the alias ``challenger`` is set last."""
         if self._registered(tier) is None:
@@ -143,6 +162,15 @@ class ModelRegistry:
     def decide_level_3(self, value: str) -> None:
         """Note which tier answers linked customers in the place of fused; see `LEVEL_3_TAG`."""
         self._client.set_registered_model_tag(self.name(Tier.FUSED), LEVEL_3_TAG, value)
+
+    def move_level_3(self, numbers: Collection[str], number: str) -> None:
+        """Let a decision about one of some champions be about another one, which took its place unasked."""
+        registered = self._registered(Tier.FUSED)
+        told = None if registered is None else registered.tags.get(LEVEL_3_TAG)
+        if told is not None:
+            decided = json.loads(told)
+            if decided["instead_of"] in numbers:
+                self.decide_level_3(json.dumps({**decided, "instead_of": number}))
 
     def note_deadlines(self, tier: Tier, deadlines: Deadlines) -> int:
         """Write withdrawal deadlines into the tags of the versions that have one; say how many are new."""

@@ -27,11 +27,13 @@ from consentier.features.tables import ShopTables
 from consentier.models.bundle import Bundle, open_bundle, read_run
 from consentier.progress import progress
 from consentier.serving.loading import problem_of
-from consentier.serving.registry import CHAMPION
+from consentier.serving.registry import CHAMPION, DIGEST_TAG
 from consentier.serving.revocation import Revocations
 from consentier.training.bundles import TrainingResult, train_bundles
 from consentier.training.config import Config, config_hash
 from consentier.training.consent_now import standing_of
+from consentier.training.drift import compared
+from consentier.training.drift_result import DriftResult
 from consentier.training.evaluate import evaluate_bundles
 from consentier.training.evaluation_result import EvaluationResult, IntervalFigures
 from consentier.training.measure import (
@@ -45,17 +47,20 @@ from consentier.training.measure import (
     measure,
 )
 from consentier.training.model_card import model_card
-from consentier.training.model_registry import ModelRegistry, version_tags
+from consentier.training.model_registry import CHALLENGER, ModelRegistry, version_tags
 from consentier.training.plots import difference_figure, learning_figure, to_svg
 from consentier.training.report import render_report
 from consentier.training.restricted import Restricted
 from consentier.training.run_facts import git_commit
 from consentier.training.track import opened_store
 
-__all__ = ["MEASUREMENT_FILE", "record_run"]
+__all__ = ["MEASUREMENT_FILE", "ended", "record_run", "unrecorded"]
 
 MEASUREMENT_FILE = "measurement.json"
 """The artifact of a tier's run that promotion reads."""
+
+_DIGESTS_TAG = "bundle_digests"
+"""On the parent: the bundles that the run is about, so that a run that was killed is known again."""
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _SINGLE_SOURCE = (Tier.ONLINE, Tier.CRM)
@@ -94,33 +99,36 @@ def record_run(
     -----
     Three further fits of each tier, and one more where the model in use is fitted again. What cannot be
     measured is noted in the record, and ends nothing. A run that is interrupted leaves a parent marked as
-    killed.
+    killed. One that is killed outright leaves runs that never end: `unrecorded` finds and ends them.
     """
     with progress("opening the MLflow store", None, enabled=show_progress):
         client, experiment = opened_store(config.tracking, trained.out)
     registry = ModelRegistry(client, config.tracking.experiment)
     run = _Run(shop, config, trained, policy, ledger, restricted, name, show_progress)
-    tags = {"mlflow.source.name": "consentier train", **_commit_tag()}
+    digests = " ".join(sorted(trained.digests.values()))
+    tags = {"mlflow.source.name": "consentier train", _DIGESTS_TAG: digests, **_commit_tag()}
     parent = client.create_run(experiment, run_name="train", tags=tags).info.run_id
     run_ids, versions = {"run": parent}, {}
-    with _ended(client, parent), tempfile.TemporaryDirectory(prefix="consentier-record-") as folder:
+    with ended(client, parent), tempfile.TemporaryDirectory(prefix="consentier-record-") as folder:
         champions, notes = _champions(run, registry, Path(folder))
         found = _measured(run, champions, Path(folder))
+        found.drift["not_judged"].update(_without_champion(run, champions, notes))
         client.log_dict(parent, config.resolved(), "config.json")
         client.log_param(parent, "config_hash", config_hash(config))
         client.log_param(parent, "cutoff", trained.cutoff.isoformat())
+        client.log_dict(parent, dict(found.drift), "drift.json")
         if found.evaluation is not None:
             client.log_dict(parent, dict(found.evaluation), "evaluation.json")
-            client.log_text(parent, render_report(found.evaluation), "report.html")
+            client.log_text(parent, render_report(found.evaluation, found.drift), "report.html")
         with progress("recording the run in MLflow", len(trained.digests), enabled=show_progress) as advance:
             for tier in map(Tier, trained.digests):
                 if tier in notes:
                     found.tiers[tier]["notes"].append(notes[tier])
                 child_tags = {"mlflow.parentRunId": parent, "tier": str(tier), **_commit_tag()}
-                child_tags["bundle_digest"] = trained.digests[tier]
+                child_tags[DIGEST_TAG] = trained.digests[tier]
                 child = client.create_run(experiment, run_name=str(tier), tags=child_tags).info
                 run_ids[str(tier)] = child.run_id
-                with _ended(client, child.run_id):
+                with ended(client, child.run_id):
                     _record_tier(client, child.run_id, run, tier, found)
                     bundle = open_bundle(trained.out / tier, verify=False)
                     told = version_tags(bundle.manifest, bundle.digest, read_run(trained.out / tier))
@@ -129,6 +137,55 @@ def record_run(
                     registry.note_deadlines(tier, Revocations.open(trained.out).current())
                 advance()
     return dataclasses.replace(trained, run_ids=run_ids, versions=versions)
+
+
+def unrecorded(config: Config, out: Path, digests: Mapping[str, str]) -> dict[str, str]:
+    """Which bundles have no version in the registry, because the run that wrote them did not come to that.
+
+    What a run that was killed left half done is ended: a version without its alias gets it, and runs that
+    nobody goes on with are marked as killed. Nobody else may be recording the same bundles meanwhile.
+
+    Parameters
+    ----------
+    config
+        Its ``tracking`` says where to look.
+    out
+        The directory of the bundles.
+    digests
+        Their digests by tier.
+
+    Returns
+    -------
+    dict
+        Those among them that `record_run` has yet to record.
+    """
+    client, experiment = opened_store(config.tracking, out)
+    registry = ModelRegistry(client, config.tracking.experiment)
+    versions = {tier: registry.versions(Tier(tier)) for tier in digests}
+    made_by = {version.run_id: version for found in versions.values() for version in found}
+    for info in _abandoned(client, experiment, set(digests.values())):
+        version = made_by.get(info.run_id)
+        if version is not None:
+            if version == versions[version.tier][0]:
+                registry.point(version.tier, CHALLENGER, version.number)
+            registry.note_deadlines(version.tier, Revocations.open(out).current())
+        client.set_terminated(info.run_id, status="KILLED" if version is None else "FINISHED")
+    return {
+        tier: digest
+        for tier, digest in digests.items()
+        if all(version.digest != digest for version in versions[tier])
+    }
+
+
+def _abandoned(client: Any, experiment: str, digests: set[str]) -> list[Any]:
+    """Runs about some bundles that have not ended."""
+    running = client.search_runs([experiment], "attributes.status = 'RUNNING'")
+    names = (DIGEST_TAG, _DIGESTS_TAG)
+    return [
+        run.info
+        for run in running
+        if digests & {digest for name in names for digest in run.data.tags.get(name, "").split()}
+    ]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -152,15 +209,18 @@ class _Run:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Found:
-    """What was measured: by tier, and of all tiers on one cohort; and the rows that went in."""
+    """What was measured: by tier, and of all tiers on one cohort; the rows that went in, and how these differ
+    from those of the models in use.
+    """
 
     tiers: Mapping[Tier, Measurement]
     rows: Mapping[Tier, PermittedRows]
     evaluation: EvaluationResult | None
+    drift: DriftResult
 
 
 @contextlib.contextmanager
-def _ended(client: Any, run_id: str) -> Iterator[None]:
+def ended(client: Any, run_id: str) -> Iterator[None]:
     """A run that has ended when the block has, and says how."""
     status = "KILLED"
     try:
@@ -187,7 +247,7 @@ def _champions(
     """The bundle that each tier has in use, and why one could not be read."""
     champions: dict[Tier, Champion] = {}
     notes: dict[Tier, str] = {}
-    for tier in run.tiers:
+    for tier in map(Tier, run.trained.digests):
         version = registry.aliased(tier, CHAMPION)
         if version is None:
             continue
@@ -200,6 +260,17 @@ def _champions(
             continue
         champions[tier] = Champion(version.number, bundle, _may_be_asked(run, tier, bundle))
     return champions, notes
+
+
+def _without_champion(
+    run: _Run, champions: Mapping[Tier, Champion], notes: Mapping[Tier, str]
+) -> dict[str, str]:
+    """Why a tier's data cannot be held against those of its model in use."""
+    return {
+        tier: notes.get(Tier(tier), f"There is no champion of the {tier} tier to compare its data with.")
+        for tier in run.trained.digests
+        if Tier(tier) not in champions
+    }
 
 
 def _may_be_asked(run: _Run, tier: Tier, bundle: Bundle) -> bool:
@@ -253,7 +324,10 @@ def _measured(run: _Run, champions: Mapping[Tier, Champion], folder: Path) -> _F
             )
     if Tier.POPULAR in map(Tier, run.trained.digests):
         tiers[Tier.POPULAR] = empty_measurement(Tier.POPULAR, run.config)
-    return _Found(tiers, rows, evaluation)
+    with progress("comparing the data with those of the models in use", None, enabled=run.show_progress):
+        in_use = {tier: champion.bundle.path for tier, champion in champions.items()}
+        drift = compared(in_use, gate, run.config.drift)
+    return _Found(tiers, rows, evaluation, drift)
 
 
 def _earlier(run: _Run, periods: Periods, folder: Path) -> tuple[TrainingResult | None, str]:
@@ -343,6 +417,7 @@ def _record_tier(client: Any, run_id: str, run: _Run, tier: Tier, found: _Found)
         facts,
         measurement,
         run.policy.switches,
+        found.drift,
         first_day=_first_day(found.rows.get(tier)),
     )
     client.log_text(run_id, card, "model_card.md")

@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from consentier.training.drift_result import DRIFT_COLUMNS, DriftResult, drift_rows
 from consentier.training.evaluation_result import (
     HISTORY_BUCKETS,
     MINIMUM_GROUP,
@@ -83,13 +84,15 @@ _COMPARED: Mapping[Population, str] = {
 }
 
 
-def render_report(evaluation: Mapping[str, Any]) -> str:
+def render_report(evaluation: Mapping[str, Any], drift: DriftResult | None = None) -> str:
     """The evaluation as one HTML page, with its style and figures inline.
 
     Parameters
     ----------
     evaluation
         An :class:`~consentier.training.evaluation_result.EvaluationResult`.
+    drift
+        In the report of a training run: how its data differ from those of the models in use.
 
     Raises
     ------
@@ -112,6 +115,7 @@ def render_report(evaluation: Mapping[str, Any]) -> str:
         _lists(result["tiers"], metric),
         _models(result["models"]),
         _funnel(result["consent_funnel"]),
+        "" if drift is None else _drift(drift),
         _notes(result["notes"]),
     ]
     return page(title, sections)
@@ -204,6 +208,22 @@ def _finding(contrast: str, row: ContrastRow) -> str:
         f"({contrast}; p = {p_value(row['p_holm'])} after Holm)"
     )
     return f"<li>{escape(text)}</li>"
+
+
+def _drift(drift: DriftResult) -> str:
+    not_judged = "".join(f"<li>{escape(text)}</li>" for text in drift["not_judged"].values())
+    rows = drift_rows(drift["checks"])
+    breaches = sum(check["breached"] for check in drift["checks"])
+    return section(
+        "drift",
+        "Drift since the models in use",
+        "<p>What each tier might read up to the cut-off of this run, against what the champion of that tier "
+        f"was fitted on. {breaches:,} of {len(rows):,} checks are beyond their threshold.</p>"
+        if rows
+        else "",
+        table("Checks of each tier's permitted data", DRIFT_COLUMNS, rows) if rows else "",
+        f"<ul>{not_judged}</ul>" if not_judged else "",
+    )
 
 
 def _estimand(population: Population, data: DataFigures) -> str:

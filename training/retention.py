@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from consentier.models.bundle import open_bundle
 from consentier.serving.audit import expire as expire_audit
 from consentier.serving.outcomes import expire_outcomes
 from consentier.serving.profile_opening import open_profiles
+from consentier.serving.registry import DIGEST_TAG, mlflow_client
 from consentier.serving.revocation import Revocations
 from consentier.training.restricted import Restricted
 from consentier.training.retention_schedule import (
@@ -57,11 +58,14 @@ class Outcome:
     deleted
         How many files, rows, events, lines, bundles, runs or keys went (or would go, in a rehearsal). None
         where that cannot be told without doing it.
+    kept
+        What the rule would have deleted, but for a reason that each of these sentences tells.
     """
 
     what: str
     where: str
     deleted: int | None
+    kept: tuple[str, ...] = ()
 
 
 def apply_retention(schedule: RetentionSchedule, *, now: dt.datetime, dry_run: bool = False) -> list[Outcome]:
@@ -85,11 +89,13 @@ def apply_retention(schedule: RetentionSchedule, *, now: dt.datetime, dry_run: b
     -----
     What is deleted may live on in backups of the file system, which no program here can reach.
     """
-    return [
-        Outcome(rule.what, _where(rule), done)
-        for rule in schedule.keep
-        for done in [_CARRY_OUT[type(rule)](rule, now, dry_run)]
-    ]
+    return [_carried_out(rule, now, dry_run) for rule in schedule.keep]
+
+
+def _carried_out(rule: Rule, now: dt.datetime, dry_run: bool) -> Outcome:
+    if isinstance(rule, TrackingRule):
+        return Outcome(rule.what, _where(rule), *_tracking(rule, now, dry_run))
+    return Outcome(rule.what, _where(rule), _CARRY_OUT[type(rule)](rule, now, dry_run))
 
 
 def _where(rule: Rule) -> str:
@@ -186,39 +192,64 @@ def _digest_of(path: Path) -> str:
         raise DataError(f"retention: {error}; remove the directory by hand if it is not needed") from error
 
 
-def _tracking(rule: TrackingRule, now: dt.datetime, dry_run: bool) -> int:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    import mlflow
-
-    client = mlflow.MlflowClient(tracking_uri=rule.uri)
+def _tracking(rule: TrackingRule, now: dt.datetime, dry_run: bool) -> tuple[int, tuple[str, ...]]:
+    """How many runs went; and which stayed in spite of their age, because their version bears an alias."""
+    client = mlflow_client(rule.uri)
     experiment = client.get_experiment_by_name(rule.experiment)
     if experiment is None:
         raise DataError(f"retention: there is no experiment {rule.experiment!r} in {rule.uri}")
     before = int((now - dt.timedelta(days=rule.days)).timestamp() * 1000)
     revocations = None if rule.bundles is None else Revocations.open(rule.bundles)
-    old, token = [], None
-    while True:
-        page = client.search_runs(
-            [experiment.experiment_id],
-            run_view_type=mlflow.entities.ViewType.ALL,
-            max_results=1000,
-            page_token=token,
-        )
-        for run in page:
-            digest = run.data.tags.get("bundle_digest")
-            ended = run.info.end_time if run.info.end_time is not None else run.info.start_time
-            past = revocations is not None and digest is not None and _past_deadline(revocations, digest, now)
-            if ended < before or past or run.info.lifecycle_stage == "deleted":
-                old.append(run.info)
-        token = page.token
-        if not token:
-            break
+    aliased = _aliased(client)
+    old, kept = [], []
+    for run in _runs(client, experiment.experiment_id):
+        digest = run.data.tags.get(DIGEST_TAG)
+        ended = run.info.end_time if run.info.end_time is not None else run.info.start_time
+        past = revocations is not None and digest is not None and _past_deadline(revocations, digest, now)
+        if not past and ended >= before and run.info.lifecycle_stage != "deleted":
+            continue
+        # What is past its deadline answers nothing any more, whatever points to it.
+        if run.info.run_id in aliased and not past:
+            kept.append(f"run {run.info.run_id}: {aliased[run.info.run_id]}")
+        else:
+            old.append(run.info)
     if old and not dry_run:
         for info in old:
             if info.lifecycle_stage != "deleted":
                 client.delete_run(info.run_id)
         _delete_for_good(rule.uri, [info.run_id for info in old])
-    return len(old)
+    return len(old), tuple(kept)
+
+
+def _runs(client: Any, experiment_id: str) -> Iterator[Any]:
+    """All runs of an experiment, those that are marked as deleted too."""
+    from mlflow.entities import ViewType
+
+    token = None
+    while True:
+        page = client.search_runs(
+            [experiment_id], run_view_type=ViewType.ALL, max_results=1000, page_token=token
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _aliased(client: Any) -> dict[str, str]:
+    """By id of the run that holds it: which version of a registered model bears which alias."""
+    found: dict[str, str] = {}
+    token = None
+    while True:
+        page = client.search_registered_models(max_results=100, page_token=token)
+        for model in page:
+            for alias, number in sorted(model.aliases.items()):
+                run_id = str(client.get_model_version(model.name, number).run_id)
+                told = f"version {number} of {model.name} bears the alias {alias}"
+                found[run_id] = f"{found[run_id]}; {told}" if run_id in found else told
+        token = page.token
+        if not token:
+            return found
 
 
 def _delete_for_good(uri: str, run_ids: list[str]) -> None:
@@ -257,6 +288,5 @@ _CARRY_OUT: Mapping[type[Rule], Callable[[Any, dt.datetime, bool], int | None]] 
     AuditRule: _audit,
     OutcomesRule: _outcomes,
     BundlesRule: _bundles,
-    TrackingRule: _tracking,
     KeysRule: _keys,
 }

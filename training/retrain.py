@@ -80,7 +80,7 @@ from consentier.training.decrement import (
 )
 from consentier.training.fingerprints import named_fingerprints, text_hashes
 from consentier.training.fit import PERSONS, FittedTier, attribute_counts, fit_tier
-from consentier.training.record import record_run
+from consentier.training.record import record_run, unrecorded
 from consentier.training.restricted import Restricted
 from consentier.training.run_facts import run_facts
 
@@ -142,7 +142,8 @@ class RetrainResult:
     tiers
         Bundle by bundle.
     training
-        The bundles that were written and their record, as `train` says it.
+        The bundles that were written, as `train` says it; and the runs and versions of all that were
+        recorded, among which may be unchanged ones that had no record.
     """
 
     tiers: tuple[RetrainedTier, ...]
@@ -201,8 +202,8 @@ def retrain(
     strongest neighbours is one of such a history. One tier after the other, each written before the next.
 
     Recording measures the bundles that were written, which takes several fits more (`record_run`):
-    ``tracking.enabled = false`` spares it. Whoever kills a run before it is recorded has the bundles, not
-    the record: the next run finds them unchanged.
+    ``tracking.enabled = false`` spares it. A bundle that is unchanged and has no version in the registry,
+    because the run that wrote it was killed, is recorded too.
     """
     policy = Policy.default() if policy is None else policy
     cutoff = config.training.cutoff or dt.datetime.now(dt.UTC)
@@ -211,24 +212,42 @@ def retrain(
         gate = ConsentGate(shop, ledger, cutoff, policy)
         run = _Run(shop, config, out, restricted, ledger, gate, show_progress)
         done = [_retrained(tier, run) for tier in tiers]
-    told = tuple(each for each, _ in done)
-    if all(each.how == "removed" for each in told):
-        raise TrainingError("; ".join(each.reason or "" for each in told))
-    written = [each for each in told if each.how in ("incremental", "refitted")]
-    trained = TrainingResult(
-        out,
-        {str(each.tier): each.after for each in written if each.after is not None},
-        {str(each.tier): each.reason or "" for each in told if each.how == "removed"},
-        [dataclasses.asdict(funnel) for _, funnels in done for funnel in funnels],
-        {str(each.tier): each.seconds for each in written},
-        cutoff,
-    )
-    if config.tracking.enabled and written:
-        trained = record_run(
-            shop, config, trained, policy=policy, ledger=ledger, restricted=restricted, name=name,
-            show_progress=show_progress,
-        )  # fmt: skip
+        told = tuple(each for each, _ in done)
+        if all(each.how == "removed" for each in told):
+            raise TrainingError("; ".join(each.reason or "" for each in told))
+        written = [each for each in told if each.how in ("incremental", "refitted")]
+        trained = TrainingResult(
+            out,
+            _digests(written),
+            {str(each.tier): each.reason or "" for each in told if each.how == "removed"},
+            [dataclasses.asdict(funnel) for _, funnels in done for funnel in funnels],
+            {str(each.tier): each.seconds for each in written},
+            cutoff,
+        )
+        if config.tracking.enabled:
+            unchanged = [each for each in told if each.how == "unchanged"]
+            trained = _recorded(run, trained, _digests(unchanged), name)
     return RetrainResult(told, trained)
+
+
+def _digests(tiers: Sequence[RetrainedTier]) -> dict[str, str]:
+    return {str(each.tier): each.after for each in tiers if each.after is not None}
+
+
+def _recorded(run: _Run, trained: TrainingResult, unchanged: Mapping[str, str], name: str) -> TrainingResult:
+    """Record what was written, and what an earlier run wrote but was killed before it recorded it."""
+    with progress(
+        "looking for bundles without a record", None, enabled=run.show_progress and bool(unchanged)
+    ):
+        missing = unrecorded(run.config, run.out, unchanged) if unchanged else {}
+    about = dataclasses.replace(trained, digests={**trained.digests, **missing})
+    if not about.digests:
+        return trained
+    recorded = record_run(
+        run.shop, run.config, about, policy=run.gate.policy, ledger=run.ledger, restricted=run.restricted,
+        name=name, show_progress=run.show_progress,
+    )  # fmt: skip
+    return dataclasses.replace(trained, run_ids=recorded.run_ids, versions=recorded.versions)
 
 
 @dataclasses.dataclass(frozen=True)

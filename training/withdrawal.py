@@ -25,13 +25,13 @@ from consentier.training.lineage import HeldBundle, Lineage
 _OWNER: Mapping[Source, SubjectKind] = {Source.ONLINE: "visitor", Source.CRM: "customer"}
 """Whose data a source's are."""
 
-_READERS = {
+READERS = {
     Source.ONLINE: frozenset({Tier.SESSION, Tier.ONLINE, Tier.FUSED, Tier.POPULAR}),
     Source.CRM: frozenset({Tier.CRM, Tier.FUSED, Tier.POPULAR}),
 }
 """Which bundles rest on a source."""
 
-__all__ = ["DEFAULT_DEADLINE", "ProfileStore", "Withdrawal", "withdraw"]
+__all__ = ["DEFAULT_DEADLINE", "READERS", "ProfileStore", "Withdrawal", "withdraw"]
 
 DEFAULT_DEADLINE = dt.timedelta(days=30)
 """By when a bundle that holds the subject must be gone: the month of GDPR 12(3), in its shortest reading."""
@@ -212,13 +212,13 @@ def _held(
     found = [
         bundle
         for bundle in _bundles_in(directory)
-        if bundle.tier in _READERS[source] and bundle.digest not in known
+        if bundle.tier in READERS[source] and bundle.digest not in known
     ]
     if lineage is None:
         return found
     for kind, subject_id in subjects:
         # Under the other source's owner, only the fused bundle holds data of this one.
-        readers = _READERS[source] if kind == _OWNER[source] else {Tier.FUSED}
+        readers = READERS[source] if kind == _OWNER[source] else {Tier.FUSED}
         found += [bundle for bundle in lineage.bundles_of(kind, subject_id) if bundle.tier in readers]
     return found
 

@@ -8,7 +8,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import sqlglot
+import typer
 from typer.testing import CliRunner
 
 import consentier
 import consentier.consent
+from consentier.cli import output
 from consentier.cli.app import app
 from consentier.consent import Channel
 from consentier.features.gate import ledger_of
@@ -265,6 +267,36 @@ def test_all_that_a_run_says_is_json_and_names_nobody(workshop: Workshop) -> Non
         *shop.consents["record_id"].to_pylist(),
     }
     assert not subjects & set(re.findall(r"[\w-]+", workshop.logged))
+
+
+def leaves(group: Any, *path: str) -> Iterator[tuple[str, Any]]:
+    """All commands with what is typed to call them."""
+    for name, each in group.commands.items():
+        if hasattr(each, "commands"):
+            yield from leaves(each, *path, name)
+        else:
+            yield " ".join((*path, name)), each
+
+
+COMMAND_LINE = dict(leaves(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("typed", COMMAND_LINE)
+def test_lines_of_json_name_each_command_as_it_is_typed(typed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def noted(**fields: str) -> None:
+        said.append(fields["command"])
+        raise typer.Exit  # before the command itself
+
+    monkeypatch.setattr(output, "bound", noted)
+    with pytest.raises(typer.Exit):
+        COMMAND_LINE[typed].callback()
+    assert said == [typed]
+
+
+def test_there_are_nested_commands_with_names_that_no_function_has() -> None:
+    assert {"import", "consent import", "consent signal", "config check", "ab report"} <= COMMAND_LINE.keys()
 
 
 def test_quiet_leaves_only_results(workshop: Workshop, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from unreadable_rows import CUTOFF, LINKED, PERMITTED, Noise, shop_with
 
 from consentier.cli.app import app
-from consentier.consent import Policy, Tier
+from consentier.consent import ConsentRecord, Ledger, Link, Policy, Tier
 from consentier.errors import TrainingError
 from consentier.features.gate import ConsentGate, ledger_of
 from consentier.features.tables import ShopTables, write_tables
@@ -22,7 +23,8 @@ from consentier.models.bundle import read_run, write_run
 from consentier.training.bundles import TRAINED_TIERS, train_bundles
 from consentier.training.config import Config, DriftConfig, TierConfig, TrackingConfig
 from consentier.training.data_summary import _shares, data_summary
-from consentier.training.drift import DriftCheck, DriftResult, _checks, _mix, drift
+from consentier.training.drift import _checks, _mix, _NewItems, drift
+from consentier.training.drift_result import DriftCheck, DriftResult
 
 _TIER = TierConfig(neighbours=5, regularisation=1.0)
 CONFIG = Config(
@@ -55,7 +57,7 @@ def test_the_data_of_training_do_not_drift(bundles: Path) -> None:
     result = compared(shop_with([]), bundles)
     assert not breached(result)
     assert not result["breached"]
-    assert not result["notes"]
+    assert not result["not_judged"]
     assert {check["tier"] for check in result["checks"]} == {str(tier) for tier in TRAINED_TIERS}
     distances = {check["check"]: check["distance"] for check in result["checks"]}
     assert distances["volume"] == 1.0
@@ -83,7 +85,7 @@ def test_withdrawals_are_noticed() -> None:
     )
     assert then is not None
     assert now is not None
-    found = {check["check"]: check for check in _checks(Tier.CRM, then, now, 0.0, CONFIG.drift)}
+    found = {check["check"]: check for check in _checks(Tier.CRM, then, now, _NewItems(0.0, 0), CONFIG.drift)}
     assert found["permissions of customers"]["distance"] == 0.15
     assert [name for name, check in found.items() if check["breached"]] == ["permissions of customers"]
 
@@ -114,16 +116,47 @@ def test_columns_that_went_are_noticed_and_new_ones_are_told(tmp_path: Path) -> 
     assert not breached(new)
 
 
-def test_a_bundle_without_a_summary_is_told(tmp_path: Path) -> None:
-    train_bundles(shop_with([]), CONFIG, tmp_path, tiers=[Tier.CRM], show_progress=False)
-    facts = read_run(tmp_path / "crm")
+@pytest.mark.parametrize(
+    ("summary", "said"),
+    [
+        ("absent", "'consentier retrain' or 'consentier train --force'"),
+        ({"version": 0}, "'consentier retrain' or 'consentier train --force'"),
+        (None, "more window_days in [drift]"),
+    ],
+)
+def test_a_bundle_without_a_summary_is_not_judged(
+    bundles: Path, tmp_path: Path, summary: object, said: str
+) -> None:
+    shutil.copytree(bundles, tmp_path / "bundles")
+    facts = read_run(tmp_path / "bundles" / "crm")
     del facts["data_summary"]
-    write_run(tmp_path / "crm", facts)
-    result = compared(shop_with([]), tmp_path)
-    assert not result["checks"]
-    assert "train again" in result["notes"][0]
+    if summary != "absent":
+        facts["data_summary"] = summary
+    write_run(tmp_path / "bundles" / "crm", facts)
+    result = compared(shop_with([]), tmp_path / "bundles")
+    assert list(result["not_judged"]) == ["crm"]
+    assert said in result["not_judged"]["crm"]
+    assert "crm" not in {check["tier"] for check in result["checks"]}
+    (tmp_path / "bundles" / "crm" / "run.json").unlink()
+    assert list(compared(shop_with([]), tmp_path / "bundles")["not_judged"]) == ["crm"]
+
+
+def test_without_a_bundle_there_is_nothing_to_check(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no bundle"):
         compared(shop_with([]), tmp_path / "nothing")
+
+
+def test_a_share_of_few_persons_is_not_told_but_counts(bundles: Path) -> None:
+    few: list[Noise] = [
+        ("events", event(f"v{name}", "new", CUTOFF - 2, session=f"n-{name}-{step}"))
+        for name in PERMITTED[:19]
+        for step in range(60)
+    ]
+    found = {(check["tier"], check["check"]): check for check in compared(shop_with(few), bundles)["checks"]}
+    new = found["online", "new items"]
+    assert (new["now"], new["distance"], new["breached"]) == (None, None, True)
+    assert "fewer than 20 persons, not shown" in new["says"]
+    assert found["crm", "new items"]["distance"] == 0.0
 
 
 def test_small_groups_are_in_no_summary(bundles: Path) -> None:
@@ -146,10 +179,19 @@ def test_total_variation_is_half_the_sum_of_the_differences() -> None:
     assert check["says"] == "c 0.0% → 80.0%, b 50.0% → 0.0%, a 50.0% → 20.0%"
 
 
-def test_the_command_exits_with_1_if_a_threshold_is_breached(bundles: Path, tmp_path: Path) -> None:
-    tables = shop_with([])
-    write_tables({field.name: getattr(tables, field.name) for field in dataclasses.fields(tables)
-                  if field.name != "report"}, tmp_path / "shop")  # fmt: skip
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shop of the bundles, as files."""
+    folder, tables = tmp_path_factory.mktemp("data") / "shop", shop_with([])
+    names = {field.name for field in dataclasses.fields(tables)} - {"report"}
+    write_tables({name: getattr(tables, name) for name in names}, folder)
+    return folder
+
+
+def test_the_command_exits_with_1_if_a_threshold_is_breached(
+    bundles: Path, data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(data, tmp_path / "shop")
     (tmp_path / "shop" / "consentier.toml").write_text("[drift]\nvolume_ratio = 1.5\n")
     command = ["drift", str(tmp_path / "shop"), "--bundles", str(bundles), "--cutoff"]
     run = CliRunner().invoke(app, [*command, day(CUTOFF).isoformat(), "--out", str(tmp_path / "drift.json")])
@@ -158,6 +200,46 @@ def test_the_command_exits_with_1_if_a_threshold_is_breached(bundles: Path, tmp_
     late = CliRunner().invoke(app, [*command, day(CUTOFF + 30).isoformat(), "--json"])
     assert late.exit_code == 1
     assert json.loads(late.stdout)["breached"]
+
+
+def test_nothing_to_compare_with_is_not_no_drift(bundles: Path, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundles, tmp_path / "bundles")
+    (tmp_path / "bundles" / "online" / "run.json").unlink()
+    command = ["drift", str(data), "--bundles", str(tmp_path / "bundles"), "--cutoff"]
+    run = CliRunner().invoke(app, [*command, day(CUTOFF).isoformat()])
+    assert run.exit_code == 4
+    assert "not judged: The online bundle" in run.stdout
+    # A breach of another tier is the stronger news.
+    late = CliRunner().invoke(app, [*command, day(CUTOFF + 30).isoformat(), "--json"])
+    assert late.exit_code == 1
+    assert list(json.loads(late.stdout)["not_judged"]) == ["online"]
+
+
+def test_permissions_may_come_from_a_ledger(bundles: Path, data: Path, tmp_path: Path) -> None:
+    """As in training: what the tables say of consents does not count then."""
+    url = f"sqlite:///{tmp_path / 'consents.db'}"
+    command = ["drift", str(data), "--bundles", str(bundles), "--cutoff", day(CUTOFF).isoformat(), "--json"]
+    with Ledger.open(url) as ledger:
+        told = [entry for _, entry in ledger_of(shop_with([])).entries()]
+        ledger.append([entry for entry in told if isinstance(entry, ConsentRecord)])
+        ledger.append_links([entry for entry in told if isinstance(entry, Link)])
+        same = CliRunner().invoke(app, [*command, "--ledger", url])
+        gone = [
+            ConsentRecord(
+                f"w{name}", f"c{name}", "customer", "crm", "withdrawn",
+                valid_from=day(CUTOFF - 1), recorded_at=day(CUTOFF - 1),
+            )
+            for name in PERMITTED[:10]
+        ]  # fmt: skip
+        ledger.append(gone)
+    assert same.exit_code == 0, same.output
+    after = CliRunner().invoke(app, [*command, "--ledger", url])
+    breaches = breached(json.loads(after.stdout))
+    assert after.exit_code == 1
+    assert ("fused", "volume") in breaches, "fewer than 20 are left"
+    assert not {check for tier, check in breaches if tier in ("session", "online")}
+    missing = CliRunner().invoke(app, [*command, "--ledger", f"sqlite:///{tmp_path / 'none.db'}"])
+    assert missing.exit_code == 2
 
 
 def test_the_shop_of_these_tests_has_rows_in_the_window() -> None:

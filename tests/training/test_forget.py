@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import json
 import shutil
 from collections import Counter
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 
 from consentier.cli.forget import forget as command
 from consentier.cli.output import guarded
-from consentier.consent import Policy, Tier
+from consentier.consent import ConsentRecord, Policy, Tier
 from consentier.consent.policy import Switches
 from consentier.errors import BundleMissing, BundleUnsupported
 from consentier.features.gate import ledger_of
@@ -26,6 +27,7 @@ from consentier.features.simulator import SimulationConfig, simulate, write_shop
 from consentier.features.tables import ShopTables, read_shop
 from consentier.models.bundle import open_bundle, read_run, write_bundle
 from consentier.models.statistics import StatisticsError, read_statistics
+from consentier.serving.revocation import Revocations, revoke
 from consentier.training import forget as forgetting
 from consentier.training.config import Config, TrackingConfig, load_config
 from consentier.training.forget import ForgottenTier, Subject, forget
@@ -170,6 +172,65 @@ def test_the_index_of_members_follows(trained: Trained) -> None:
     assert after[Tier.CRM].after in lineage.digests()
     # What was joined to the customer's history has left the joint model too.
     assert "fused" not in {bundle.tier for bundle in lineage.bundles_of("visitor", trained.visitor)}
+
+
+def test_the_deadline_stays_while_somebody_else_who_refused_is_in_it(trained: Trained) -> None:
+    lineage, ledger = trained.restricted.lineage(), ledger_of(trained.shop)
+    before = open_bundle(trained.out / Tier.CRM).digest
+    others = [
+        customer
+        for customer in sorted(set(trained.shop.orders["customer_id"].to_pylist()) - {trained.customer})
+        if before in {held.digest for held in lineage.bundles_of("customer", customer)}
+    ]
+    at = trained.config.training.cutoff
+    assert at is not None
+
+    def decided(customer: str, permission: str, state: Any, hours: int) -> ConsentRecord:
+        instant = at + dt.timedelta(hours=hours)
+        return ConsentRecord(
+            f"{customer}-{permission}-{state}", customer, "customer", permission, state, valid_from=instant,
+            recorded_at=instant, basis="form",
+        )  # fmt: skip
+
+    second, contact, again = others[:3]
+    ledger.append(
+        [
+            decided(trained.customer, "crm", "withdrawn", 1),
+            decided(second, "crm", "withdrawn", 1),
+            decided(second, "crm", "granted", 2),  # which does not legalise the rows of before
+            decided(contact, "contact:email", "withdrawn", 1),
+            decided(again, "crm", "granted", 1),
+        ]
+    )
+    deadline = at + dt.timedelta(days=30)
+    revoke(trained.out, [before], deadline, "withdrawal")
+    options: dict[str, Any] = {"ledger": ledger, "tiers": [Tier.CRM]}
+    first = trained.forget(("customer", trained.customer), **options)[Tier.CRM]
+    revocations = Revocations.open(trained.out)
+    assert revocations.deadline_of(str(first.after)) == deadline
+    last = trained.forget(("customer", second), **options)[Tier.CRM]
+    assert last.after != first.after
+    assert Revocations.open(trained.out).deadline_of(str(last.after)) is None
+
+
+@pytest.mark.parametrize("unknown", ["lineage", "ledger"])
+def test_the_deadline_stays_where_it_cannot_be_known_whose_it_is(trained: Trained, unknown: str) -> None:
+    before = open_bundle(trained.out / Tier.CRM).digest
+    deadline = dt.datetime(2026, 9, 1, tzinfo=dt.UTC)
+    revoke(trained.out, [before], deadline, "withdrawal")
+    if unknown == "lineage":
+        trained.restricted.lineage().drop([before])
+        done = trained.forget(("customer", trained.customer), tiers=[Tier.CRM])[Tier.CRM]
+    else:
+        place = trained.restricted.statistics(Tier.CRM)
+        shutil.rmtree(place)  # so that it is fitted again, whatever the ledger is
+        lineage = trained.restricted.lineage()
+        lineage.record(
+            before, "crm", [("customer", trained.customer)], cutoff=deadline, ledger_position=10**9
+        )
+        done = trained.forget(("customer", trained.customer), tiers=[Tier.CRM])[Tier.CRM]
+    assert done.after != before
+    assert Revocations.open(trained.out).deadline_of(str(done.after)) == deadline
 
 
 def test_rows_that_were_purged_or_changed_make_it_a_fit(trained: Trained) -> None:

@@ -32,6 +32,7 @@ from consentier.serving.reloading import Outcome, ReloadingRecommender
 from consentier.serving.revocation import PAST_DEADLINE, revoke
 from consentier.training.bundles import train_bundles
 from consentier.training.config import Config, config_hash, load_config
+from consentier.training.drift_result import DriftResult
 from consentier.training.measure import Champion, Measurement, Periods, empty_measurement, measure
 from consentier.training.model_registry import CHECKS_TAG, OUTCOME_TAG, ModelRegistry, Version
 from consentier.training.promote import (
@@ -216,7 +217,7 @@ def test_one_command_leaves_one_record(works: Works) -> None:
     parent = works.client.get_run(result.run_ids["run"])
     assert parent.info.status == "FINISHED"
     assert {found.path for found in works.client.list_artifacts(parent.info.run_id)} == {
-        "config.json", "evaluation.json", "report.html",
+        "config.json", "drift.json", "evaluation.json", "report.html",
     }  # fmt: skip
     for tier, digest in result.digests.items():
         child = works.client.get_run(result.run_ids[tier])
@@ -291,6 +292,34 @@ def test_the_card_says_what_the_tier_is_and_is_worth(works: Works) -> None:
         assert f"| {reason} | {count:,} |" in card
 
 
+def test_the_record_says_how_the_data_differ_from_those_of_the_model_in_use(works: Works) -> None:
+    first, second, later = (drift_of(works, run) for run in (GOOD, WORSE, LATER))
+    assert set(first["not_judged"]) == set(works.runs[GOOD].digests)
+    none = "There is no champion of the crm tier to compare its data with."
+    assert none == first["not_judged"]["crm"]
+    assert none in artifact(works, GOOD, Tier.CRM, "model_card.md")
+    # The same data at the same cut-off.
+    assert second["not_judged"] == {}
+    assert {check["tier"] for check in second["checks"]} == {"session", "fused"}
+    assert {check["distance"] for check in second["checks"] if check["check"] != "volume"} <= {0.0, None}
+    assert later["checks"] != [check for check in second["checks"] if check["tier"] == "session"]
+    card = artifact(works, WORSE, Tier.SESSION, "model_card.md")
+    assert "0 of 5 checks are beyond their threshold." in card
+    (volume,) = [
+        check for check in second["checks"] if (check["tier"], check["check"]) == ("session", "volume")
+    ]
+    assert f"| volume | {volume['then']:,g} | {volume['now']:,g} | 1 | 2 | ok |" in card
+    assert "fused" not in card.partition("## Drift")[2].partition("## Limits")[0]
+    page = run_artifact(works, works.runs[WORSE].run_ids["run"], "report.html")
+    assert "Drift since the models in use" in page
+    assert "0 of 11 checks are beyond their threshold." in page
+
+
+def drift_of(works: Works, run: int) -> DriftResult:
+    found: DriftResult = json.loads(run_artifact(works, works.runs[run].run_ids["run"], "drift.json"))
+    return found
+
+
 def test_nothing_of_a_person_is_in_the_record(works: Works) -> None:
     assert MARKER in works.shop.events["visitor_id"][0].as_py()
     searched = 0
@@ -317,10 +346,12 @@ def test_threads_change_neither_a_bundle_nor_a_figure(works: Works, tmp_path: Pa
 
 
 def artifact(works: Works, run: int, tier: Tier, name: str) -> str:
+    return run_artifact(works, works.runs[run].run_ids[str(tier)], name)
+
+
+def run_artifact(works: Works, run_id: str, name: str) -> str:
     return Path(
-        mlflow.artifacts.download_artifacts(
-            run_id=works.runs[run].run_ids[str(tier)], artifact_path=name, tracking_uri=works.uri
-        )
+        mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, tracking_uri=works.uri)
     ).read_text("utf-8")
 
 

@@ -14,7 +14,9 @@ import pytest
 from engines import bundles as written_bundles
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from consentier.cli.app import app
 from consentier.consent import Tier
 from consentier.consent.keyring import Keyring
 from consentier.errors import AuditError, BundleError, ConfigError, DataError
@@ -24,6 +26,7 @@ from consentier.serving.audit import JsonLinesAudit
 from consentier.serving.experiment import Experiment
 from consentier.serving.outcomes import OutcomeLog
 from consentier.serving.profile_store import SqliteProfiles
+from consentier.serving.registry import mlflow_client
 from consentier.serving.revocation import revoke
 from consentier.training.restricted import Restricted
 from consentier.training.retention import apply_retention
@@ -311,3 +314,46 @@ def test_runs_go_for_good_with_their_artifacts(tmp_path: Path, bundles: Path) ->
     assert [path.parent.parent.parent.name for path in artifacts.rglob("manifest.json")] == [runs["new"]]
     with pytest.raises(DataError, match="nothing"):
         apply_retention(schedule(tmp_path, text + 'experiment = "nothing"\n'), now=NOW)
+
+
+def test_the_run_of_a_version_with_an_alias_is_kept_unless_it_is_past_its_deadline(
+    tmp_path: Path, bundles: Path
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    digest = revoked(bundles, "crm", NOW - DAY)
+    client = mlflow_client(uri)
+    artifacts = tmp_path / "artifacts"
+    experiment = client.create_experiment("consentier", artifact_location=artifacts.as_uri())
+    ended = int((NOW - 100 * DAY).timestamp() * 1000)
+    client.create_registered_model("consentier-crm")
+    runs = {}
+    for number, name in enumerate(("champion", "nobody", "challenger", "marked", "revoked"), 1):
+        tags = {"bundle_digest": digest} if name == "revoked" else {}
+        run = client.create_run(experiment, start_time=ended - 1000, tags=tags).info
+        client.log_text(run.run_id, name, "bundle/manifest.json")
+        client.set_terminated(run.run_id, end_time=ended)
+        client.create_model_version("consentier-crm", f"{run.artifact_uri}/bundle", run_id=run.run_id)
+        if name != "nobody":
+            client.set_registered_model_alias("consentier-crm", name, str(number))
+        runs[name] = run.run_id
+    client.delete_run(runs["marked"])
+    client.set_registered_model_alias("consentier-crm", "mine", "1")
+    text = f'[[keep]]\nwhat = "mlflow"\nuri = "{uri}"\ndays = 30\nbundles = "bundles"\n'
+    rehearsal = apply_retention(schedule(tmp_path, text), now=NOW, dry_run=True)
+    (outcome,) = apply_retention(schedule(tmp_path, text), now=NOW)
+    assert rehearsal == [outcome]
+    assert outcome.deleted == 2
+    assert set(outcome.kept) == {
+        f"run {runs['champion']}: version 1 of consentier-crm bears the alias champion; "
+        "version 1 of consentier-crm bears the alias mine",
+        f"run {runs['challenger']}: version 3 of consentier-crm bears the alias challenger",
+        f"run {runs['marked']}: version 4 of consentier-crm bears the alias marked",
+    }
+    left = {path.read_text() for path in artifacts.rglob("manifest.json")}
+    assert left == {"champion", "challenger", "marked"}
+    run = CliRunner().invoke(app, ["retention", str(tmp_path / "retention.toml"), "--at", NOW.isoformat()])
+    assert run.exit_code == 0, run.stderr
+    assert f"kept: run {runs['challenger']}: version 3 of consentier-crm bears the alias" in run.stdout
+    # Once nothing points to it, its age decides.
+    client.delete_registered_model_alias("consentier-crm", "challenger")
+    assert apply_retention(schedule(tmp_path, text), now=NOW, dry_run=True)[0].deleted == 1

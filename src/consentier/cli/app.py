@@ -41,7 +41,8 @@ __all__ = ["app"]
 app = typer.Typer(
     name="consentier",
     help="Recommendations that follow each customer's permission level.",
-    epilog="Exit codes: 0 done, 1 a check failed, 2 wrong input, 3 a package is missing, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 a check failed, 2 wrong input, 3 a package is missing, "
+    "4 nothing to judge by, 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -136,7 +137,9 @@ for _group, _commands in (
     (_ab_app, _AB_EXAMPLES),
 ):
     for _command, _example in _commands.items():
-        _group.command(_NAMES.get(_command), epilog=f"Example: {_example}")(guarded(_command))
+        _name = _NAMES.get(_command, _command.__name__)
+        _typed = _name if _group is app else f"{_group.info.name} {_name}"
+        _group.command(_name, epilog=f"Example: {_example}")(guarded(_command, _typed))
 
 app.add_typer(_consent_app)
 app.add_typer(_config_app)

@@ -9,8 +9,10 @@ from typing import Annotated
 
 import typer
 
+from consentier.cli.ledgers import TrainingLedgerUrl, ledger_for
 from consentier.cli.output import (
     CHECK_FAILED,
+    NOT_JUDGED,
     AsJson,
     BadRows,
     ConfigPath,
@@ -36,46 +38,41 @@ def drift(
     config: ConfigPath = None,
     cutoff: Cutoff = None,
     policy: PolicyPath = None,
+    ledger: TrainingLedgerUrl = None,
     on_bad_rows: OnBadRowsOption = BadRows.ERROR,
     as_json: AsJson = False,
 ) -> None:
-    """Compare today's permitted data with those of the bundles; exit with 1 if a threshold is breached."""
+    """Compare today's permitted data with those of the bundles.
+
+    Exits with 1 if a threshold is breached; else with 4 if a bundle says nothing about its data, so that
+    there is nothing to compare with.
+    """
     from consentier.features.tables import read_shop
     from consentier.training.config import load_config
     from consentier.training.drift import drift as compare
+    from consentier.training.drift_result import DRIFT_COLUMNS, drift_rows
 
     settings = load_config(config, data=data, environ=os.environ)
-    result = compare(
-        read_shop(data, on_bad_rows=on_bad_rows.value),
-        bundles,
-        settings.drift,
-        # Not the configuration's cut-off, which is that of the bundles: the question is about now.
-        at=cutoff or dt.datetime.now(dt.UTC),
-        policy=None if policy is None else Policy.load(policy),
-    )
+    shop = read_shop(data, on_bad_rows=on_bad_rows.value)
+    with ledger_for(shop, ledger) as opened:
+        result = compare(
+            shop,
+            bundles,
+            settings.drift,
+            # Not the configuration's cut-off, which is that of the bundles: the question is about now.
+            at=cutoff or dt.datetime.now(dt.UTC),
+            policy=None if policy is None else Policy.load(policy),
+            ledger=opened,
+        )
     if out is not None:
         write_json(out, result)
     if as_json:
         print_json(result)
     else:
-        print_table(
-            ["tier", "check", "then", "now", "distance", "allowed", "", ""],
-            [
-                [
-                    check["tier"],
-                    check["check"],
-                    *(_number(check[name]) for name in ("then", "now", "distance", "threshold")),
-                    "BREACHED" if check["breached"] else "ok",
-                    check["says"],
-                ]
-                for check in result["checks"]
-            ],
-        )
-        for text in result["notes"]:
-            say(f"\nnote: {text}")
+        print_table(DRIFT_COLUMNS, drift_rows(result["checks"]))
+        for text in result["not_judged"].values():
+            say(f"\nnot judged: {text}", style="yellow")
     if result["breached"]:
         raise typer.Exit(CHECK_FAILED)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:,g}"
+    if result["not_judged"]:
+        raise typer.Exit(NOT_JUDGED)

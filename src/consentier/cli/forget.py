@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime as dt
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +16,7 @@ from consentier.cli.ledgers import TrainingLedgerUrl
 from consentier.cli.output import (
     AsJson,
     BadRows,
+    ConfigPath,
     Kind,
     KindOption,
     OnBadRowsOption,
@@ -22,7 +26,12 @@ from consentier.cli.output import (
     say,
     short,
 )
+from consentier.cli.promote import has_registry
 from consentier.consent import Ledger, Policy
+
+if TYPE_CHECKING:
+    from consentier.training.forget import Subject
+    from consentier.training.forgotten_versions import RegisteredTier
 
 
 def forget(
@@ -57,16 +66,19 @@ def forget(
             "statistics say, else the strict one.",
         ),
     ] = None,
+    config: ConfigPath = None,
     on_bad_rows: OnBadRowsOption = BadRows.ERROR,
     as_json: AsJson = False,
 ) -> None:
     """Take subjects out of the bundles: each becomes, byte for byte, what a fit without them gives.
 
     It says per tier whether the subjects were subtracted or the tier had to be fitted again, and why.
-    Run it before the subjects' rows are deleted.
+    Run it before the subjects' rows are deleted. Where bundles are registered, the new ones are too, take the
+    place of a champion that they were made from, and versions that hold the subjects are revoked.
     """
     from consentier.features.tables import read_shop
     from consentier.training.bundles import TRAINED_TIERS
+    from consentier.training.config import load_config
     from consentier.training.forget import forget as forget_in_bundles
     from consentier.training.restricted import Restricted
 
@@ -75,20 +87,30 @@ def forget(
     if (bundles / "manifest.json").is_file():
         out = bundles.absolute().parent
         tiers = [tier for tier in TRAINED_TIERS if tier == bundles.absolute().name]
+    settings = load_config(config, data=data, environ=os.environ)
     shop = read_shop(data, on_bad_rows=on_bad_rows.value)
+    chosen: list[Subject] = [(kind.value, subject) for subject in subjects]
+    place = Restricted.beside(out) if restricted is None else Restricted(restricted)
     opening = contextlib.nullcontext() if ledger is None else Ledger.open(ledger, create=False)
     with opening as opened:
         result = forget_in_bundles(
             shop,
-            [(kind.value, subject) for subject in subjects],
+            chosen,
             out,
-            Restricted.beside(out) if restricted is None else Restricted(restricted),
+            place,
             ledger=opened,
             tiers=tiers,
             policy=None if policy is None else Policy.load(policy),
         )
+    registered = []
+    if has_registry(settings, out):
+        from consentier.training.forgotten_versions import register_forgotten
+
+        now = dt.datetime.now(dt.UTC)
+        registered = register_forgotten(settings, out, place, chosen, result, tiers=tiers, at=now)
     if as_json:
-        print_json(dataclasses.asdict(result))
+        versions = [dataclasses.asdict(each) for each in registered]
+        print_json({**dataclasses.asdict(result), "registry": versions})
         return
     print_table(
         ["tier", "how", "before", "after", "items solved", "seconds"],
@@ -100,5 +122,26 @@ def forget(
     for each in result.tiers:
         if each.reason is not None and each.how != "unchanged":
             say(f"\n{each.tier} was {each.how}: {each.reason}", style="yellow")
+    if registered:
+        _print_registry(registered)
     if kind is Kind.CUSTOMER:
         note("devices are subjects of their own: --kind visitor forgets what they did in the online models")
+
+
+def _print_registry(registered: Sequence[RegisteredTier]) -> None:
+    say()
+    print_table(
+        ["registered model", "new version", "made from", "champion", "hold them, or may: revoked"],
+        [
+            [each.tier, each.version, each.made_from, each.champion, ", ".join(each.revoked) or None]
+            for each in registered
+        ],
+    )
+    for each in registered:
+        if each.deadline is not None:
+            until = each.deadline.isoformat(timespec="seconds")
+            say(
+                f"\nversion {each.champion} is the champion of {each.tier} and holds, or may hold, who was "
+                f"to be forgotten: it stops answering at {until}. Train and promote before that.",
+                style="red",
+            )

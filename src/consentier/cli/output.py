@@ -32,6 +32,7 @@ __all__ = [
     "CHECK_FAILED",
     "INTERRUPTED",
     "MISSING_EXTRA",
+    "NOT_JUDGED",
     "USER_ERROR",
     "AsJson",
     "At",
@@ -60,6 +61,8 @@ __all__ = [
 CHECK_FAILED = 1
 USER_ERROR = 2
 MISSING_EXTRA = 3
+NOT_JUDGED = 4
+"""A check could not be made, because there is nothing to judge by."""
 INTERRUPTED = 130
 
 _Parameters = ParamSpec("_Parameters")
@@ -166,13 +169,21 @@ OnBadRowsOption = Annotated[
 ]
 
 
-def guarded(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]:
-    """Turn what goes wrong in a command into a line on standard error and an exit code."""
+def guarded(command: Callable[_Parameters, None], typed: str | None = None) -> Callable[_Parameters, None]:
+    """Turn what goes wrong in a command into a line on standard error and an exit code.
+
+    Parameters
+    ----------
+    command
+        The command.
+    typed
+        What is typed to call it, which lines of JSON name: ``consent import``. By default its own name.
+    """
 
     @functools.wraps(command)
     def run(*args: _Parameters.args, **options: _Parameters.kwargs) -> None:
         try:
-            with bound(command=command.__name__, run=secrets.token_hex(4)):
+            with bound(command=typed or command.__name__, run=secrets.token_hex(4)):
                 command(*args, **options)
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from consentier.cli.output import AsJson, At, print_json, print_table
+from consentier.cli.output import AsJson, At, print_json, print_table, say
 
 
 def retention(
@@ -34,3 +34,6 @@ def retention(
         ["what", "where", "would be deleted" if dry_run else "deleted"],
         [[outcome.what, outcome.where, outcome.deleted] for outcome in outcomes],
     )
+    for outcome in outcomes:
+        for told in outcome.kept:
+            say(f"kept: {told}", style="yellow")

@@ -88,3 +88,9 @@ def retrain(
     for each in result.tiers:
         if each.reason is not None:
             say(f"\n{each.tier} was {each.how}: {each.reason}", style="yellow")
+    versions = result.training.versions
+    if versions:
+        say(f"\nregistered as challengers, by version: {', '.join(f'{t} {v}' for t, v in versions.items())}")
+    late = ", ".join(tier for tier in versions if tier not in result.training.digests)
+    if late:
+        say(f"an earlier run was killed before it recorded these: {late}")
