@@ -52,7 +52,7 @@ from consentier.errors import (
     BundleUnsupported,
 )
 from consentier.models.item_index import ItemIndex
-from consentier.writing import REPLACED, flush, put_directory, sibling, write_new
+from consentier.writing import REPLACED, flush, put_directory, workplace, write_new
 
 __all__ = [
     "FORMAT_VERSION",
@@ -269,18 +269,13 @@ def write_bundle(
     draft = {name: _entry(array, sha256="0" * 64) for name, array in prepared.items()}
     _checked_manifest_bytes(fields, draft)
     _check_target(target, overwrite)
-    partial = sibling(target, _PARTIAL)
-    partial.mkdir()
-    try:
+    with workplace(target, _PARTIAL) as partial:
         entries = {name: _write_array(partial / f"{name}.npy", array) for name, array in prepared.items()}
         manifest = _checked_manifest_bytes(fields, entries)
         write_new(partial / _MANIFEST, manifest)
         flush(partial)
         _check_target(target, overwrite)  # again: another writer may have come first
         replaced = put_directory(partial, target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     if replaced is not None:
         shutil.rmtree(replaced, ignore_errors=True)
     return _digest(manifest)
@@ -406,13 +401,9 @@ def write_run(path: str | os.PathLike[str], facts: Mapping[str, JSON]) -> None:
     if not (directory / _MANIFEST).is_file():
         raise BundleMissing(f"bundle {path}: there is no {_MANIFEST}; write the bundle before its {_RUN}")
     # Beside the bundle, not in it: a reader that lists the bundle meanwhile must not find a stray file.
-    partial = sibling(directory, f".{_RUN}{_PARTIAL}")
-    try:
-        write_new(partial, payload)
-        partial.replace(directory / _RUN)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with workplace(directory, f".run{_PARTIAL}") as place:
+        write_new(place / _RUN, payload)
+        (place / _RUN).replace(directory / _RUN)
     flush(directory)
 
 

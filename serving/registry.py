@@ -23,7 +23,7 @@ from consentier.models.bundle import open_bundle
 from consentier.serving.loading import TIERS, open_tier, problem_of
 from consentier.serving.revocation import Revocations, revoke
 from consentier.serving.routing import Routing, read_routing, write_routing
-from consentier.writing import put_directory, sibling
+from consentier.writing import put_directory, workplace
 
 __all__ = [
     "CHAMPION",
@@ -172,9 +172,7 @@ class RegistrySource:
         """Download, verify, rename into place."""
         from mlflow.artifacts import download_artifacts
 
-        download = sibling(target, ".download")
-        download.mkdir()
-        try:
+        with workplace(target, ".download") as download:
             uri = self._client.get_model_version_download_uri(version.name, version.version)
             where = download_artifacts(
                 artifact_uri=uri, dst_path=str(download), tracking_uri=self._tracking_uri
@@ -193,8 +191,6 @@ class RegistrySource:
             former = put_directory(found, target)
             if former is not None:
                 shutil.rmtree(former, ignore_errors=True)
-        finally:
-            shutil.rmtree(download, ignore_errors=True)
 
 
 def deadline_of_tag(told: str) -> dt.datetime:

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import datetime as dt
 import json
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -51,6 +50,7 @@ from consentier.training.report import render_report
 from consentier.training.restricted import Restricted
 from consentier.training.run_facts import git_commit
 from consentier.training.track import opened_store
+from consentier.writing import scratch
 
 __all__ = ["MEASUREMENT_FILE", "record_run"]
 
@@ -103,9 +103,9 @@ def record_run(
     tags = {"mlflow.source.name": "consentier train", **_commit_tag()}
     parent = client.create_run(experiment, run_name="train", tags=tags).info.run_id
     run_ids, versions = {"run": parent}, {}
-    with _ended(client, parent), tempfile.TemporaryDirectory(prefix="consentier-record-") as folder:
-        champions, notes = _champions(run, registry, Path(folder))
-        found = _measured(run, champions, Path(folder))
+    with _ended(client, parent), scratch("record") as folder:
+        champions, notes = _champions(run, registry, folder)
+        found = _measured(run, champions, folder)
         client.log_dict(parent, config.resolved(), "config.json")
         client.log_param(parent, "config_hash", config_hash(config))
         client.log_param(parent, "cutoff", trained.cutoff.isoformat())

@@ -41,7 +41,7 @@ from consentier.training.retention_schedule import (
     TableRule,
     TrackingRule,
 )
-from consentier.writing import whole_file
+from consentier.writing import remove_directory, whole_file
 
 __all__ = ["Outcome", "apply_retention"]
 
@@ -166,7 +166,7 @@ def _bundles(rule: BundlesRule, now: dt.datetime, dry_run: bool) -> int:
                 stopped[tier] = digest
     for tier, digest in stopped.items():
         if not dry_run:
-            shutil.rmtree(rule.path / tier)
+            remove_directory(rule.path / tier)
             shutil.rmtree(restricted.statistics(tier), ignore_errors=True)
             if restricted.path.is_dir():
                 restricted.lineage().drop([digest])
