@@ -49,6 +49,7 @@ from consentier.training.plots import difference_figure, learning_figure, to_svg
 from consentier.training.report import render_report
 from consentier.training.restricted import Restricted
 from consentier.training.run_facts import git_commit
+from consentier.training.stale_runs import end_stale_runs, trainer_tags
 from consentier.training.track import opened_store
 from consentier.writing import scratch
 
@@ -94,13 +95,14 @@ def record_run(
     -----
     Three further fits of each tier, and one more where the model in use is fitted again. What cannot be
     measured is noted in the record, and ends nothing. A run that is interrupted leaves a parent marked as
-    killed.
+    killed; one that is ended by force is marked so by the next.
     """
     with progress("opening the MLflow store", None, enabled=show_progress):
         client, experiment = opened_store(config.tracking, trained.out)
     registry = ModelRegistry(client, config.tracking.experiment)
     run = _Run(shop, config, trained, policy, ledger, restricted, name, show_progress)
-    tags = {"mlflow.source.name": "consentier train", **_commit_tag()}
+    end_stale_runs(client, experiment, restricted)
+    tags = {"mlflow.source.name": "consentier train", **_commit_tag(), **trainer_tags(restricted)}
     parent = client.create_run(experiment, run_name="train", tags=tags).info.run_id
     run_ids, versions = {"run": parent}, {}
     with _ended(client, parent), scratch("record") as folder:
@@ -118,6 +120,7 @@ def record_run(
                     found.tiers[tier]["notes"].append(notes[tier])
                 child_tags = {"mlflow.parentRunId": parent, "tier": str(tier), **_commit_tag()}
                 child_tags["bundle_digest"] = trained.digests[tier]
+                child_tags |= trainer_tags(restricted)
                 child = client.create_run(experiment, run_name=str(tier), tags=child_tags).info
                 run_ids[str(tier)] = child.run_id
                 with _ended(client, child.run_id):
