@@ -23,7 +23,7 @@ from consentier.models.bundle import open_bundle
 from consentier.serving.loading import TIERS, open_tier, problem_of
 from consentier.serving.revocation import Revocations, revoke
 from consentier.serving.routing import Routing, read_routing, write_routing
-from consentier.writing import put_directory, workplace
+from consentier.writing import put_directory, remove_remnants_in, workplace
 
 __all__ = [
     "CHAMPION",
@@ -99,6 +99,7 @@ class RegistrySource:
         self._tracking_uri = tracking_uri
         self._directory = Path(directory)
         self._directory.mkdir(parents=True, exist_ok=True)
+        remove_remnants_in(self._directory)
         self._revocations = Revocations.open(self._directory)
         self._in_place: dict[Tier, tuple[str, str]] = {}
         """Name and version that were fetched and found good, by tier."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from consentier.errors import TrainingError
 from consentier.features.gate import ConsentGate, Funnel, PermittedRows, ledger_of
 from consentier.features.tables import ShopTables
 from consentier.logs import bound
-from consentier.models.bundle import TIERS, write_bundle, write_run
+from consentier.models.bundle import TIERS, write_bundle
 from consentier.progress import progress
 from consentier.serving.factor_scorer import FACTOR_ALGORITHMS
 from consentier.training.config import Config, TierConfig
@@ -24,7 +25,7 @@ from consentier.training.data_summary import DataSummary, data_summary
 from consentier.training.fit import FittedTier, fit_popular, fit_tier, keep_statistics
 from consentier.training.restricted import Restricted
 from consentier.training.run_facts import rows_digest, run_facts
-from consentier.writing import remove_directory
+from consentier.writing import remove_directory, remove_remnants_in
 
 __all__ = [
     "RETIRED",
@@ -145,12 +146,16 @@ def train_bundles(
         except TrainingError as error:
             skipped[str(tier)] = str(error)
     for name in skipped:
+        if restricted is not None:
+            # They are of persons who may not be learnt from any more.
+            shutil.rmtree(restricted.statistics(Tier(name)), ignore_errors=True)
         if retire(out / name):
             skipped[name] += RETIRED
     if not fitted:
         raise TrainingError("; ".join(skipped.values()))
     # Nothing is written before all is fitted: an interrupted run leaves the earlier bundles as they were.
     out.mkdir(parents=True, exist_ok=True)
+    remove_remnants_in(out)
     digests = {}
     for tier, fit in fitted.items():
         run = run_facts(config, ledger, fit.funnel, fit.rows_digest, fit.seconds)
@@ -318,9 +323,9 @@ def put(
         item_count=fit.model.item_count,
         cutoff=gate.cutoff,
         arrays=fit.model.arrays,
+        run=run,
         overwrite=force,
     )
-    write_run(out / tier, run)
     if restricted is not None:
         _keep(restricted, tier, fit, digest, gate, ledger)
     return digest

@@ -166,10 +166,11 @@ def _bundles(rule: BundlesRule, now: dt.datetime, dry_run: bool) -> int:
                 stopped[tier] = digest
     for tier, digest in stopped.items():
         if not dry_run:
-            remove_directory(rule.path / tier)
+            # The bundle last, so that a run after a kill finds it again.
             shutil.rmtree(restricted.statistics(tier), ignore_errors=True)
             if restricted.path.is_dir():
                 restricted.lineage().drop([digest])
+            remove_directory(rule.path / tier)
     return len(stopped)
 
 

@@ -194,7 +194,7 @@ def test_a_tier_without_bundle_is_trained_and_one_without_rows_removed(trained: 
         trained.retrain(shop=shop, tiers=[Tier.CRM])
 
 
-@pytest.mark.parametrize("where", ["write_bundle", "write_run", "keep_statistics"])
+@pytest.mark.parametrize("where", ["write_bundle", "keep_statistics"])
 def test_an_interruption_between_the_writes_is_made_good_by_the_next_run(
     trained: Trained, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
