@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import gc
 import json
 import os
 import platform
@@ -30,7 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reliability.killing import Outcome, run
+from benchmarks.reliability.killing import Acknowledge, Outcome, run
 from benchmarks.reliability.scenarios import SCENARIOS, Scenario, World
 
 RESULTS = Path(__file__).parents[1] / "results" / "kills.json"
@@ -110,17 +111,19 @@ class Campaign:
         place = self._world.place
         if outcome.error:
             return [f"raised {outcome.error.splitlines()[-1]}"]
-        try:
-            problems = _asked(lambda: list(scenario.problems(place, outcome.acknowledged)))
-        except RuntimeError as error:
-            problems = [f"a reader raised {str(error).splitlines()[-1]}"]
-        again = run(lambda acknowledge: scenario.work(place, acknowledge))
+
+        def second(acknowledge: Acknowledge) -> None:
+            acknowledge(repr(list(scenario.problems(place, outcome.acknowledged))))
+            scenario.work(place, lambda _: None)
+            acknowledge(repr(scenario.state(place)))
+
+        again = run(second)
+        told = again.acknowledged
+        problems = ast.literal_eval(told[0]) if told else []
         if again.error or again.killed:
-            return [*problems, f"the second run raised {again.error.splitlines()[-1:]}"]
-        try:
-            found = _asked(lambda: scenario.state(place))
-        except RuntimeError as error:
-            return [*problems, f"the state cannot be read: {str(error).splitlines()[-1]}"]
+            step = ("a reader", "the second run, or a reader of its result,")[len(told)]
+            return [*problems, f"{step} raised {again.error.splitlines()[-1]}"]
+        found = ast.literal_eval(told[1])
         if found != wanted:
             problems.append(f"the second run ended otherwise: {_difference(found, wanted)}")
         left = [path for path in place.rglob("*") if _HIDDEN.fullmatch(path.name)]
@@ -166,6 +169,7 @@ def main() -> int:
 
 def _results(folder: Path, asked: argparse.Namespace) -> list[Result]:
     world = World(folder)
+    gc.freeze()  # so that forked processes do not copy what they only look through
     chosen = [made(world) for made in SCENARIOS]
     if asked.only:
         chosen = [scenario for scenario in chosen if scenario.name in asked.only]

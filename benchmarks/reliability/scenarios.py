@@ -553,7 +553,7 @@ class _OfLedger(Scenario):
 class Import(_OfLedger):
     """Importing the shop's consents and links."""
 
-    name, share = "consent import", 2.0
+    name, share = "consent import", 1.0
 
     def work(self, place: Path, acknowledge: Acknowledge) -> None:
         with self.ledger(place) as ledger:
