@@ -34,7 +34,7 @@ from typing import Any
 from benchmarks.reliability.killing import Acknowledge, Outcome, run
 from benchmarks.reliability.scenarios import SCENARIOS, Scenario, World
 
-RESULTS = Path(__file__).parents[1] / "results" / "kills.json"
+RESULTS = Path(__file__).parents[1] / "results" / "reliability" / "kills.json"
 
 _HIDDEN = re.compile(r"\..+\.[0-9a-f]{16}(\..*)?|.*\.partial|.*-journal")
 
@@ -169,6 +169,7 @@ def main() -> int:
 
 def _results(folder: Path, asked: argparse.Namespace) -> list[Result]:
     world = World(folder)
+    _ = world.recommender  # opened once, before processes are forked
     gc.freeze()  # so that forked processes do not copy what they only look through
     chosen = [made(world) for made in SCENARIOS]
     if asked.only:

@@ -117,6 +117,11 @@ class World:
         """The same of the later cut-off."""
         return self._trained("later", later=True)
 
+    @functools.cached_property
+    def recommender(self) -> Recommender:
+        """One over the later bundles, for all forked processes."""
+        return Recommender.load(self.later / "bundles", compiled=False)
+
     def digests(self, folder: Path) -> dict[str, str]:
         """Digests of the bundles in such a directory, by tier."""
         return {str(tier): open_bundle(folder / "bundles" / tier).digest for tier in TRAINED_TIERS}
@@ -405,10 +410,9 @@ class _OfBatches(Scenario):
     """Scenarios that score the shop's customers for e-mail."""
 
     def score(self, out: Path | BatchTable, *, resume: bool = False) -> None:
-        recommender = Recommender.load(self.world.later / "bundles", compiled=False)
         score_customers(
-            self.world.shop, recommender, None, channel=Channel.EMAIL, at=self.world.cutoff, n=5, out=out,
-            workers=2, resume=resume, show_progress=False,
+            self.world.shop, self.world.recommender, None, channel=Channel.EMAIL, at=self.world.cutoff, n=5,
+            out=out, workers=2, resume=resume, show_progress=False,
         )  # fmt: skip
 
     def expected(self) -> Path:
@@ -658,14 +662,10 @@ class Audit(Scenario):
     def work(self, place: Path, acknowledge: Acknowledge) -> None:
         keyring = Keyring.open(place / "keys.json")
         audit = JsonLinesAudit(place / "audit", keyring)
-        recommender = Recommender.load(
-            self.world.later / "bundles", compiled=False, keyring=keyring, audit=audit
-        )
+        asked: dict[str, Any] = {"session": ["i00012"], "permission": Permission.ONLINE, "n": 3, "at": AT}
+        answer = self.world.recommender.recommend(Request(**asked))
         for number in range(20):
-            request = Request(
-                session=["i00012"], visitor_id=f"v{number}", permission=Permission.ONLINE, n=3, at=AT
-            )
-            recommender.recommend(request)
+            audit.write(Request(**asked, visitor_id=f"v{number}"), answer)
             acknowledge(f"v{number}")
 
     def problems(self, place: Path, acknowledged: tuple[str, ...]) -> Iterator[str]:
