@@ -21,7 +21,7 @@ from typing import Any
 
 from consentier.consent.records import microseconds
 from consentier.errors import AuditError
-from consentier.writing import flush, whole_file, workplace, write_new
+from consentier.writing import flush, remove_remnants, whole_file, workplace, write_new
 
 __all__ = ["Keyring"]
 
@@ -72,6 +72,8 @@ class Keyring:
             If the file is missing (and `create` is False), is no keyring, or may be read by others.
         """
         path = Path(path)
+        if create:
+            remove_remnants(path)  # a key in one would outlive its pruning
         if not path.exists():
             if not create:
                 raise AuditError(
