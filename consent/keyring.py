@@ -14,14 +14,14 @@ import itertools
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from consentier.consent.records import microseconds
 from consentier.errors import AuditError
-from consentier.writing import sibling, write_new
+from consentier.writing import flush, remove_remnants, whole_file, workplace, write_new
 
 __all__ = ["Keyring"]
 
@@ -72,16 +72,18 @@ class Keyring:
             If the file is missing (and `create` is False), is no keyring, or may be read by others.
         """
         path = Path(path)
+        if create:
+            remove_remnants(path)  # a key in one would outlive its pruning
         if not path.exists():
             if not create:
                 raise AuditError(
                     f"keyring {path}: there is none; name the one under which the data were keyed"
                 )
-            with (
-                _written_beside(path, cls.ephemeral()._document()) as beside,
-                contextlib.suppress(FileExistsError),
-            ):
-                os.link(beside, path)  # the first of several processes wins, and nobody sees half a file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with workplace(path, mode=0o700) as place, contextlib.suppress(FileExistsError):
+                _write(place / path.name, cls.ephemeral()._document())
+                os.link(place / path.name, path)  # the first of several processes wins
+            flush(path.parent)
         return _read(path)
 
     @property
@@ -151,8 +153,8 @@ class Keyring:
     def _replace(self, keys: dict[str, bytes], created_at: dict[str, dt.datetime]) -> None:
         changed = Keyring(keys, created_at, self._path)
         if self._path is not None:
-            with _written_beside(self._path, changed._document()) as beside:
-                beside.replace(self._path)
+            with whole_file(self._path) as beside:
+                _write(beside, changed._document())
         self._keys, self._created_at = changed._keys, changed._created_at
 
     def _document(self) -> dict[str, Any]:
@@ -169,16 +171,9 @@ def _new_key() -> tuple[str, bytes]:
     return secrets.token_hex(4), secrets.token_bytes(_KEY_BYTES)
 
 
-@contextlib.contextmanager
-def _written_beside(path: Path, document: Mapping[str, Any]) -> Iterator[Path]:
-    """A file with the document, for its owner only; gone afterwards unless it was renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = sibling(path)
-    try:
-        write_new(beside, json.dumps(document, indent=2).encode("utf-8"), mode=0o600)
-        yield beside
-    finally:
-        beside.unlink(missing_ok=True)
+def _write(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a new file, for its owner only."""
+    write_new(path, json.dumps(document, indent=2).encode("utf-8"), mode=0o600)
 
 
 def _read(path: Path) -> Keyring:

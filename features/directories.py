@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from consentier.errors import DataError
-from consentier.writing import flush, put_directory, sibling, write_new
+from consentier.writing import flush, put_directory, workplace, write_new
 
 __all__ = ["require_free", "write_text", "written_beside"]
 
@@ -51,19 +51,17 @@ def written_beside(out: Path, *, force: bool) -> Iterator[Path]:
     """
     out = Path(out).resolve()
     require_free(out, force=force)
-    beside = sibling(out)
     try:
-        beside.mkdir(parents=True)
-        yield beside
-        flush(beside)
-        require_free(out, force=force)
-        replaced = put_directory(beside, out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with workplace(out) as beside:
+            yield beside
+            flush(beside)
+            require_free(out, force=force)
+            replaced = put_directory(beside, out)
         if replaced is not None:
-            shutil.rmtree(replaced)
+            shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
         raise DataError(f"{out}: cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

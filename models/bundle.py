@@ -52,7 +52,7 @@ from consentier.errors import (
     BundleUnsupported,
 )
 from consentier.models.item_index import ItemIndex
-from consentier.writing import REPLACED, flush, put_directory, sibling, write_new
+from consentier.writing import REPLACED, flush, put_directory, workplace, write_new
 
 __all__ = [
     "FORMAT_VERSION",
@@ -216,6 +216,7 @@ def write_bundle(
     item_count: int,
     cutoff: datetime,
     arrays: Mapping[str, NDArray[Any]],
+    run: Mapping[str, JSON] | None = None,
     overwrite: bool = False,
 ) -> str:
     """Write a bundle: beside the target, synchronised to disk, then renamed into place.
@@ -231,6 +232,8 @@ def write_bundle(
     arrays
         Array name (``[a-z][a-z0-9_]{0,63}``) to array: boolean, integer (8, 32 or 64 bits, unsigned also 16)
         or float (32 or 64 bits), one to four dimensions. Stored in C order, little-endian.
+    run
+        The side-car ``run.json``, which appears with the bundle: see `write_run`. None: without one.
     overwrite
         Replace a bundle that stands at `path`. Only a directory that looks like a bundle is ever replaced.
         The old one is renamed away and the new one renamed in, so a reader gets one of the two, whole.
@@ -269,19 +272,17 @@ def write_bundle(
     # Announced with empty hashes first, so that every wrong argument is found before anything is written.
     draft = {name: _entry(array, sha256="0" * 64) for name, array in prepared.items()}
     _checked_manifest_bytes(fields, draft)
+    facts = None if run is None else _run_bytes(run)
     _check_target(target, overwrite)
-    partial = sibling(target, _PARTIAL)
-    partial.mkdir()
-    try:
+    with workplace(target, _PARTIAL) as partial:
         entries = {name: _write_array(partial / f"{name}.npy", array) for name, array in prepared.items()}
         manifest = _checked_manifest_bytes(fields, entries)
         write_new(partial / _MANIFEST, manifest)
+        if facts is not None:
+            write_new(partial / _RUN, facts)
         flush(partial)
         _check_target(target, overwrite)  # again: another writer may have come first
         replaced = put_directory(partial, target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     if replaced is not None:
         shutil.rmtree(replaced, ignore_errors=True)
     return _digest(manifest)
@@ -395,25 +396,14 @@ def write_run(path: str | os.PathLike[str], facts: Mapping[str, JSON]) -> None:
     TypeError, ValueError
         `facts` is not JSON, holds NaN or infinity, or exceeds 16 MiB.
     """
-    if not isinstance(facts, Mapping):
-        raise TypeError(f"facts must be a mapping, got {type(facts).__name__}")
-    text = json.dumps(
-        _plain_json("facts", facts), sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False
-    )
-    payload = (text + "\n").encode("utf-8")
-    if len(payload) > _MAX_RUN_BYTES:
-        raise ValueError(f"facts take {len(payload)} bytes as JSON; at most {_MAX_RUN_BYTES} are allowed")
+    payload = _run_bytes(facts)
     directory = Path(os.path.realpath(path))
     if not (directory / _MANIFEST).is_file():
         raise BundleMissing(f"bundle {path}: there is no {_MANIFEST}; write the bundle before its {_RUN}")
     # Beside the bundle, not in it: a reader that lists the bundle meanwhile must not find a stray file.
-    partial = sibling(directory, f".{_RUN}{_PARTIAL}")
-    try:
-        write_new(partial, payload)
-        partial.replace(directory / _RUN)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with workplace(directory, f".run{_PARTIAL}") as place:
+        write_new(place / _RUN, payload)
+        (place / _RUN).replace(directory / _RUN)
     flush(directory)
 
 
@@ -1101,6 +1091,19 @@ def _checked_manifest_bytes(fields: Mapping[str, JSON], entries: Mapping[str, Fi
             "large values into arrays"
         )
     return manifest
+
+
+def _run_bytes(facts: Mapping[str, JSON]) -> bytes:
+    """The content of ``run.json``."""
+    if not isinstance(facts, Mapping):
+        raise TypeError(f"facts must be a mapping, got {type(facts).__name__}")
+    text = json.dumps(
+        _plain_json("facts", facts), sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False
+    )
+    payload = (text + "\n").encode("utf-8")
+    if len(payload) > _MAX_RUN_BYTES:
+        raise ValueError(f"facts take {len(payload)} bytes as JSON; at most {_MAX_RUN_BYTES} are allowed")
+    return payload
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

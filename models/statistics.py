@@ -26,7 +26,7 @@ from consentier.models.bundle import JSON
 from consentier.models.gram import GramStatistics
 from consentier.models.item_index import ItemIndex
 from consentier.models.repeats import RepeatCounts
-from consentier.writing import flush, put_directory, sibling, write_new
+from consentier.writing import flush, put_directory, workplace, write_new
 
 __all__ = [
     "Fingerprints",
@@ -182,21 +182,17 @@ def write_statistics(
         "gram": _gram_document(statistics.gram),
         "key": statistics.fingerprints.key.hex(),
     }
-    partial = sibling(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _delete_leftovers(path)
-        partial.mkdir(mode=0o700)
-        document["files"] = {name: _write_array(partial, name, array) for name, array in arrays.items()}
-        write_new(partial / _MANIFEST, _canonical({**document, "digest": _digest(document)}))
-        flush(partial)
-        replaced = put_directory(partial, path)
+        with workplace(path, mode=0o700) as partial:
+            document["files"] = {name: _write_array(partial, name, array) for name, array in arrays.items()}
+            write_new(partial / _MANIFEST, _canonical({**document, "digest": _digest(document)}))
+            flush(partial)
+            replaced = put_directory(partial, path)
         if replaced is not None:
             shutil.rmtree(replaced)
     except OSError as error:
         raise StatisticsError(f"statistics {path}: cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def read_statistics(path: Path) -> KeptStatistics:
@@ -351,9 +347,3 @@ def _digest(document: Mapping[str, Any]) -> str:
 
 def _canonical(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
-
-
-def _delete_leftovers(path: Path) -> None:
-    """Delete what an interrupted writer left: it holds data of persons too."""
-    for leftover in path.parent.glob(f".{path.name}.*"):
-        shutil.rmtree(leftover)

@@ -354,12 +354,15 @@ def _page(request: Request) -> str | None:
 
 
 def _append(path: Path, line: bytes, *, durable: bool) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
+        # Half a line, of a process that was killed or a disk that was full, must not swallow this one. If it
+        # is the line of another that is just being written, an empty one follows it, which nobody reads.
+        end = os.lseek(descriptor, 0, os.SEEK_END)
+        if end and os.pread(descriptor, 1, end - 1) != b"\n":
+            line = b"\n" + line
         written = os.write(descriptor, line)
         if written < len(line):
-            # The disk is full. What stands there now must not swallow the next line.
-            os.write(descriptor, b"\n")
             raise OSError(f"{path}: only {written} of {len(line)} bytes of an audit line were written")
         if durable:
             os.fsync(descriptor)

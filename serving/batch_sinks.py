@@ -22,7 +22,7 @@ from consentier.serving.batch_file import (
     written_table,
 )
 from consentier.serving.batch_job import BatchJob, PartCounts
-from consentier.writing import flush, whole_file
+from consentier.writing import flush, remove_remnants_in, whole_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -164,12 +164,9 @@ class _DirectorySink:
         path = self._out / JOB_FILE
         if path.is_file():
             job.require_same(BatchJob.from_text(path.read_text("utf-8"), str(path)), str(self._out))
-        # What a process left that was killed: this one has the lock.
-        for name in (JOB_FILE, "part-*"):
-            for remnant in self._out.glob(f".{name}.*.tmp"):
-                remnant.unlink()
+        remove_remnants_in(self._out)
         if not path.is_file():
-            with whole_file(path) as beside:
+            with whole_file(path, sweep=False) as beside:
                 beside.write_text(job.to_text(), "utf-8")
         self._job = job
 
@@ -192,7 +189,7 @@ class _DirectorySink:
         assert self._job is not None
         marked = part_metadata(rows.schema, self._job.name, part, counts)
         with (
-            whole_file(part_file(self._out, part)) as beside,
+            whole_file(part_file(self._out, part), sweep=False) as beside,
             pq.ParquetWriter(beside, marked) as file,
         ):
             file.write_table(rows.cast(marked))

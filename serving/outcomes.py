@@ -30,7 +30,7 @@ from consentier.errors import AuditError
 from consentier.serving.experiment import BUCKETS, Attribution, Experiment
 from consentier.serving.line_files import expire_segments, line_of, retention_of, segments_of
 from consentier.serving.recommender import utc_now
-from consentier.writing import whole_file, write_new
+from consentier.writing import remove_remnants_in, whole_file, write_new
 
 __all__ = ["OutcomeKind", "OutcomeLine", "OutcomeLog", "expire_outcomes", "outcome_lines"]
 
@@ -146,6 +146,7 @@ class OutcomeLog:
         self._waiting: collections.Counter[OutcomeLine] = collections.Counter()
         self._due = time.monotonic() + every
         self._path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        remove_remnants_in(self._path)
 
     def impression(self, answer_id: str | None, *, anonymous: bool = False) -> bool:
         """The answer was shown. For the arguments see `record`."""
@@ -237,7 +238,8 @@ class OutcomeLog:
         )
         payload = "".join(f"{line.to_json()}\n" for line in lines).encode("ascii")
         until = (dt.datetime.combine(day, dt.time(), dt.UTC) + self._retention).date()
-        with whole_file(self._path / f"{day}_until_{until}_{secrets.token_hex(8)}.jsonl") as beside:
+        segment = self._path / f"{day}_until_{until}_{secrets.token_hex(8)}.jsonl"
+        with whole_file(segment, sweep=False) as beside:
             write_new(beside, payload, mode=0o600)
 
 
@@ -266,7 +268,9 @@ def expire_outcomes(path: str | Path, before: dt.datetime) -> int:
     AuditError
         If there is no such directory.
     """
-    return expire_segments(path, _SEGMENT, before, "outcomes")
+    over = expire_segments(path, _SEGMENT, before, "outcomes")
+    remove_remnants_in(Path(path))  # no name of a hidden file says how long it may be kept
+    return over
 
 
 def _line(day: dt.date, kind: OutcomeKind, told: Attribution, *, anonymous: bool) -> OutcomeLine:

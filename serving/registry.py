@@ -23,7 +23,7 @@ from consentier.models.bundle import open_bundle
 from consentier.serving.loading import TIERS, open_tier, problem_of
 from consentier.serving.revocation import Revocations, revoke
 from consentier.serving.routing import Routing, read_routing, write_routing
-from consentier.writing import put_directory, sibling
+from consentier.writing import put_directory, remove_remnants_in, workplace
 
 __all__ = [
     "CHAMPION",
@@ -99,6 +99,7 @@ class RegistrySource:
         self._tracking_uri = tracking_uri
         self._directory = Path(directory)
         self._directory.mkdir(parents=True, exist_ok=True)
+        remove_remnants_in(self._directory)
         self._revocations = Revocations.open(self._directory)
         self._in_place: dict[Tier, tuple[str, str]] = {}
         """Name and version that were fetched and found good, by tier."""
@@ -172,9 +173,7 @@ class RegistrySource:
         """Download, verify, rename into place."""
         from mlflow.artifacts import download_artifacts
 
-        download = sibling(target, ".download")
-        download.mkdir()
-        try:
+        with workplace(target, ".download") as download:
             uri = self._client.get_model_version_download_uri(version.name, version.version)
             where = download_artifacts(
                 artifact_uri=uri, dst_path=str(download), tracking_uri=self._tracking_uri
@@ -193,8 +192,6 @@ class RegistrySource:
             former = put_directory(found, target)
             if former is not None:
                 shutil.rmtree(former, ignore_errors=True)
-        finally:
-            shutil.rmtree(download, ignore_errors=True)
 
 
 def deadline_of_tag(told: str) -> dt.datetime:

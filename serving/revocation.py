@@ -25,7 +25,7 @@ from typing import Any
 from consentier.consent import microseconds
 from consentier.errors import BundleError, BundleMalformed
 from consentier.reading import read_regular
-from consentier.writing import whole_file, write_new
+from consentier.writing import remove_remnants, whole_file, write_new
 
 __all__ = ["PAST_DEADLINE", "Deadlines", "Revocations", "revoke"]
 
@@ -197,6 +197,8 @@ def revoke(bundles: str | Path, digests: Iterable[str], deadline: dt.datetime, r
         if earlier:
             entries.update((digest, _Entry(moment, reason)) for digest in earlier)
             _write(path, entries)
+        else:
+            remove_remnants(path)
     return len(earlier)
 
 

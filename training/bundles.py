@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from consentier.errors import TrainingError
 from consentier.features.gate import ConsentGate, Funnel, PermittedRows, ledger_of
 from consentier.features.tables import ShopTables
 from consentier.logs import bound
-from consentier.models.bundle import TIERS, write_bundle, write_run
+from consentier.models.bundle import TIERS, write_bundle
 from consentier.progress import progress
 from consentier.serving.factor_scorer import FACTOR_ALGORITHMS
 from consentier.training.config import Config, TierConfig
@@ -24,7 +25,7 @@ from consentier.training.data_summary import DataSummary, data_summary
 from consentier.training.fit import FittedTier, fit_popular, fit_tier, keep_statistics
 from consentier.training.restricted import Restricted
 from consentier.training.run_facts import rows_digest, run_facts
-from consentier.writing import remove_directory
+from consentier.writing import remove_directory, remove_remnants_in
 
 __all__ = [
     "RETIRED",
@@ -147,7 +148,7 @@ def train_bundles(
         run["data_summary"] = fit.summary
         return put(tier, fit, run, out, gate=gate, ledger=ledger, restricted=restricted, force=force)
 
-    return publish(fitted, skipped, out, cutoff, write)
+    return publish(fitted, skipped, out, cutoff, write, restricted=restricted)
 
 
 def require_free_slots(out: Path, tiers: Sequence[Tier], *, force: bool) -> None:
@@ -182,6 +183,8 @@ def publish(
     out: Path,
     cutoff: dt.datetime,
     write: Callable[[Tier, Fit], str],
+    *,
+    restricted: Restricted | None = None,
 ) -> TrainingResult:
     """Write the bundles of a run, and remove those of skipped tiers.
 
@@ -195,15 +198,25 @@ def publish(
         As in `TrainingResult`.
     write
         Puts a tier's bundle into its slot, and gives its digest.
+    restricted
+        Where statistics are kept: those of skipped tiers are removed.
 
     Raises
     ------
     TrainingError
         If nothing was fitted.
     """
-    reasons = {name: reason + (RETIRED if retire(out / name) else "") for name, reason in skipped.items()}
+    reasons = dict(skipped)
+    for name in skipped:
+        if restricted is not None:
+            # They are of persons who may not be learnt from any more.
+            shutil.rmtree(restricted.statistics(Tier(name)), ignore_errors=True)
+        if retire(out / name):
+            reasons[name] += RETIRED
     if not fitted:
         raise TrainingError("; ".join(reasons.values()))
+    out.mkdir(parents=True, exist_ok=True)
+    remove_remnants_in(out)
     digests = {str(tier): write(tier, fit) for tier, fit in fitted.items()}
     rows = [dataclasses.asdict(funnel) for fit in fitted.values() for funnel in fit.funnel]
     seconds = {str(tier): fit.seconds for tier, fit in fitted.items()}
@@ -381,7 +394,7 @@ def write_tier(
     """Write a tier's bundle into its slot, with the facts of its run beside it; return its digest."""
     sources, permission = TIERS[tier]
     out.mkdir(parents=True, exist_ok=True)
-    digest = write_bundle(
+    return write_bundle(
         out / tier,
         tier=tier,
         sources=sources,
@@ -392,10 +405,9 @@ def write_tier(
         item_count=fit.model.item_count,
         cutoff=cutoff,
         arrays=fit.model.arrays,
+        run=run,
         overwrite=force,
     )
-    write_run(out / tier, run)
-    return digest
 
 
 def _keep(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
@@ -49,6 +48,7 @@ from consentier.training.evaluate_requests import answers_of, ask_restricted
 from consentier.training.evaluation_result import MINIMUM_GROUP, Contrast, IntervalFigures
 from consentier.training.metrics import Relevant
 from consentier.training.suppression import published_share
+from consentier.writing import scratch
 
 __all__ = ["LEVEL_TIERS", "WORTH_VERSION", "Bounds", "Coverage", "Worth", "bounds_of", "consent_worth"]
 
@@ -183,11 +183,11 @@ def consent_worth(
     start = config.training.cutoff
     end = start + dt.timedelta(days=config.evaluation.horizon_days)
     ledger = ledger_of(shop)
-    with tempfile.TemporaryDirectory(prefix="consentier-worth-") as folder:
+    with scratch("worth") as folder:
         trained = train_bundles(
             shop,
             config.with_cutoff(end),
-            Path(folder),
+            folder,
             tiers=[*LEVEL_TIERS.values(), Tier.POPULAR],
             policy=policy,
             show_progress=show_progress,

@@ -31,6 +31,7 @@ from consentier.models.statistics import (
 from consentier.training.decrement import NotExactError
 from consentier.training.fingerprints import text_hashes
 from consentier.training.restricted import Restricted
+from consentier.writing import remove_remnants_in
 
 __all__ = [
     "COLUMNS",
@@ -173,10 +174,15 @@ def fingerprints_of(rows: Mapping[str, int], persons: Sequence[str], key: bytes)
 
 @contextlib.contextmanager
 def one_at_a_time(restricted: Restricted) -> Iterator[None]:
-    """Hold the lock of a restricted directory: of two runs at once, each would undo what the other did."""
+    """Hold the lock of a restricted directory: of two runs at once, each would undo what the other did.
+
+    What a run left that was killed goes: it is about persons too.
+    """
     restricted.path.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (restricted.path / "forget.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        for folder in (restricted.path, restricted.path / "statistics"):
+            remove_remnants_in(folder)
         yield
 
 

@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,6 +65,7 @@ from consentier.training.evaluation_result import (
     TierFigures,
 )
 from consentier.training.significance import RANDOMISATIONS
+from consentier.writing import scratch
 
 __all__ = ["evaluate", "evaluate_bundles"]
 
@@ -108,11 +107,11 @@ def evaluate(
     start = config.training.cutoff or dt.datetime.now(dt.UTC) - horizon
     end = start + horizon
     ledger = ledger_of(shop)
-    with tempfile.TemporaryDirectory(prefix="consentier-evaluate-") as folder:
+    with scratch("evaluate") as folder:
         trained = train_bundles(
             shop,
             config.with_cutoff(end),
-            Path(folder),
+            folder,
             tiers=TRAINED_TIERS,
             policy=policy,
             show_progress=show_progress,

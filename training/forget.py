@@ -76,7 +76,7 @@ from consentier.training.lineage import LineageError
 from consentier.training.restricted import Restricted
 from consentier.training.run_facts import rows_digest
 from consentier.training.withdrawal import READERS
-from consentier.writing import remove_directory
+from consentier.writing import remove_directory, remove_remnants_in
 
 __all__ = ["ForgetResult", "ForgottenTier", "Subject", "forget", "without_subjects"]
 
@@ -188,6 +188,7 @@ def forget(
     if not present:
         raise BundleMissing(f"{out}: there is no bundle to forget anybody in; train first")
     with one_at_a_time(restricted):
+        remove_remnants_in(out)  # of a run that was killed: a former bundle holds whom it was to forget
         request = _Request(shop, ledger, chosen, out, restricted, policy, threads, show_progress)
         return ForgetResult(tuple(_forget_in(tier, request) for tier in present))
 
@@ -293,11 +294,12 @@ def _forget_in(tier: Tier, request: _Request) -> ForgottenTier:
     circumstances = Circumstances(
         dt.datetime.fromisoformat(bundle.manifest.cutoff), None, request.policy or Policy.default()
     )
+    interrupted = _carried_over(tier, bundle, request)
     outcome = _Outcome("unchanged", _NOT_IN_IT, circumstances)
     # What a tier reads of one kind of subjects does not depend on the other kind.
     if any(kind in HOLDERS[tier] for kind, _ in request.subjects):
         with progress(f"forgetting in the {tier} tier", None, enabled=request.show_progress):
-            outcome = _without_subjects(tier, bundle, circumstances, request)
+            outcome = _without_subjects(tier, bundle, circumstances, request, interrupted=interrupted)
     after: str | None = bundle.digest
     items = bundle.manifest.item_count
     if outcome.fitted is not None:
@@ -311,11 +313,37 @@ def _forget_in(tier: Tier, request: _Request) -> ForgottenTier:
     )
 
 
+def _carried_over(tier: Tier, bundle: Bundle, request: _Request) -> bool:
+    """Mend the index of who is in which bundle after a run that was killed before it wrote there.
+
+    What is known of the bundle before is noted of this one, until this run knows better. Says whether it was
+    so.
+    """
+    lineage = request.restricted.lineage()
+    known = set(lineage.digests())
+    try:
+        formers = read_run(request.out / tier).get("forgot_from", ())
+    except BundleMissing:
+        return False
+    former = next((digest for digest in reversed(formers) if digest in known), None)
+    if bundle.digest in known or former is None:
+        return False
+    lineage.replaced(former, bundle.digest, without=())
+    return True
+
+
 def _without_subjects(
-    tier: Tier, bundle: Bundle, circumstances: Circumstances, request: _Request
+    tier: Tier,
+    bundle: Bundle,
+    circumstances: Circumstances,
+    request: _Request,
+    *,
+    interrupted: bool,
 ) -> _Outcome:
     """The model without the subjects: by subtraction if that is exact, by another fit if not."""
     try:
+        if interrupted:
+            raise NotExactError("a run before was killed, and whom it had taken out was not noted")
         kept = statistics_of(tier, bundle, request.restricted)
         circumstances = circumstances_of(kept, request.policy)
         exchange = _exchange(tier, bundle, kept.statistics, circumstances, request)
@@ -463,6 +491,7 @@ def _replace(tier: Tier, bundle: Bundle, outcome: _Outcome, fitted: FittedTier, 
         run = read_run(path)
     except BundleMissing:
         run = {}
+    run.pop("rows_digest", None)  # of rows among which were those of the subjects
     deadline = Revocations.open(request.out).deadline_of(bundle.digest)
     gone = _gone(tier, circumstances, request)
     digest = write_bundle(
@@ -476,11 +505,12 @@ def _replace(tier: Tier, bundle: Bundle, outcome: _Outcome, fitted: FittedTier, 
         item_count=fitted.item_count,
         cutoff=circumstances.cutoff,
         arrays=fitted.arrays,
+        # Who is killed before all is told leaves what was known, and which bundle was here.
+        run={**run, "forgot_from": [*run.get("forgot_from", ()), bundle.digest]},
         overwrite=True,
     )
     if deadline is not None and digest != bundle.digest and _holds_others(tier, bundle.digest, gone, request):
         revoke(request.out, [digest], deadline, "withdrawal")
-    run.pop("rows_digest", None)  # of rows among which were those of the subjects
     origins = [origin for origin in run.get("forgot_from", ()) if origin != bundle.digest]
     write_run(
         path,
@@ -552,10 +582,10 @@ def _bears_on(tier: Tier, record: ConsentRecord) -> bool:
 
 
 def _remove(tier: Tier, digest: str, request: _Request) -> None:
-    """Take a bundle away that nothing is left to fit on."""
-    remove_directory(request.out / tier)
+    """Take a bundle away that nothing is left to fit on; last, so that a run after a kill finds it again."""
     shutil.rmtree(request.restricted.statistics(tier), ignore_errors=True)
     request.restricted.lineage().drop([digest])
+    remove_directory(request.out / tier)
 
 
 # ---- Small helpers -----------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ import dataclasses
 import datetime as dt
 import importlib.metadata
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from consentier.serving.revocation import revoke
 from consentier.training.config import TrackingConfig
 from consentier.training.track import opened_store
 from consentier.training.withdrawal import DEFAULT_DEADLINE
-from consentier.writing import put_directory, sibling
+from consentier.writing import put_directory, scratch, workplace
 
 __all__ = ["LoggedModel", "PackagedModel", "log_model", "signature", "write_model"]
 
@@ -147,15 +146,10 @@ def write_model(
     digests = {str(tier): scorer.digest for tier, scorer in loaded.scorers.items()}
     if loaded.popular is not None:
         digests[str(Tier.POPULAR)] = loaded.popular.digest
-    with tempfile.TemporaryDirectory(prefix="consentier-package-") as name:
-        copied = _copied(bundles, Path(name) / "bundles", digests, until)
-        partial = sibling(out)
-        try:
-            _save(partial, Path(name), {"bundles": copied, **files})
-            former = put_directory(partial, out)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+    with scratch("package") as folder, workplace(out) as place:
+        copied = _copied(bundles, folder / "bundles", digests, until)
+        _save(place / out.name, folder, {"bundles": copied, **files})
+        former = put_directory(place / out.name, out)
     if former is not None:
         shutil.rmtree(former, ignore_errors=True)
     problems = {str(tier): problem for tier, problem in loaded.problems.items()}

@@ -18,7 +18,6 @@ import dataclasses
 import datetime as dt
 import json
 import math
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,6 +47,7 @@ from consentier.training.model_registry import (
     Version,
 )
 from consentier.training.record import MEASUREMENT_FILE
+from consentier.writing import scratch
 
 __all__ = [
     "LATENCY_BUDGET",
@@ -206,9 +206,9 @@ def promote(
         return Promotion(tier, None, before, False, note="no version is registered: train one")
     if champion is not None and champion.number == challenger.number:
         return Promotion(tier, before, before, True, note="it is the champion already")
-    with tempfile.TemporaryDirectory(prefix="consentier-promote-") as folder:
-        candidate = _fetched(registry, challenger, Path(folder) / "version")
-        measurement, problem = _measurement(registry, challenger, Path(folder) / "run")
+    with scratch("promote") as folder:
+        candidate = _fetched(registry, challenger, folder / "version")
+        measurement, problem = _measurement(registry, challenger, folder / "run")
         standing = _standing(candidate, lineage, ledger, policy, at)
         checks = [
             declared_permission(tier, candidate.manifest, challenger, candidate.problem),
@@ -217,7 +217,7 @@ def promote(
             consents_hold(standing, at),
             no_deadline(challenger, deadlines),
             training_cutoff(challenger, champion),
-            latency(_latency(tier, candidate, Path(folder)), latency_budget),
+            latency(_latency(tier, candidate, folder), latency_budget),
         ]
     promoted = all(check.passed for check in checks)
     level_3 = None
@@ -260,8 +260,8 @@ def rollback(
             f"{registry.name(tier)}: version {champion.number} is the first champion; there is none before it"
         )
     previous = registry.version(tier, number)
-    with tempfile.TemporaryDirectory(prefix="consentier-rollback-") as folder:
-        candidate = _fetched(registry, previous, Path(folder))
+    with scratch("rollback") as folder:
+        candidate = _fetched(registry, previous, folder)
         checks = (
             declared_permission(tier, candidate.manifest, previous, candidate.problem),
             bundle_integrity(candidate.path, previous, candidate.problem),

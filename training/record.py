@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import datetime as dt
 import json
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -52,7 +51,9 @@ from consentier.training.plots import difference_figure, learning_figure, to_svg
 from consentier.training.report import render_report
 from consentier.training.restricted import Restricted
 from consentier.training.run_facts import git_commit
+from consentier.training.stale_runs import end_stale_runs, trainer_tags
 from consentier.training.track import opened_store
+from consentier.writing import scratch
 
 __all__ = ["MEASUREMENT_FILE", "ended", "record_run", "unrecorded"]
 
@@ -99,19 +100,24 @@ def record_run(
     -----
     Three further fits of each tier, and one more where the model in use is fitted again. What cannot be
     measured is noted in the record, and ends nothing. A run that is interrupted leaves a parent marked as
-    killed. One that is killed outright leaves runs that never end: `unrecorded` finds and ends them.
+    killed; one that is ended by force is marked so by the next, and `unrecorded` finds what it had not
+    recorded.
     """
     with progress("opening the MLflow store", None, enabled=show_progress):
         client, experiment = opened_store(config.tracking, trained.out)
     registry = ModelRegistry(client, config.tracking.experiment)
     run = _Run(shop, config, trained, policy, ledger, restricted, name, show_progress)
+    end_stale_runs(client, experiment, restricted)
     digests = " ".join(sorted(trained.digests.values()))
-    tags = {"mlflow.source.name": "consentier train", _DIGESTS_TAG: digests, **_commit_tag()}
+    tags = {
+        "mlflow.source.name": "consentier train", _DIGESTS_TAG: digests, **_commit_tag(),
+        **trainer_tags(restricted),
+    }  # fmt: skip
     parent = client.create_run(experiment, run_name="train", tags=tags).info.run_id
     run_ids, versions = {"run": parent}, {}
-    with ended(client, parent), tempfile.TemporaryDirectory(prefix="consentier-record-") as folder:
-        champions, notes = _champions(run, registry, Path(folder))
-        found = _measured(run, champions, Path(folder))
+    with ended(client, parent), scratch("record") as folder:
+        champions, notes = _champions(run, registry, folder)
+        found = _measured(run, champions, folder)
         found.drift["not_judged"].update(_without_champion(run, champions, notes))
         client.log_dict(parent, config.resolved(), "config.json")
         client.log_param(parent, "config_hash", config_hash(config))
@@ -125,7 +131,7 @@ def record_run(
                 if tier in notes:
                     found.tiers[tier]["notes"].append(notes[tier])
                 child_tags = {"mlflow.parentRunId": parent, "tier": str(tier), **_commit_tag()}
-                child_tags[DIGEST_TAG] = trained.digests[tier]
+                child_tags |= {DIGEST_TAG: trained.digests[tier], **trainer_tags(restricted)}
                 child = client.create_run(experiment, run_name=str(tier), tags=child_tags).info
                 run_ids[str(tier)] = child.run_id
                 with ended(client, child.run_id):

@@ -42,7 +42,7 @@ from consentier.training.retention_schedule import (
     TableRule,
     TrackingRule,
 )
-from consentier.writing import whole_file
+from consentier.writing import remove_directory, whole_file
 
 __all__ = ["Outcome", "apply_retention"]
 
@@ -172,10 +172,11 @@ def _bundles(rule: BundlesRule, now: dt.datetime, dry_run: bool) -> int:
                 stopped[tier] = digest
     for tier, digest in stopped.items():
         if not dry_run:
-            shutil.rmtree(rule.path / tier)
+            # The bundle last, so that a run after a kill finds it again.
             shutil.rmtree(restricted.statistics(tier), ignore_errors=True)
             if restricted.path.is_dir():
                 restricted.lineage().drop([digest])
+            remove_directory(rule.path / tier)
     return len(stopped)
 
 

@@ -83,6 +83,7 @@ from consentier.training.fit import PERSONS, FittedTier, attribute_counts, fit_t
 from consentier.training.record import record_run, unrecorded
 from consentier.training.restricted import Restricted
 from consentier.training.run_facts import run_facts
+from consentier.writing import remove_remnants_in
 
 __all__ = ["MOST_EXCHANGED", "RetrainResult", "RetrainedTier", "retrain"]
 
@@ -208,6 +209,7 @@ def retrain(
     policy = Policy.default() if policy is None else policy
     cutoff = config.training.cutoff or dt.datetime.now(dt.UTC)
     with one_at_a_time(restricted):
+        remove_remnants_in(out)
         ledger = ledger_of(shop) if ledger is None else ledger
         gate = ConsentGate(shop, ledger, cutoff, policy)
         run = _Run(shop, config, out, restricted, ledger, gate, show_progress)
@@ -307,10 +309,11 @@ def _retrained(tier: Tier, run: _Run) -> tuple[RetrainedTier, tuple[Funnel, ...]
     except _UnchangedError:
         how = "unchanged"
     except TrainingError as error:
-        how, course.reason = "removed", str(error) + (RETIRED if retire(run.out / tier) else "")
-        # They are of persons who may not be learnt from any more.
+        # They are of persons who may not be learnt from any more. Before the bundle goes: a run after a kill
+        # finds it again.
         shutil.rmtree(run.restricted.statistics(tier), ignore_errors=True)
         run.restricted.lineage().drop([] if before is None else [before.digest])
+        how, course.reason = "removed", str(error) + (RETIRED if retire(run.out / tier) else "")
     after = None if before is None or how == "removed" else before.digest
     items = 0 if before is None or how == "removed" else before.manifest.item_count
     if fit is not None:

@@ -15,7 +15,6 @@ import functools
 import itertools
 import math
 import re
-import tempfile
 import time
 import uuid
 import warnings
@@ -86,6 +85,7 @@ from consentier.training.spark_tasks import (
     encode_batches,
     solve_batches,
 )
+from consentier.writing import scratch
 
 __all__ = ["train_on_spark"]
 
@@ -205,9 +205,9 @@ def _fit(session: SparkSession, tier: Tier, gate: SparkGate, config: Config, *, 
         with (
             progress(f"fitting the {tier} tier on Spark", None, enabled=show_progress),
             gate.freeing(),
-            tempfile.TemporaryDirectory(prefix="consentier-gram-") as folder,
+            scratch("gram") as folder,
         ):
-            one = _OnSpark(session, gate, tier, permitted, tier_config, min_persons, Path(folder))
+            one = _OnSpark(session, gate, tier, permitted, tier_config, min_persons, folder)
             model = one.fitted()
         facts = model.facts
     funnel = tuple(dataclasses.replace(each, tier=str(tier)) for each in funnel)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from consentier.features.gate import ledger_of
 from consentier.features.tables import ShopTables
 from consentier.training.bundles import TRAINED_TIERS, TrainingResult, train_bundles
 from consentier.training.config import Config
+from consentier.training.counted import one_at_a_time
 from consentier.training.record import record_run
 from consentier.training.restricted import Restricted
 
@@ -48,30 +50,32 @@ def train(
     Notes
     -----
     The bundles are in place before anything is recorded. A record measures the models on held-out periods,
-    which takes several fits more: see `record_run`. ``tracking.enabled = false`` spares both.
+    which takes several fits more: see `record_run`. ``tracking.enabled = false`` spares both. With a
+    restricted directory, trainings and forgettings wait for each other.
     """
     policy = Policy.default() if policy is None else policy
     ledger = ledger_of(shop) if ledger is None else ledger
-    trained = train_bundles(
-        shop,
-        config,
-        out,
-        tiers=tiers,
-        policy=policy,
-        force=force,
-        show_progress=show_progress,
-        ledger=ledger,
-        restricted=restricted,
-    )
-    if not config.tracking.enabled:
-        return trained
-    return record_run(
-        shop,
-        config,
-        trained,
-        policy=policy,
-        ledger=ledger,
-        restricted=restricted,
-        name=name,
-        show_progress=show_progress,
-    )
+    with contextlib.nullcontext() if restricted is None else one_at_a_time(restricted):
+        trained = train_bundles(
+            shop,
+            config,
+            out,
+            tiers=tiers,
+            policy=policy,
+            force=force,
+            show_progress=show_progress,
+            ledger=ledger,
+            restricted=restricted,
+        )
+        if not config.tracking.enabled:
+            return trained
+        return record_run(
+            shop,
+            config,
+            trained,
+            policy=policy,
+            ledger=ledger,
+            restricted=restricted,
+            name=name,
+            show_progress=show_progress,
+        )

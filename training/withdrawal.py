@@ -101,6 +101,7 @@ def withdraw(
         lawfully linked at `at` too; a device never withdraws for a customer.
     at
         From when on. What is recorded says that it was learnt of now, or at `at` if that lies ahead.
+        Grants that begin later still are withdrawn too: a clock that was ahead of this one recorded them.
     profiles
         Stores of profiles by source.
     bundles
@@ -178,23 +179,30 @@ def _new_records(
     recorded_at = max(at, dt.datetime.now(dt.UTC))
     records = []
     for kind, subject_id in subjects:
-        # The same withdrawal has the same id, however often the call is made.
-        name = json.dumps([kind, subject_id, source.value, microseconds(at), evidence])
-        record_id = f"withdrawal:{hashlib.sha256(name.encode()).hexdigest()}"
-        if all(known.record_id != record_id for known in ledger.records_of(subject_id, kind=kind)):
-            records.append(
-                ConsentRecord(
-                    record_id,
-                    subject_id,
-                    kind,
-                    source.value,
-                    "withdrawn",
-                    valid_from=at,
-                    recorded_at=recorded_at,
-                    collected_by="consentier",
-                    evidence=evidence,
+        known = ledger.records_of(subject_id, kind=kind)
+        ahead = {
+            each.valid_from
+            for each in known
+            if each.permission == source.value and each.state == "granted" and each.valid_from > recorded_at
+        }
+        for valid_from in (at, *sorted(ahead)):
+            # The same withdrawal has the same id, however often the call is made.
+            name = json.dumps([kind, subject_id, source.value, microseconds(valid_from), evidence])
+            record_id = f"withdrawal:{hashlib.sha256(name.encode()).hexdigest()}"
+            if all(each.record_id != record_id for each in known):
+                records.append(
+                    ConsentRecord(
+                        record_id,
+                        subject_id,
+                        kind,
+                        source.value,
+                        "withdrawn",
+                        valid_from=valid_from,
+                        recorded_at=recorded_at,
+                        collected_by="consentier",
+                        evidence=evidence,
+                    )
                 )
-            )
     return records
 
 

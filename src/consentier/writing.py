@@ -1,22 +1,48 @@
 """Files and directories that appear whole, by one rename, or not at all.
 
-They are written under another name in the same directory, flushed to the disk, and renamed. Whoever looks
-meanwhile sees the old one; whatever fails leaves the old one.
+They are written in a hidden place beside theirs, flushed to the disk, and renamed. Whoever looks meanwhile
+sees the old one; whatever fails leaves the old one. A process that is killed leaves its hidden place behind:
+the next one that writes the same thing removes it. A lock that ends with its process tells a remnant from
+the place of a writer who is still at work.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import secrets
 import shutil
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["REPLACED", "flush", "put_directory", "remove_directory", "sibling", "whole_file", "write_new"]
+__all__ = [
+    "REPLACED",
+    "flush",
+    "put_directory",
+    "remove_directory",
+    "remove_remnants",
+    "remove_remnants_in",
+    "scratch",
+    "sibling",
+    "whole_file",
+    "workplace",
+    "write_new",
+]
 
 REPLACED = ".replaced"
 """How the hidden name of a directory ends that a newer one has replaced."""
+
+_REMOVED = ".removed"
+_TOKEN = r"[0-9a-f]{16}"
+_SUFFIX = r"(\.[a-z.]+)?"
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 
 
 def sibling(path: Path, suffix: str = "") -> Path:
@@ -50,9 +76,83 @@ def write_new(path: Path, payload: bytes, *, mode: int = 0o666) -> None:
         os.fsync(file.fileno())
 
 
+# ---- Hidden places -----------------------------------------------------------------------------------------
+
+
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def workplace(path: Path, suffix: str = "", *, mode: int = 0o777, sweep: bool = True) -> Iterator[Path]:
+    """A new hidden directory beside a path, which is gone afterwards unless it was renamed.
+
+    Parameters
+    ----------
+    path
+        What is to be written.
+    suffix
+        How the hidden name ends.
+    mode
+        Rights of the directory, less the process's umask.
+    sweep
+        Remove first what killed writers of the same path left. False where `remove_remnants_in` was called
+        for the whole folder: it spares listing it for each of many files.
+
+    Raises
+    ------
+    OSError
+        If it cannot be made.
+
+    Notes
+    -----
+    The directory is locked (``flock``) for as long as the block lasts. Where the file system has no locks,
+    remnants stay, and so does what others are writing.
+    """
+    if sweep:
+        remove_remnants(path)
+    place, descriptor = _new_locked(path, suffix, mode)
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+        os.close(descriptor)
+
+
+def remove_remnants(path: Path) -> None:
+    """Remove the hidden places beside a path whose writers were killed, if they are this user's.
+
+    Notes
+    -----
+    Lists the directory of the path.
+    """
+    _remove_unlocked(path.parent, re.compile(re.escape(f".{path.name}.") + _TOKEN + _SUFFIX))
+
+
+def remove_remnants_in(folder: Path) -> None:
+    """As `remove_remnants`, for whatever was to be written into a folder that is ours alone."""
+    _remove_unlocked(folder, re.compile(r"\..+\." + _TOKEN + _SUFFIX))
+
+
+@contextlib.contextmanager
+def scratch(purpose: str) -> Iterator[Path]:
+    """A directory for temporary files, for this user only, which is gone afterwards.
+
+    Parameters
+    ----------
+    purpose
+        Part of its name. What killed processes left under the same name is removed first.
+    """
+    with workplace(Path(tempfile.gettempdir()) / f"consentier-{purpose}", mode=0o700) as place:
+        yield place
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, *, sweep: bool = True) -> Iterator[Path]:
     """A place to write a file in, which takes the name `path` when the block ends without an error.
+
+    Parameters
+    ----------
+    path
+        The file.
+    sweep
+        As for `workplace`.
 
     Raises
     ------
@@ -60,14 +160,69 @@ def whole_file(path: Path) -> Iterator[Path]:
         If it cannot be renamed or brought to the disk. What was written is removed then; a file that stood
         at `path` still stands.
     """
-    beside = sibling(path, ".tmp")
-    try:
+    with workplace(path, ".tmp", mode=0o700, sweep=sweep) as place:
+        beside = place / path.name
         yield beside
         flush(beside)
         beside.replace(path)
         flush(path.parent)
-    finally:
-        beside.unlink(missing_ok=True)
+
+
+def _new_locked(path: Path, suffix: str, mode: int) -> tuple[Path, int]:
+    """A new hidden directory, and the open descriptor that holds its lock."""
+    while True:
+        place = sibling(path, suffix)
+        place.mkdir(mode)
+        try:
+            descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue  # somebody took it for a remnant before it was locked
+        if not _lock(descriptor) or not place.exists():
+            os.close(descriptor)
+            continue
+        return place, descriptor
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock what is open, if nobody else has; True also where the file system has no locks."""
+    import fcntl  # here, for only writers need it: answering works where there is none
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.EBADF, errno.ENOSYS):
+            return True
+        raise
+    return True
+
+
+def _remove_unlocked(folder: Path, name: re.Pattern[str]) -> None:
+    """Remove what has such a name in a directory, is this user's, and is locked by nobody."""
+    import fcntl
+
+    try:
+        found = [Path(entry) for entry in os.scandir(folder) if name.fullmatch(entry.name)]
+    except OSError:
+        return
+    for remnant in found:
+        # It may be a link that somebody put there, or gone already.
+        with contextlib.suppress(OSError):
+            descriptor = os.open(remnant, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                if os.fstat(descriptor).st_uid != os.geteuid():
+                    continue
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if remnant.is_dir():
+                    shutil.rmtree(remnant, ignore_errors=True)
+                else:
+                    remnant.unlink()
+            finally:
+                os.close(descriptor)
+
+
+# ---- Directories that take the place of another ------------------------------------------------------------
 
 
 def put_directory(partial: Path, target: Path) -> Path | None:
@@ -77,26 +232,86 @@ def put_directory(partial: Path, target: Path) -> Path | None:
     -------
     Path or None
         Where the directory that stood there before stands now, for the caller to delete; None without one.
+
+    Notes
+    -----
+    On Linux the two directories change places in one step, on the file systems that can (ext4, XFS, Btrfs,
+    tmpfs). Elsewhere there is a moment between two renames in which `target` is missing; who is killed in it
+    leaves it missing.
     """
-    aside = sibling(target, REPLACED) if target.exists() else None
-    if aside is not None:
-        target.rename(aside)
-    try:
+    if not target.exists():
         partial.rename(target)
         try:
             flush(target.parent)
         except BaseException:
             target.rename(partial)
             raise
-    except BaseException:
-        if aside is not None:
+        return None
+    aside = sibling(target, REPLACED)
+    if _exchanged(partial, target):
+        try:
+            flush(target.parent)
+            partial.rename(aside)
+        except BaseException:
+            _exchanged(partial, target)
+            raise
+        return aside
+    with _held(target):
+        target.rename(aside)
+        try:
+            partial.rename(target)
+            try:
+                flush(target.parent)
+            except BaseException:
+                target.rename(partial)
+                raise
+        except BaseException:
             aside.rename(target)
-        raise
+            raise
     return aside
 
 
 def remove_directory(path: Path) -> None:
-    """Delete a directory so that nobody sees a part of it."""
-    aside = sibling(path, REPLACED)
-    path.rename(aside)
-    shutil.rmtree(aside)
+    """Delete a directory so that nobody sees a part of it; remnants of killed writers go too.
+
+    Raises
+    ------
+    OSError
+        If it cannot be renamed or deleted. What is renamed already, the next writer of the same path removes.
+    """
+    remove_remnants(path)
+    aside = sibling(path, _REMOVED)
+    with _held(path):
+        path.rename(aside)
+        shutil.rmtree(aside)
+
+
+def _exchanged(one: Path, two: Path) -> bool:
+    """Let two names change places in one step; False where the system or the file system cannot."""
+    if sys.platform != "linux":
+        return False
+    import ctypes
+
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        return False
+    renameat2.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+    names = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(two))
+    if renameat2(*names, _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _CANNOT_EXCHANGE:
+        return False
+    raise OSError(number, os.strerror(number), str(one), None, str(two))
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Keep a directory from being taken for a remnant, whatever its name."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)

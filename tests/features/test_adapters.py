@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from consentier import writing
 from consentier.cli.app import app
 from consentier.consent import Permission
 from consentier.errors import DataError
@@ -572,8 +573,9 @@ def test_what_is_there_stays_unless_forced(source: Callable[[str], Path], tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
+@pytest.mark.parametrize("exchanges", [True, False])
 def test_a_failed_replacement_puts_the_old_directory_back(
-    source: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool
 ) -> None:
     folder, out = source("gowalla"), tmp_path / "out"
     out.mkdir()
@@ -581,11 +583,14 @@ def test_a_failed_replacement_puts_the_old_directory_back(
     rename = Path.rename
 
     def refuse_the_new(self: Path, target: Path) -> Path:
-        if target == out and not self.name.endswith(".replaced") and (self / "consentier.toml").exists():
+        to_its_place = target == out and not self.name.endswith(".replaced")
+        if to_its_place if not exchanges else target.name.endswith(".replaced"):
             raise OSError(28, "No space left on device")
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", refuse_the_new)
+    if not exchanges:
+        monkeypatch.setattr(writing, "_exchanged", lambda *_: False)
     with pytest.raises(DataError, match=r"cannot be written: .*No space left"):
         import_dataset("gowalla", folder, out, force=True)
     assert (out / "mine.txt").read_text("utf-8") == "mine"

@@ -65,8 +65,9 @@ def test_what_is_read_is_what_was_written(tmp_path: Path, min_persons: int) -> N
 
 def test_writing_again_replaces_and_clears_what_an_interrupted_writer_left(tmp_path: Path) -> None:
     path = tmp_path / "crm"
-    (tmp_path / ".crm.0123").mkdir()
-    (tmp_path / ".crm.0123" / "persons.npy").write_bytes(b"personal")
+    remnant = tmp_path / ".crm.0123456789abcdef"
+    remnant.mkdir()
+    (remnant / "persons.npy").write_bytes(b"personal")
     for digest in ("sha256:1", "sha256:2"):
         write_statistics(path, statistics(), bundle_digest=digest, facts={})
     assert read_statistics(path).bundle_digest == "sha256:2"

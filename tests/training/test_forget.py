@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import fcntl
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,14 @@ from consentier.models.bundle import open_bundle, read_run, write_bundle
 from consentier.models.statistics import StatisticsError, read_statistics
 from consentier.serving.revocation import Revocations, revoke
 from consentier.training import forget as forgetting
+from consentier.training import retrain as retraining
+from consentier.training import train as training
 from consentier.training.config import Config, TrackingConfig, load_config
 from consentier.training.forget import ForgottenTier, Subject, forget
+from consentier.training.lineage import Lineage
 from consentier.training.restricted import Restricted
 from consentier.training.train import TRAINED_TIERS, train
+from consentier.writing import sibling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,6 +296,76 @@ def test_a_kill_between_the_writes_is_made_good_by_the_next_run(
     assert again.how == ("decremented" if where == "write_bundle" else "refitted")
     assert again.after == expected
     assert read_statistics(trained.restricted.statistics(Tier.ONLINE)).bundle_digest == expected
+
+
+@pytest.mark.parametrize("first", ["the same", "another"])
+def test_a_kill_before_the_index_knows_is_made_good_by_the_next_run(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    gone: Subject = ("visitor", trained.visitor)
+    lineage = trained.restricted.lineage()
+    before = open_bundle(trained.out / Tier.ONLINE).digest
+    with monkeypatch.context() as patch:
+        patch.setattr(Lineage, "replaced", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trained.forget(gone, tiers=[Tier.ONLINE])
+    after = open_bundle(trained.out / Tier.ONLINE).digest
+    assert after != before
+    assert after not in lineage.digests()
+    if first == "another":  # it is fitted again on all rows, theirs too: the index must say so
+        trained.forget(("visitor", "nobody"), tiers=[Tier.ONLINE])
+        assert open_bundle(trained.out / Tier.ONLINE).digest in lineage.digests()
+        assert Tier.ONLINE in {held.tier for held in lineage.bundles_of(*gone)}
+        return
+    done = trained.forget(gone, tiers=[Tier.ONLINE])[Tier.ONLINE]
+    assert (done.how, done.after) == ("refitted", after)
+    assert before not in lineage.digests()
+    assert after in lineage.digests()
+    assert Tier.ONLINE not in {held.tier for held in lineage.bundles_of(*gone)}
+
+
+def test_a_former_bundle_that_a_kill_left_goes_although_nothing_is_left_to_do(trained: Trained) -> None:
+    gone: Subject = ("visitor", trained.visitor)
+    trained.forget(gone, tiers=[Tier.ONLINE])
+    left = [
+        sibling(trained.out / Tier.ONLINE, ".replaced"), sibling(trained.restricted.statistics(Tier.ONLINE)),
+    ]  # fmt: skip
+    for remnant in left:
+        remnant.mkdir()
+    assert trained.forget(gone, tiers=[Tier.ONLINE])[Tier.ONLINE].how == "unchanged"
+    assert not any(remnant.exists() for remnant in left)
+
+
+def test_trainings_and_forgettings_of_one_directory_wait_for_each_other(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[str] = []
+
+    def looked(name: str) -> Callable[..., Any]:
+        def look(*_: object, **__: object) -> None:
+            with (trained.restricted.path / "forget.lock").open() as file, pytest.raises(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.append(name)
+            raise KeyboardInterrupt
+
+        return look
+
+    monkeypatch.setattr(forgetting, "_forget_in", looked("forget"))
+    monkeypatch.setattr(retraining, "_retrained", looked("retrain"))
+    monkeypatch.setattr(training, "train_bundles", looked("train"))
+    for work in (
+        lambda: trained.forget(("visitor", trained.visitor)),
+        lambda: retraining.retrain(trained.shop, trained.config, trained.out, trained.restricted),
+        lambda: train(
+            trained.shop, trained.config, trained.out, tiers=[Tier.CRM], restricted=trained.restricted
+        ),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            work()
+    assert held == ["forget", "retrain", "train"]
 
 
 def test_another_policy_than_that_of_the_fit_makes_it_a_fit(trained: Trained) -> None:

@@ -8,6 +8,7 @@ import datetime as dt
 import functools
 import json
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,12 @@ from consentier.serving import Recommender, Request
 from consentier.serving.registry import RegistrySource
 from consentier.serving.reloading import Outcome, ReloadingRecommender
 from consentier.serving.revocation import PAST_DEADLINE, revoke
+from consentier.training import promote as promotion
 from consentier.training.bundles import train_bundles
 from consentier.training.config import Config, config_hash, load_config
 from consentier.training.drift_result import DriftResult
 from consentier.training.measure import Champion, Measurement, Periods, empty_measurement, measure
-from consentier.training.model_registry import CHECKS_TAG, OUTCOME_TAG, ModelRegistry, Version
+from consentier.training.model_registry import CHECKS_TAG, OUTCOME_TAG, PREVIOUS_TAG, ModelRegistry, Version
 from consentier.training.promote import (
     Check,
     Promotion,
@@ -47,6 +49,7 @@ from consentier.training.promote import (
     training_cutoff,
 )
 from consentier.training.restricted import Restricted
+from consentier.training.stale_runs import end_stale_runs, trainer_tags
 from consentier.training.track import store_client
 from consentier.training.train import TRAINED_TIERS, TrainingResult, train
 
@@ -787,3 +790,56 @@ def test_who_answers_level_3(
     measured: Measurement, champion: Version | None, wins: bool, level_3: Tier | None
 ) -> None:
     assert decide_level_3(measured, champion, challenger_wins=wins) is level_3
+
+
+# ---- Bad luck ----------------------------------------------------------------------------------------------
+
+
+def test_two_promotions_at_once_end_as_one(slot: Slot, monkeypatch: pytest.MonkeyPatch) -> None:
+    slot.register(GOOD, Tier.POPULAR)
+    assert slot.promote(Tier.POPULAR).promoted
+    slot.register(GOOD, Tier.POPULAR)
+    store = promotion._store
+    inner: list[Promotion] = []
+
+    def meanwhile(*arguments: Any) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(promotion, "_store", store)
+            inner.append(slot.promote(Tier.POPULAR))
+        store(*arguments)
+
+    monkeypatch.setattr(promotion, "_store", meanwhile)
+    outer = slot.promote(Tier.POPULAR)
+    assert [(each.promoted, each.version, each.before) for each in (outer, *inner)] == [(True, "2", "1")] * 2
+    assert slot.champion(Tier.POPULAR) == "2"
+    assert slot.registry.version(Tier.POPULAR, "2").tags[PREVIOUS_TAG] == "1"
+    monkeypatch.setattr(promotion, "_store", store)
+    assert "already" in slot.promote(Tier.POPULAR).note
+
+
+def test_a_service_goes_on_while_the_registry_is_locked(slot: Slot, tmp_path: Path) -> None:
+    slot.register(GOOD, Tier.POPULAR)
+    assert slot.promote(Tier.POPULAR).promoted
+    source = slot.source(tmp_path / "served", Tier.POPULAR)
+    assert source.fetch() == {}
+    before = open_bundle(tmp_path / "served" / "popular").digest
+    with contextlib.closing(sqlite3.connect(slot.works.out / "mlflow.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        assert "locked" in source.fetch()[Tier.POPULAR]
+        other.execute("ROLLBACK")
+    assert open_bundle(tmp_path / "served" / "popular").digest == before
+    assert source.fetch() == {}
+
+
+def test_a_trainer_ends_the_runs_that_it_was_killed_in_and_no_others(works: Works) -> None:
+    experiment = works.client.create_experiment("stale")
+    ours, done, of_others = (
+        works.client.create_run(experiment, tags=tags).info.run_id
+        for tags in (trainer_tags(works.restricted), trainer_tags(works.restricted), trainer_tags(None))
+    )
+    works.client.set_terminated(done, status="FINISHED")
+    works.restricted.keyring().rotate(works.at)
+    assert end_stale_runs(works.client, experiment, None) == 0
+    assert end_stale_runs(works.client, experiment, works.restricted) == 1
+    statuses = [works.client.get_run(run).info.status for run in (ours, done, of_others)]
+    assert statuses == ["KILLED", "FINISHED", "RUNNING"]

@@ -201,7 +201,7 @@ def test_the_first_bundles_of_a_shop_may_come_from_training_on(trained: Trained)
     assert digests(trained.out)["crm"] == trained.from_scratch()["crm"]
 
 
-@pytest.mark.parametrize("where", ["write_bundle", "write_run", "keep_statistics"])
+@pytest.mark.parametrize("where", ["write_bundle", "keep_statistics"])
 def test_an_interruption_between_the_writes_is_made_good_by_the_next_run(
     trained: Trained, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:

@@ -1,0 +1,53 @@
+"""Killed before any step that changes a file: old or new, whole; and the next run clears up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from benchmarks.reliability.killing import run
+from writers import WRITERS, Writer
+
+from consentier import writing
+
+REPLACES_A_DIRECTORY = ("bundle", "statistics", "shop")
+CASES = [(writer, True) for writer in WRITERS]
+CASES += [(writer, False) for writer in WRITERS if writer.name in REPLACES_A_DIRECTORY]
+
+
+@pytest.mark.parametrize(
+    ("writer", "exchanges"),
+    CASES,
+    ids=[f"{writer.name}{'' if each else ', two renames'}" for writer, each in CASES],
+)
+def test_killed_before_any_step_the_old_or_the_new_state_is_there_and_the_next_run_clears_up(
+    tmp_path: Path, writer: Writer, exchanges: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not exchanges:  # as on file systems where two directories cannot change places in one step
+        monkeypatch.setattr(writing, "_exchanged", lambda *_: False)
+    steps = _steps(tmp_path / "undisturbed", writer)
+    assert steps >= 3
+    seen = set()
+    for step in range(steps):
+        place = tmp_path / str(step)
+        place.mkdir()
+        writer.write(place, 0)
+        outcome = run(lambda _, place=place: writer.write(place, 1), before_step=step)
+        assert outcome.killed
+        if exchanges or (place / (writer.names or [""])[0]).exists():
+            seen.add(writer.read(place))
+        writer.write(place, 1)
+        assert writer.read(place) == 1
+        if writer.names is not None:
+            assert sorted(path.name for path in place.iterdir()) == writer.names
+        assert not list(place.rglob(".*"))
+    assert 0 in seen
+
+
+def _steps(place: Path, writer: Writer) -> int:
+    place.mkdir()
+    writer.write(place, 0)
+    outcome = run(lambda _: writer.write(place, 1))
+    assert not outcome.error, outcome.error
+    assert writer.read(place) == 1
+    return outcome.steps
