@@ -87,9 +87,9 @@ def _fit_category(
     texts = np.array([category_text(value) for value in values.to_pylist()], dtype=object)
     if texts.size < min_persons:
         return None
-    encoder = OneHotEncoder(min_frequency=min_persons, handle_unknown="ignore")
+    encoder = OneHotEncoder(min_frequency=min_persons, handle_unknown="infrequent_if_exist")
     encoder.fit(texts.reshape(-1, 1))
     infrequent = encoder.infrequent_categories_[0]
-    rare = () if infrequent is None else tuple(str(level) for level in infrequent)
+    rare = frozenset() if infrequent is None else frozenset(map(str, infrequent))
     levels = tuple(sorted(str(level) for level in encoder.categories_[0] if str(level) not in rare))
-    return CategoryColumn(name, levels, rare, first_input)
+    return CategoryColumn(name, levels, bool(rare), first_input)

@@ -21,16 +21,19 @@ AttributeValue = str | float | bool | None
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CategoryColumn:
-    """One input per level; rare levels share one, named None. Unknown levels have no input."""
+    """One input per level that enough persons have; where there are `rare` ones, all other texts share one.
+
+    Rare levels are not listed: what few persons have may tell who they are.
+    """
 
     name: str
     levels: tuple[str, ...]
-    rare: tuple[str, ...]
+    rare: bool
     first_input: int
 
     @property
     def input_count(self) -> int:
-        return len(self.levels) + bool(self.rare)
+        return len(self.levels) + self.rare
 
     def input_of(self, value: AttributeValue) -> int | None:
         text = category_text(value)
@@ -39,7 +42,7 @@ class CategoryColumn:
         position = bisect.bisect_left(self.levels, text)
         if position < len(self.levels) and self.levels[position] == text:
             return self.first_input + position
-        return self.first_input + len(self.levels) if text in self.rare else None
+        return self.first_input + len(self.levels) if self.rare else None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -128,7 +131,7 @@ def _column_to_json(column: CategoryColumn | NumberColumn) -> dict[str, Any]:
             "name": column.name,
             "kind": "category",
             "levels": list(column.levels),
-            "rare": list(column.rare),
+            "rare": column.rare,
             "first_input": column.first_input,
         }
     return {
@@ -146,7 +149,9 @@ def _column_from_json(entry: object) -> CategoryColumn | NumberColumn:
     if not isinstance(name, str) or not isinstance(first_input, int):
         raise BundleMalformed("scoring.attributes: a column needs a name and its first_input")
     if entry.get("kind") == "category":
-        levels, rare = _texts(entry, "levels"), _texts(entry, "rare")
+        levels, rare = _texts(entry, "levels"), entry.get("rare")
+        if not isinstance(rare, bool):
+            raise BundleMalformed(f"scoring.attributes: {name!r} must say whether there are rare levels")
         if list(levels) != sorted(set(levels)):
             raise BundleMalformed(f"scoring.attributes: the levels of {name!r} must ascend")
         return CategoryColumn(name, levels, rare, first_input)

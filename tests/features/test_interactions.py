@@ -145,7 +145,7 @@ def test_items_ascend_by_their_bytes() -> None:
 
 def test_attributes_stand_behind_the_items_and_only_beside_a_history() -> None:
     attributes = pa.table({"person": ["p", "q", "r"], "region": ["south", None, "north"]})
-    encoder = AttributeEncoder((CategoryColumn("region", ("north", "south"), (), 2),))
+    encoder = AttributeEncoder((CategoryColumn("region", ("north", "south"), False, 2),))
     rows: list[Row] = [("p", None, "a", "order", "crm"), ("q", None, "b", "order", "crm")]
     options: dict[str, Any] = {"source_weights": {"crm": 3}, "event_weights": {}, "encoder": encoder}
     found = interactions(permitted(rows, attributes), by_session=False, **options)

@@ -20,10 +20,10 @@ from consentier.serving import Event, Recommender, Request
 
 FORMAT_1 = Path(__file__).with_name("format_1")
 DIGESTS = {
-    "session": "sha256:b0a3b699e8f1aebe7f57ce346cb44c43389df2e7fa42ee64291693a1f69085ad",
-    "online": "sha256:1b61af864665304d3c1745bbd8c290dcea55472f4bfc2e399c8a27f904a3842b",
-    "crm": "sha256:eddbc1cb1e8df2545cbd8b90ae687a07fce3a86689708fd5ee08113d426efaea",
-    "fused": "sha256:339f957b1dbe715aa112d574735ff2e7733e3e241343f999e721cb735a452b4e",
+    "session": "sha256:b68d08888f0bcaea7d5b3353c43e2d98b6e544d52aafa6f87aa79b899dd23ec1",
+    "online": "sha256:06f9d3195f71ac79ca6183f40e9d3ff95ac9da19cf673c91c9c8e4733979ae2e",
+    "crm": "sha256:9c46116126e19c2e190d283abcad8075f3d23c8ecaff4eb58fc16cf1566fded8",
+    "fused": "sha256:91ce615b7ff4ce88f5d48270d108f2f726604825cdd0b558bc520ce82c4bfb09",
     "popular": "sha256:63e0053b4a7f2f2dff8b51597f69e642fd08aa7cab2eeba5d80a57796e61192c",
 }
 AT = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)

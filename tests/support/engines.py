@@ -132,7 +132,7 @@ def write_factors(
 def _encoder(items: int) -> AttributeEncoder:
     return AttributeEncoder(
         (
-            CategoryColumn("region", ("north", "south"), ("east", "west"), items),
+            CategoryColumn("region", ("north", "south"), True, items),
             NumberColumn("age", (30.0, 50.0), items + 3),
         )
     )

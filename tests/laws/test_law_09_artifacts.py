@@ -1,0 +1,146 @@
+"""Beside the ninth law: what a shop's team reads, keeps and hands on names nobody.
+
+We promise: logs at every level, results, reports, plots, model cards, records and artifacts of MLflow,
+bundles, statistics, the index of who is in what, packaged models and temporary files hold no id of a visitor,
+customer or session and no attribute value that only one person has. Ids stand in the shop's own tables, the
+ledger and what is sent, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from consentier.cli.app import app
+from consentier.features.schemas import SCHEMAS
+from consentier.features.simulator import SimulationConfig, simulate, write_shop
+from consentier.features.tables import read_shop
+
+MARKER = "nemo7f3a"
+"""It begins every id of a person, of a session and of a record."""
+
+MOTTO = "motto5e11"
+"""It begins an attribute that each customer has another of."""
+
+_ATTRIBUTES = [f"bundles-restricted/statistics/{tier}/manifest.json" for tier in ("crm", "fused")]
+"""How many customers have which value: what a person is subtracted from. The trainer's own, never served."""
+
+_IDS = ("visitor_id", "customer_id", "session_id", "subject_id", "record_id", "order_id", "evidence")
+
+
+def marked_shop(folder: Path) -> Path:
+    """A simulated shop in which everybody's name can be found again."""
+    plain, marked = folder / "plain", folder / "shop"
+    write_shop(simulate(SimulationConfig(customers=160, items=50, days=40, horizon_days=7, seed=5)), plain)
+    tables = read_shop(plain)
+    marked.mkdir()
+    shutil.copy(plain / "consentier.toml", marked)
+    for name in SCHEMAS:
+        table: pa.Table = getattr(tables, name)
+        for place, column in enumerate(table.column_names):
+            if column in _IDS and table[column].type == pa.string():
+                values = [
+                    None if value is None else f"{MARKER}-{value}" for value in table[column].to_pylist()
+                ]
+                table = table.set_column(place, column, pa.array(values, pa.string()))
+        if name == "customers":
+            words = [f"{MOTTO}-{number}" for number in range(table.num_rows)]
+            table = table.append_column("motto", pa.array(words))
+        pq.write_table(table, marked / f"{name}.parquet")
+    return marked
+
+
+def content(path: Path) -> Iterator[bytes]:
+    """What stands in a file, and in what it packs."""
+    raw = path.read_bytes()
+    yield raw
+    if raw[:2] == b"\x1f\x8b":
+        yield gzip.decompress(raw)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            yield from map(archive.read, archive.namelist())
+    if raw.startswith(b"PAR1"):
+        yield str(pq.read_table(path).to_pydict()).encode()
+
+
+def naming(folder: Path, marker: str = MARKER) -> list[str]:
+    """The files below a directory that hold a word, in their content or their own name."""
+    return [
+        str(path.relative_to(folder))
+        for path in sorted(folder.rglob("*"))
+        if marker in path.name or (path.is_file() and any(marker.encode() in part for part in content(path)))
+    ]
+
+
+def said(*arguments: object) -> str:
+    """What a command says in all detail, on both streams; it must succeed, or fail a check."""
+    result = CliRunner().invoke(app, ["-vv", *map(str, arguments)])
+    assert result.exit_code in (0, 1, 4), result.output
+    return result.stdout + result.stderr
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
+    """What the commands of a shop's team leave, and what each has said."""
+    folder = tmp_path_factory.mktemp("artifacts")
+    shop, out, temporary = marked_shop(folder), folder / "out", folder / "temporary"
+    out.mkdir()
+    temporary.mkdir()
+    bundles, evaluation = out / "bundles", out / "evaluation.json"
+    customer = read_shop(shop).customers["customer_id"][0].as_py()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(temporary))
+        patch.setenv("CONSENTIER__EVALUATION__BOOTSTRAP_SAMPLES", "100")
+        patch.setattr(tempfile, "tempdir", None)
+        told = {
+            "validate": said("validate", shop),
+            "train": said("train", shop, "--out", bundles),
+            "promote": said("promote", "--bundles", bundles, "--data", shop, "--dry-run"),
+            "evaluate": said("evaluate", shop, "--out", evaluation),
+            "report": said("report", evaluation, "--out", out / "report.html"),
+            "worth": said("worth", shop, "--out", out / "worth.html", "--figures", out / "worth.json"),
+            "drift": said("drift", shop, "--bundles", bundles, "--out", out / "drift.json"),
+            "inspect": said("inspect", bundles),
+            "disclose": said("disclose", "--bundles", bundles, "--out", out / "records.md"),
+            "package": said("package", bundles, "--out", out / "model"),
+            "forget": said("forget", customer, "--data", shop, "--bundles", bundles),
+            "retrain": said("retrain", shop, "--bundles", bundles),
+        }
+        yield out, told
+        assert naming(temporary) == []
+    assert not list(temporary.iterdir())
+
+
+def test_no_command_says_who_anybody_is(outputs: tuple[Path, dict[str, str]]) -> None:
+    _, told = outputs
+    assert [name for name, text in told.items() if MARKER in text or MOTTO in text] == []
+    assert all(told[name] for name in ("train", "promote", "evaluate", "drift", "forget", "retrain"))
+
+
+def test_nothing_that_they_leave_names_anybody(outputs: tuple[Path, dict[str, str]]) -> None:
+    out, _ = outputs
+    assert naming(out) == []
+    assert naming(out, MOTTO) == _ATTRIBUTES
+    suffixes = {path.suffix for path in out.rglob("*") if path.is_file()}
+    assert {".npy", ".json", ".html", ".md", ".svg", ".db"} <= suffixes
+
+
+def test_a_name_would_be_found(tmp_path: Path) -> None:
+    table = pa.table({"who": [f"{MARKER}-1"]})
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd")
+    (tmp_path / "b.gz").write_bytes(gzip.compress(MARKER.encode()))
+    with zipfile.ZipFile(tmp_path / "c.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("inside", MARKER * 9)
+    (tmp_path / "d.txt").write_text(f"x{MARKER}x")
+    (tmp_path / MARKER).mkdir()
+    (tmp_path / "e.txt").write_text("nobody")
+    assert naming(tmp_path) == ["a.parquet", "b.gz", "c.zip", "d.txt", MARKER]
