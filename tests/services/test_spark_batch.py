@@ -36,6 +36,8 @@ from consentier.training.train import TRAINED_TIERS, train
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+    from consentier.features.spark_tables import SparkTables
+
 pytestmark = pytest.mark.service("spark")
 
 OPEN = Policy(
@@ -64,6 +66,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     marked = [{**row, "sensitive": n == 3, "available": n != 5} for n, row in enumerate(items)]
     pq.write_table(pa.Table.from_pylist(marked), folder / "items.parquet")
     return folder
+
+
+@pytest.fixture(scope="module")
+def tables(session: SparkSession, data: Path) -> SparkTables:
+    from consentier.features.spark_tables import read_spark_tables
+
+    return read_spark_tables(session, str(data))
 
 
 @pytest.fixture(scope="module")
@@ -122,22 +131,22 @@ class Whole:
 
 @pytest.fixture(scope="module")
 def whole(
-    session: SparkSession,
-    data: Path,
+    tables: SparkTables,
     bundles: Path,
     asked: dict[str, Any],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Whole:
     out = tmp_path_factory.mktemp("whole") / "recs"
-    return Whole(out, on_spark(session, data, bundles, out, **asked))
+    return Whole(out, on_spark(tables, bundles, out, **asked))
 
 
-def on_spark(session: SparkSession, data: Path, bundles: Path, out: Path, **options: Any) -> BatchSummary:
-    from consentier.features.spark_tables import read_spark_tables
+def on_spark(tables: SparkTables, bundles: Path, out: Path, **options: Any) -> BatchSummary:
+    from pyspark.sql import SparkSession
+
     from consentier.serving.spark_batch import score_on_spark
 
-    shop = read_spark_tables(session, str(data))
-    return score_on_spark(session, shop, bundles, out=out, show_progress=False, **options)
+    session = SparkSession.active()
+    return score_on_spark(session, tables, bundles, out=out, show_progress=False, **options)
 
 
 def embedded(
@@ -188,7 +197,7 @@ def test_a_mailing_has_the_rows_of_one_machine(
 
 
 def test_a_cache_of_the_shop_has_the_rows_of_one_machine(
-    session: SparkSession, data: Path, shop: ShopTables, bundles: Path, at: dt.datetime, tmp_path: Path
+    tables: SparkTables, shop: ShopTables, bundles: Path, at: dt.datetime, tmp_path: Path
 ) -> None:
     """Visitors with several devices, every switch open, a factor model, a ledger with a withdrawal."""
     ledger = ledger_of(shop)
@@ -198,7 +207,7 @@ def test_a_cache_of_the_shop_has_the_rows_of_one_machine(
     fused = rows_of(tmp_path / "before.parquet").filter(pc.field("tier") == "fused")
     ledger.append([withdrawal(fused["visitor_id"][0].as_py(), at - dt.timedelta(hours=1))])
     one = embedded(shop, bundles, tmp_path / "one.parquet", **asked)
-    many = on_spark(session, data, bundles, tmp_path / "many", **asked)
+    many = on_spark(tables, bundles, tmp_path / "many", **asked)
     assert many == one != before
     assert rows_of(tmp_path / "many").equals(rows_of(tmp_path / "one.parquet"), check_metadata=True)
     assert {"online", "fused"} <= set(many.by_tier)
@@ -222,8 +231,7 @@ def withdrawal(visitor: str, at: dt.datetime) -> ConsentRecord:
 
 
 def test_neither_an_interruption_nor_a_task_that_dies_changes_a_byte(
-    session: SparkSession,
-    data: Path,
+    tables: SparkTables,
     bundles: Path,
     asked: dict[str, Any],
     whole: Whole,
@@ -239,7 +247,7 @@ def test_neither_an_interruption_nor_a_task_that_dies_changes_a_byte(
     score = spark_batch_tasks.score_part
     monkeypatch.setattr(spark_batch, "score_part", failing(score, 2))
     with pytest.raises(PySparkException, match="no space left"):
-        on_spark(session, data, bundles, out, **asked)
+        on_spark(tables, bundles, out, **asked)
     assert not (out / "part-00002.parquet").exists()
     with pytest.raises(DataError, match="parts are missing"):
         rows_of(out)
@@ -247,7 +255,7 @@ def test_neither_an_interruption_nor_a_task_that_dies_changes_a_byte(
         (out / f"part-{part:05}.parquet").unlink(missing_ok=True)
     monkeypatch.setattr(spark_batch, "score_part", dying(score, marks))
     asked = {**asked, "at": None}
-    assert on_spark(session, data, bundles, out, resume=True, **asked) == whole.summary
+    assert on_spark(tables, bundles, out, resume=True, **asked) == whole.summary
     assert sorted(path.name for path in marks.iterdir()) == ["after", "amid"]
     assert files_of(out) == files_of(whole.out)
 
