@@ -230,14 +230,22 @@ def withdrawal(visitor: str, at: dt.datetime) -> ConsentRecord:
     )  # fmt: skip
 
 
-def test_neither_an_interruption_nor_a_task_that_dies_changes_a_byte(
+def test_interruptions_dying_tasks_and_rows_that_may_not_be_read_change_no_byte(
     tables: SparkTables,
+    data: Path,
     bundles: Path,
+    rules: Path,
     asked: dict[str, Any],
     whole: Whole,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A job fails for good. It is resumed in another shop, as far as rows go that no task may get.
+
+    All rows that tasks get are fingerprinted, and a batch is resumed only if they are the same. Exchanged are
+    the events of visitors who never gave permission, and orders and attributes of customers who may not be
+    written to. Workers die meanwhile.
+    """
     from pyspark.errors import PySparkException
 
     from consentier.serving import spark_batch, spark_batch_tasks
@@ -254,8 +262,12 @@ def test_neither_an_interruption_nor_a_task_that_dies_changes_a_byte(
     for part in (0, 1):  # whichever were written are written again
         (out / f"part-{part:05}.parquet").unlink(missing_ok=True)
     monkeypatch.setattr(spark_batch, "score_part", dying(score, marks))
-    asked = {**asked, "at": None}
-    assert on_spark(tables, bundles, out, resume=True, **asked) == whole.summary
+    other = with_other_forbidden_rows(data, tmp_path / "shop")
+    question = f"--bundles {bundles} --channel email --n 5 --rules {rules}".split()
+    where = f"--out {out} --engine spark --resume --json".split()
+    done = CliRunner().invoke(app, ["score", str(other), *question, *where])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["rows"] == whole.summary.rows
     assert sorted(path.name for path in marks.iterdir()) == ["after", "amid"]
     assert files_of(out) == files_of(whole.out)
 
@@ -293,44 +305,19 @@ def dying(score: Any, marks: Path) -> Any:
     return work
 
 
-@pytest.mark.usefixtures("session")
-def test_what_may_not_be_read_reaches_no_task(
-    data: Path, bundles: Path, rules: Path, whole: Whole, tmp_path: Path
-) -> None:
-    """All rows that tasks got are fingerprinted: a finished batch is resumed only if they are the same.
-
-    Exchanged are the events of visitors who never gave permission, and orders and attributes of customers who
-    may not be written to. Of one who may be, one more order is noticed.
-    """
-    shutil.copytree(whole.out, tmp_path / "recs")
-    shutil.copytree(data, tmp_path / "shop")
+def with_other_forbidden_rows(data: Path, folder: Path) -> Path:
+    """A copy of the shop, in which everything differs that a mailing may not read."""
+    shutil.copytree(data, folder)
     consents = pq.read_table(data / "consents.parquet").filter(pc.field("state") == "granted")
 
     def granted(permission: str) -> set[str]:
         return set(consents.filter(pc.field("permission") == permission)["subject_id"].to_pylist())
 
     online, reached = granted("online"), granted("crm") & granted("contact:email")
-    changed = [
-        rewrite(tmp_path / "shop", "events", "visitor_id", online, {"item_id": "i00001"}),
-        rewrite(tmp_path / "shop", "orders", "customer_id", reached, {"item_id": "i00001", "quantity": 9}),
-        rewrite(tmp_path / "shop", "customers", "customer_id", reached, {"region": "elsewhere"}),
-    ]
-    assert all(changed)
-    question = f"--bundles {bundles} --channel email --n 5 --rules {rules}".split()
-    where = f"--out {tmp_path / 'recs'} --engine spark --resume --json".split()
-    command = ["score", str(tmp_path / "shop"), *question, *where]
-    done = CliRunner().invoke(app, command)
-    assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["rows"] == whole.summary.rows
-    assert files_of(tmp_path / "recs") == files_of(whole.out)
-    rows = pq.read_table(tmp_path / "shop" / "orders.parquet")
-    person = rows_of(whole.out).filter(pc.field("tier") == "crm")["customer_id"][0].as_py()
-    order = {**rows.slice(0, 1).to_pylist()[0], "customer_id": person, "order_id": "one more"}
-    more = pa.concat_tables([rows, pa.Table.from_pylist([order], rows.schema)])
-    pq.write_table(more, tmp_path / "shop" / "orders.parquet")
-    refused = CliRunner().invoke(app, command, env={"COLUMNS": "400"})
-    assert refused.exit_code == 2
-    assert "permissions, histories or the items on show have changed" in refused.output
+    assert rewrite(folder, "events", "visitor_id", online, {"item_id": "i00001"})
+    assert rewrite(folder, "orders", "customer_id", reached, {"item_id": "i00001", "quantity": 9})
+    assert rewrite(folder, "customers", "customer_id", reached, {"region": "elsewhere"})
+    return folder
 
 
 def rewrite(folder: Path, table: str, key: str, but: set[str], values: dict[str, Any]) -> int:
@@ -340,6 +327,20 @@ def rewrite(folder: Path, table: str, key: str, but: set[str], values: dict[str,
     changed = [row if row[key] in but else {**row, **values} for row in rows.to_pylist()]
     pq.write_table(pa.Table.from_pylist(changed, rows.schema), path)
     return sum(row[key] not in but for row in changed)
+
+
+def test_one_more_row_that_may_be_read_is_noticed(
+    tables: SparkTables, bundles: Path, asked: dict[str, Any], whole: Whole, tmp_path: Path
+) -> None:
+    from pyspark.sql import functions
+
+    shutil.copytree(whole.out, tmp_path / "recs")
+    person = rows_of(whole.out).filter(pc.field("tier") == "crm")["customer_id"][0].as_py()
+    stands = tables.orders.filter("status = 'ordered' AND item_id = 'i00021'").orderBy("ts").limit(1)
+    values = {"customer_id": functions.lit(person), "order_id": functions.lit("one more")}
+    more = dataclasses.replace(tables, orders=tables.orders.unionByName(stands.withColumns(values)))
+    with pytest.raises(DataError, match="permissions, histories or the items on show have changed"):
+        on_spark(more, bundles, tmp_path / "recs", resume=True, **asked)
 
 
 @pytest.mark.usefixtures("session")
