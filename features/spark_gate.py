@@ -10,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime as dt
-import itertools
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -22,12 +20,9 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
 
 from consentier.consent import Policy, Source, Tier, microseconds
-from consentier.consent.lifetimes import Lifetimes
 from consentier.features.consent_intervals import (
-    KIND_OF_GRANT,
     ConsentTables,
     lawful_links,
-    lifetime_table,
     standings,
 )
 from consentier.features.gate import (
@@ -43,6 +38,7 @@ from consentier.features.gate import (
     verdicts_of,
 )
 from consentier.features.spark_tables import SparkTables
+from consentier.features.spark_workspace import SparkWorkspace
 
 __all__ = ["SparkGate", "SparkRows"]
 
@@ -97,22 +93,17 @@ class SparkGate:
         until: dt.datetime | None = None,
         consents: ConsentTables | None = None,
     ) -> None:
-        self._session = session
-        self._engine = ibis.pyspark.connect(session)
+        self._space = SparkWorkspace(session)
         self._policy = policy
         self._until = microseconds(until or cutoff)
         self._shop = shop
-        self._prefix = f"consentier_{uuid.uuid4().hex}"
-        self._numbers = itertools.count()
-        self._kept: list[DataFrame] = []
-        self._views: list[str] = []
         subjects, links = self._standings(consents, microseconds(cutoff))
         orders, usage = (
-            self._table(frame.select("customer_id", "item_id", "ts", *more))
+            self._space.table(frame.select("customer_id", "item_id", "ts", *more))
             for frame, more in ((shop.orders, ["status"]), (shop.product_usage, []))
         )
         self._tables = GateTables(
-            events=self._table(shop.events),
+            events=self._space.table(shop.events),
             purchases=purchase_rows(orders, usage),
             sensitive=ibis.memtable(sensitive_items(shop.items)),
             subjects=subjects,
@@ -125,9 +116,7 @@ class SparkGate:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._free(0)
-        for name in self._views:
-            self._session.catalog.dropTempView(name)
+        self._space.__exit__(kind, error, trace)
 
     def permitted(self, tier: Tier) -> SparkRows:
         """The rows and attributes that one of the four tiers may be trained on."""
@@ -142,44 +131,25 @@ class SparkGate:
 
     def keep(self, frame: DataFrame) -> DataFrame:
         """Keep a table on the executors, in memory and on their disks, until the gate is closed."""
-        self._kept.append(frame.persist())
-        return frame
+        return self._space.keep(frame)
 
-    @contextlib.contextmanager
-    def freeing(self) -> Iterator[None]:
-        """Let go, at the end of the block, of what is kept within it."""
-        before = len(self._kept)
-        try:
-            yield
-        finally:
-            self._free(before)
-
-    def _free(self, but: int) -> None:
-        while len(self._kept) > but:
-            self._kept.pop().unpersist()
+    def freeing(self) -> contextlib.AbstractContextManager[None]:
+        """Let go, at the end of a block, of what is kept within it."""
+        return self._space.freeing()
 
     def _standings(self, consents: ConsentTables | None, at: int) -> tuple[ibis.Table, ibis.Table]:
         """How all subjects stand at the cut-off, and which links hold."""
-        if consents is None:
-            records = self._table(
-                self._shop.consents.selectExpr("*", "recorded_at AS first_recorded", "false AS conflicting")
-            )
-            links = self._table(self._shop.identities)
-            kinds = self._shop.consents.select(*KIND_OF_GRANT).distinct().toArrow()
-            lifetimes = lifetime_table(kinds, Lifetimes.default())
-        else:
-            records, links = ibis.memtable(consents.records), ibis.memtable(consents.links)
-            lifetimes = consents.lifetimes
+        ledger = self._space.ledger(self._shop, consents)
         switches = self._policy.switches
         found = standings(
-            records,
-            ibis.memtable(lifetimes),
+            ledger.records,
+            ledger.lifetimes,
             at=at,
             model_purpose=switches.model_purpose,
             fusion_purpose=switches.fusion_purpose,
         )
-        subjects = self._table(self.keep(self._frame(found)))
-        return subjects, self._table(self.keep(self._frame(lawful_links(subjects, links, at=at))))
+        subjects = self._space.kept_table(found)
+        return subjects, self._space.kept_table(lawful_links(subjects, ledger.links, at=at))
 
     def _released(
         self, tier: Tier, judged: Mapping[Source, ibis.Table], attributes: DataFrame | None
@@ -188,9 +158,9 @@ class SparkGate:
             rows.group_by("verdict").aggregate(rows=rows.count()).mutate(source=ibis.literal(str(source)))
             for source, rows in judged.items()
         )
-        counted = self._frame(ibis.union(*verdicts)).toArrow()
+        counted = self._space.frame(ibis.union(*verdicts)).toArrow()
         return SparkRows(
-            rows=self._frame(passed_rows(judged)),
+            rows=self._space.frame(passed_rows(judged)),
             attributes=attributes,
             funnel=tuple(
                 verdicts_of(tier, source, counted.filter(pc.field("source") == str(source)))
@@ -202,24 +172,8 @@ class SparkGate:
 
     def _attributes(self, readable: ibis.Table) -> DataFrame:
         """Attributes of the customers whose CRM permission holds at the cut-off."""
-        held = self._frame(readable.filter(readable.held).select("subject", "person"))
+        held = self._space.frame(readable.filter(readable.held).select("subject", "person"))
         customers = self._shop.customers
         names = [name for name in customers.columns if name != "customer_id"]
         joined = customers.join(held, customers["customer_id"] == held["subject"])
         return joined.select(held["person"], *(customers[name] for name in names))
-
-    def _table(self, frame: DataFrame) -> ibis.Table:
-        """A table of Spark's as one of Ibis's."""
-        name = self._name()
-        frame.createOrReplaceTempView(name)
-        return self._engine.table(name)
-
-    def _frame(self, expression: ibis.Table) -> DataFrame:
-        """An expression of Ibis's as a table of Spark's."""
-        name = self._name()
-        self._engine.create_view(name, expression)
-        return self._session.table(name)
-
-    def _name(self) -> str:
-        self._views.append(f"{self._prefix}_{next(self._numbers)}")
-        return self._views[-1]

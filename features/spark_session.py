@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from consentier.errors import ConfigError
+from consentier.errors import BundleError, ConfigError, DataError, TrainingError
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-__all__ = ["open_session"]
+__all__ = ["errors_of_tasks", "open_session"]
+
+_TOLD = {error.__name__: error for error in (BundleError, DataError, TrainingError, OverflowError)}
+_IN_A_TASK = re.compile(rf"^(?:[\w.]+\.)?({'|'.join(_TOLD)}): (.+)$", re.MULTILINE)
 
 
 def open_session(master: str | None = None) -> SparkSession:
@@ -45,3 +51,17 @@ def open_session(master: str | None = None) -> SparkSession:
         raise ConfigError(
             f"Spark cannot be opened: {error}. It needs Java 17 or 21 (JAVA_HOME), and a master that answers"
         ) from error
+
+
+@contextlib.contextmanager
+def errors_of_tasks() -> Iterator[None]:
+    """Raise what a task raised on purpose as what it was; Spark wraps it in stack traces."""
+    from pyspark.errors import PySparkException
+
+    try:
+        yield
+    except PySparkException as error:
+        found = _IN_A_TASK.search(str(error))
+        if found is None:
+            raise
+        raise _TOLD[found[1]](found[2]) from error

@@ -15,31 +15,28 @@ import dataclasses
 import datetime as dt
 import hashlib
 import time
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from consentier.consent import Channel, Ledger, Side, Source, Tier, microseconds, sources_of
+from consentier.consent import Channel, Ledger, Side
 from consentier.consent.lifetimes import Lifetimes
-from consentier.errors import BundleError, DataError
+from consentier.errors import DataError
 from consentier.models.attribute_encoding import AttributeValue
 from consentier.progress import progress
-from consentier.serving.batch_file import SCORED, BatchFacts
+from consentier.serving.batch_answers import BatchAnswers, answering_bundles, shown_into, stopped_bundles
+from consentier.serving.batch_file import BatchFacts
 from consentier.serving.batch_job import BatchJob, PartCounts
-from consentier.serving.batch_scorers import Filler, TierScorer
 from consentier.serving.batch_sinks import BatchSink, sink_for
-from consentier.serving.batch_views import Histories, plain_value, views_of
+from consentier.serving.batch_views import Histories, plain_value
 from consentier.serving.bulk_reach import BulkReach, bulk_reach
 from consentier.serving.catalogue import Catalogue
-from consentier.serving.recommender import Recommender, answer_reason
+from consentier.serving.recommender import Recommender
 from consentier.serving.request import Event, Request
-from consentier.serving.revocation import Deadlines
-from consentier.serving.scorer import Query
-from consentier.serving.shop_rows import hash_values, sensitive_items, shop_rows
+from consentier.serving.shop_rows import sensitive_items, shop_rows
 from consentier.serving.similar_goods import SimilarGoods
 from consentier.serving.view import Profiles
 
@@ -50,7 +47,14 @@ if TYPE_CHECKING:
     from consentier.features.tables import ShopTables
     from consentier.serving.batch_table import BatchTable
 
-__all__ = ["BatchSummary", "catalogue_of", "profiles_of", "score_customers"]
+__all__ = [
+    "BatchSummary",
+    "catalogue_of",
+    "catalogue_of_items",
+    "ledger_as_of",
+    "profiles_of",
+    "score_customers",
+]
 
 _ROWS_PER_PART = 500_000
 """Rows that a part has at the most, and that a worker holds in memory."""
@@ -81,6 +85,12 @@ class BatchSummary:
     by_tier: dict[str, int]
     skipped: dict[str, int]
     at: dt.datetime
+
+    @classmethod
+    def of(cls, parts: Iterable[PartCounts], job: BatchJob) -> BatchSummary:
+        """Add up the parts of a job."""
+        total = PartCounts.total(parts)
+        return cls(total.rows, sum(total.by_tier.values()), total.by_tier, total.skipped, job.at)
 
 
 def score_customers(
@@ -162,14 +172,20 @@ def score_customers(
     with sink_for(out, channel, resume=resume) as sink:
         begun = sink.begun(at)
         instant = begun.at if begun else (recommender.clock() if at is None else at).astimezone(dt.UTC)
-        known = ledger if begun is None else _as_of(ledger, begun.ledger_position)
+        known = ledger if begun is None else ledger_as_of(ledger, begun.ledger_position)
         batch = _Batch.prepared(shop, recommender, known, channel=channel, at=instant, n=n)
         sink.start(batch.job)
         return _run(batch, sink, workers, show_progress=show_progress)
 
 
-def _as_of(ledger: Ledger | None, position: int | None) -> Ledger | None:
-    """The ledger as it was when a batch began."""
+def ledger_as_of(ledger: Ledger | None, position: int | None) -> Ledger | None:
+    """The ledger as it was when a batch began.
+
+    Raises
+    ------
+    DataError
+        If it is another ledger.
+    """
     if ledger is None or position is None:
         return ledger
     try:
@@ -213,24 +229,15 @@ def _run(batch: _Batch, sink: BatchSink, workers: int | None, *, show_progress: 
             sink.abandon(error)
             raise
     sink.finish()
-    total = PartCounts.total(counts.values())
-    return BatchSummary(total.rows, sum(total.by_tier.values()), total.by_tier, total.skipped, job.at)
+    return BatchSummary.of(counts.values(), job)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Batch:
-    """All that the parts of a batch have in common. Immutable, and read by all workers."""
+    """A job, and what answers everybody in it. Immutable, and read by all workers."""
 
     job: BatchJob
-    recommender: Recommender
-    reach: BulkReach
-    histories: Histories
-    scorers: Mapping[Tier, TierScorer]
-    filler: Filler | None
-    popular: Sequence[int]
-    query: Query
-    stopped: Mapping[str, str]
-    names: _Names
+    answers: BatchAnswers
 
     @classmethod
     def prepared(
@@ -254,240 +261,24 @@ class _Batch:
         persons = _persons(shop, consents, channel.side)
         reach = bulk_reach(consents, recommender.policy, persons, channel, at)
         histories = Histories.of(rows)
-        stopped = _stopped(recommender, at)
-        query = Query(n=n, side=channel.side, at=microseconds(at))
-        popular = recommender.popular
-        goods = SimilarGoods(shop.items)
-        filler = None
-        if popular is not None and not stopped[popular.digest]:
-            filler = Filler(popular, histories, channel.side, goods)
-        scorers = {
-            tier: TierScorer(scorer, histories, filler, goods)
-            for tier, scorer in recommender.scorers.items()
-            if not stopped[scorer.digest]
-        }
-        size = max(1, min(_PERSONS_PER_PART, _ROWS_PER_PART // n))
+        facts = BatchFacts(channel, recommender.policy.version, at)
+        stopped = stopped_bundles(recommender, at)
+        answers = BatchAnswers.of(recommender, reach, histories, SimilarGoods(shop.items), facts, n, stopped)
         job = BatchJob(
-            facts=BatchFacts(channel, recommender.policy.version, at),
+            facts=facts,
             n=n,
             persons=len(reach),
-            persons_per_part=size,
+            persons_per_part=max(1, min(_PERSONS_PER_PART, _ROWS_PER_PART // n)),
             ledger_position=position,
-            bundles={
-                **{str(tier): scorer.digest for tier, scorer in scorers.items()},
-                **({} if filler is None else {str(Tier.POPULAR): filler.digest}),
-            },
+            bundles=answering_bundles(recommender, stopped),
             inputs=_fingerprint(recommender, reach, histories, shop.items),
         )
-        top = [] if filler is None else filler.top(query, frozenset(), None)
-        names = _Names.of(scorers, filler)
-        return cls(job, recommender, reach, histories, scorers, filler, top, query, stopped, names)
+        return cls(job, answers)
 
     def part(self, number: int) -> tuple[pa.Table, PartCounts]:
         """Score one part."""
-        if _stopped(self.recommender, self.job.facts.at) != self.stopped:
-            raise BundleError(
-                "a bundle has passed its withdrawal deadline since the batch began, or the revocation list "
-                "cannot be read: what was scored must not be sent; start a new batch"
-            )
         start = number * self.job.persons_per_part
-        stop = min(start + self.job.persons_per_part, self.job.persons)
-        states = self.reach.states
-        cells = self.reach.cells[start:stop]
-        answered = _Answered.nobody(stop - start, self.job.n)
-        barred = np.array([bool(state.barrier) for state in states], np.bool_)[cells]
-        pending = ~barred
-        for place in range(max((len(state.route.tiers) for state in states), default=0)):
-            for tier in Tier:
-                asked = [
-                    len(state.route.tiers) > place and state.route.tiers[place] is tier for state in states
-                ]
-                chosen = np.flatnonzero(pending & np.array(asked, np.bool_)[cells])
-                if chosen.size:
-                    self._answer(tier, chosen, start, answered)
-            pending = ~barred & (answered.tiers < 0)
-        return self._table(answered, start), self._counts(
-            answered, cells, barred, self.reach.similar_only[start:stop]
-        )
-
-    def _answer(self, tier: Tier, chosen: NDArray[np.int64], start: int, answered: _Answered) -> None:
-        """Have one tier answer some persons of a part; those for whom it has nothing stay open."""
-        if tier is Tier.POPULAR:
-            # It reads no purchases, so that it cannot know what is like them.
-            chosen = chosen[~self.reach.similar_only[chosen + start]]
-            if self.popular:
-                row = np.full(self.job.n, -1, np.int64)
-                row[: len(self.popular)] = np.array(self.popular) + self.names.base_of(tier)
-                same = np.tile(row, (chosen.size, 1))
-                answered.take(chosen, tier, same, np.zeros(same.shape))
-            return
-        scorer = self.scorers.get(tier)
-        if scorer is None:
-            return
-        states = self.reach.states
-        filled = np.array([Tier.POPULAR in state.route.tiers for state in states], np.bool_)
-        persons = chosen + start
-        sources = sources_of(tier, self.job.facts.channel.side) - {Source.SESSION}
-        views = views_of(self.histories, self.reach, persons, sources, fused=tier is Tier.FUSED)
-        limited = self.reach.similar_only[persons]
-        lists = scorer.lists(views, self.query, filled[self.reach.cells[persons]], limited)
-        found = np.flatnonzero(lists.items[:, 0] >= 0)
-        items = self.names.numbered(tier, lists.items[found])
-        answered.take(chosen[found], tier, items, lists.scores[found])
-
-    def _table(self, answered: _Answered, start: int) -> pa.Table:
-        """The rows of a part."""
-        import pyarrow as pa
-
-        there = answered.items >= 0
-        count = there.sum(axis=1)
-        persons = np.repeat(np.arange(len(count)), count)
-        ranks = (np.arange(there.shape[1], dtype=np.int32) + 1)[None, :].repeat(len(count), axis=0)[there]
-        numbers = answered.items[there]
-        facts, rows = self.job.facts, len(numbers)
-        fused = answered.tiers == _TIERS.index(Tier.FUSED)
-        devices = np.where(fused, self._device_counts(start, len(count)), -1)[persons]
-        schema = facts.schema(SCORED)
-        columns = [
-            self.reach.persons.take(pa.array(persons + start)),
-            pa.array(ranks),
-            self.names.items.take(pa.array(numbers)),
-            pa.array(answered.scores[there]),
-            pa.array([str(tier) for tier in _TIERS], pa.string()).take(pa.array(answered.tiers[persons])),
-            pa.repeat(pa.scalar(facts.at, schema.field("at").type), rows),
-            self.names.digests.take(pa.array(self.names.segments[numbers])),
-            pa.repeat(pa.scalar(facts.policy_version, pa.string()), rows),
-            pa.array(devices.astype(np.int32), mask=devices < 0),
-        ]
-        return pa.Table.from_arrays(columns, schema=schema)
-
-    def _device_counts(self, start: int, count: int) -> NDArray[np.int64]:
-        starts = self.reach.device_starts
-        return starts[start + 1 : start + count + 1] - starts[start : start + count]
-
-    def _counts(
-        self,
-        answered: _Answered,
-        cells: NDArray[np.int64],
-        barred: NDArray[np.bool_],
-        similar_only: NDArray[np.bool_],
-    ) -> PartCounts:
-        """How many persons of a part each tier answered, and why the others have no rows."""
-        skipped: Counter[str] = Counter()
-        without = (answered.tiers < 0) & (barred | ~similar_only)
-        if unlike := int(((answered.tiers < 0) & ~barred & similar_only).sum()):
-            skipped["only goods like those bought may be advertised, and none are known"] = unlike
-        for number, persons in enumerate(np.bincount(cells[without], minlength=len(self.reach.states))):
-            state = self.reach.states[number]
-            if persons:
-                skipped[state.barrier or answer_reason(state.route, Tier.NONE)] += int(persons)
-        by_tier = {
-            str(tier): int(persons)
-            for tier, persons in zip(
-                _TIERS, np.bincount(answered.tiers[answered.tiers >= 0], minlength=len(_TIERS)), strict=True
-            )
-            if persons
-        }
-        return PartCounts(len(cells), int((answered.items >= 0).sum()), by_tier, dict(skipped))
-
-
-_TIERS = tuple(Tier)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Answered:
-    """The lists of the persons of a part, as far as they have some.
-
-    Attributes
-    ----------
-    tiers
-        int64, shape (persons,): position of each one's tier among all tiers; -1: nobody has answered.
-    items, scores
-        Shape (persons, n): numbers of `_Names`, padded with -1, and scores.
-    """
-
-    tiers: NDArray[np.int64]
-    items: NDArray[np.int64]
-    scores: NDArray[np.float64]
-
-    @classmethod
-    def nobody(cls, persons: int, n: int) -> _Answered:
-        """Nobody has a list yet."""
-        shape = (persons, n)
-        return cls(np.full(persons, -1, np.int64), np.full(shape, -1, np.int64), np.zeros(shape))
-
-    def take(
-        self,
-        chosen: NDArray[np.int64],
-        tier: Tier,
-        items: NDArray[np.int64],
-        scores: NDArray[np.float64],
-    ) -> None:
-        """Note one tier's lists."""
-        self.tiers[chosen] = _TIERS.index(tier)
-        self.items[chosen] = items
-        self.scores[chosen] = scores
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Names:
-    """The items of all bundles, numbered one bundle after the other, the popular list last.
-
-    Attributes
-    ----------
-    items
-        Arrow strings: their ids.
-    segments
-        int64: of each, the position of its bundle in `digests`.
-    digests
-        Arrow strings: the bundles.
-    bases
-        Where each tier's items begin.
-    sizes
-        How many items it has.
-    """
-
-    items: pa.Array
-    segments: NDArray[np.int64]
-    digests: pa.Array
-    bases: Mapping[Tier, int]
-    sizes: Mapping[Tier, int]
-
-    @classmethod
-    def of(cls, scorers: Mapping[Tier, TierScorer], filler: Filler | None) -> _Names:
-        import pyarrow as pa
-
-        bundles: list[tuple[Tier, Any]] = list(scorers.items())
-        bundles += [] if filler is None else [(Tier.POPULAR, filler)]
-        sizes = {tier: len(bundle.item_ids) for tier, bundle in bundles}
-        ends = np.cumsum(list(sizes.values()), dtype=np.int64)
-        ids = [pa.array(bundle.item_ids, pa.string()) for _, bundle in bundles]
-        return cls(
-            pa.concat_arrays(ids) if ids else pa.array([], pa.string()),
-            np.repeat(np.arange(len(bundles)), list(sizes.values())),
-            pa.array([bundle.digest for _, bundle in bundles], pa.string()),
-            {tier: int(end) - sizes[tier] for (tier, _), end in zip(bundles, ends, strict=True)},
-            sizes,
-        )
-
-    def base_of(self, tier: Tier) -> int:
-        """Where a tier's items begin; for a tier without any, where nothing does."""
-        return self.bases.get(tier, 0)
-
-    def numbered(self, tier: Tier, items: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Numbers of a tier's lists (its own items, and behind them those of the popular list) among all."""
-        own = self.sizes[tier]
-        moved = np.where(items < own, items + self.bases[tier], items - own + self.base_of(Tier.POPULAR))
-        return np.where(items < 0, -1, moved)
-
-
-def _stopped(recommender: Recommender, at: dt.datetime) -> dict[str, str]:
-    """Why each bundle may not answer; empty where it may."""
-    deadlines = Deadlines() if recommender.revocations is None else recommender.revocations.current()
-    moment = max(recommender.clock(), at)
-    digests = [scorer.digest for scorer in recommender.scorers.values()]
-    digests += [] if recommender.popular is None else [recommender.popular.digest]
-    return {digest: deadlines.problem_of(digest, moment) for digest in digests}
+        return self.answers.lists(start, min(start + self.job.persons_per_part, self.job.persons))
 
 
 def _fingerprint(recommender: Recommender, reach: BulkReach, histories: Histories, items: pa.Table) -> str:
@@ -495,12 +286,7 @@ def _fingerprint(recommender: Recommender, reach: BulkReach, histories: Historie
     digest = hashlib.blake2b(digest_size=32)
     histories.digest_into(digest)
     reach.digest_into(digest)
-    for name in items.column_names:
-        hash_values(digest, items[name])
-    for scorer in recommender.scorers.values():
-        scorer.digest_into(digest)
-    if recommender.popular is not None:
-        recommender.popular.digest_into(digest)
+    shown_into(digest, recommender, items)
     return digest.hexdigest()
 
 
@@ -514,7 +300,11 @@ def catalogue_of(shop: ShopTables, attributes: Collection[str] | None = None) ->
     attributes
         Names of the attributes to keep; None: all.
     """
-    items = shop.items
+    return catalogue_of_items(shop.items, attributes)
+
+
+def catalogue_of_items(items: pa.Table, attributes: Collection[str] | None = None) -> Catalogue | None:
+    """The same, of the table itself."""
     if not items.num_rows:
         return None
     ids = items["item_id"].to_pylist()

@@ -130,6 +130,9 @@ _WHOLE = ("n", "persons", "persons_per_part")
 
 def _told(name: str, before: Any, now: Any) -> str:
     if name == "inputs":
+        engines = {str(value).startswith("spark ") for value in (before, now)}
+        if len(engines) > 1:
+            return "it was begun on the other engine"
         return "permissions, histories or the items on show have changed"
     return f"{name} was {before}, and is {now}"
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from consentier.serving.batch_table import BatchTable
 
-__all__ = ["BatchSink", "sink_for"]
+__all__ = ["BatchSink", "sink_for", "write_part"]
 
 
 class BatchSink(Protocol):
@@ -184,18 +184,36 @@ class _DirectorySink:
         return {part: part_facts(path, self._job.name, part) for part, path in paths.items() if path.exists()}
 
     def write(self, part: int, rows: pa.Table, counts: PartCounts) -> None:
-        import pyarrow.parquet as pq
-
         assert self._job is not None
-        marked = part_metadata(rows.schema, self._job.name, part, counts)
-        with (
-            whole_file(part_file(self._out, part), sweep=False) as beside,
-            pq.ParquetWriter(beside, marked) as file,
-        ):
-            file.write_table(rows.cast(marked))
+        write_part(self._out, self._job.name, part, rows, counts)
 
     def abandon(self, error: BaseException) -> None:
         """Nobody waits."""
 
     def finish(self) -> None:
+        remove_remnants_in(self._out)
         flush(self._out)
+
+
+def write_part(out: Path, job: str, part: int, rows: pa.Table, counts: PartCounts) -> None:
+    """Write a part of a directory, whole or not at all, over the one that is there.
+
+    Parameters
+    ----------
+    out
+        The directory.
+    job
+        The name of the job.
+    part, rows, counts
+        Its number, its rows, and what became of its persons.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    import pyarrow.parquet as pq
+
+    marked = part_metadata(rows.schema, job, part, counts)
+    with whole_file(part_file(out, part), sweep=False) as beside, pq.ParquetWriter(beside, marked) as file:
+        file.write_table(rows.cast(marked))

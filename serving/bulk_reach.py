@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,10 +25,27 @@ if TYPE_CHECKING:
 
     from consentier.features.consent_intervals import ConsentTables
 
-__all__ = ["BulkReach", "Cell", "bulk_reach"]
+__all__ = [
+    "STANDING",
+    "BulkReach",
+    "Cell",
+    "bulk_reach",
+    "cell_of",
+    "cells_of",
+    "links_now",
+    "sold_to",
+    "standing_now",
+    "state_codes",
+]
 
 _UNKNOWN, _GRANTED, _REFUSED = 0, 1, 2
 """What somebody said on a purpose that the notice may separate."""
+
+STANDING = ("held", "objected", "minor", "contact", "ads")
+"""What is known of how a subject stands: true or false, and of `ads` one of the three above."""
+
+_STATE = ("ads", "contact", "crm", "linked", "minor", "objected", "online")
+"""What the state of a person consists of."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -112,13 +129,13 @@ def bulk_reach(
     engine = ibis.duckdb.connect()
     try:
         standing = _Standing(engine, consents, channel, at)
-        links = _links(engine, consents, policy, at)
+        links = _links(engine, consents, policy, channel, at)
+        if channel.side is Side.CRM:
+            similar_only = _similar_goods_only(engine, consents, persons, channel, at)
+            return _customers(standing, links, policy, persons, channel, similar_only)
+        return _visitors(standing, links, policy, persons, channel)
     finally:
         engine.disconnect()
-    if channel.side is Side.CRM:
-        similar_only = _similar_goods_only(consents.records, persons, channel, at)
-        return _customers(standing, links, policy, persons, channel, similar_only)
-    return _visitors(standing, links, policy, persons, channel)
 
 
 class _Standing:
@@ -127,11 +144,13 @@ class _Standing:
     def __init__(
         self, engine: ibis.BaseBackend, consents: ConsentTables, channel: Channel, at: dt.datetime
     ) -> None:
+        import ibis
         import pyarrow.compute as pc
 
         records, self._subjects = _with_numbers(consents.records)
         numbered = dataclasses.replace(consents, records=records)
-        found = engine.to_pyarrow(_standing_now(numbered, channel, at))
+        told = standing_now(ibis.memtable(numbered.records), ibis.memtable(numbered.lifetimes), channel, at)
+        found = engine.to_pyarrow(told)
         self._of = {}
         for kind in ("visitor", "customer"):
             self._of[kind] = found.filter(pc.equal(found["subject_kind"], kind)).combine_chunks()
@@ -145,7 +164,7 @@ class _Standing:
         known = self._subjects.take(table["subject_id"].combine_chunks())
         place = pc.index_in(subjects, value_set=known, skip_nulls=True)
         values = {}
-        for name in ("held", "objected", "minor", "contact", "ads"):
+        for name in STANDING:
             column = table[name].combine_chunks().cast(pa.int64())
             values[name] = pc.fill_null(column.take(place), 0).to_numpy(zero_copy_only=False)
         return values
@@ -164,16 +183,31 @@ def _with_numbers(records: pa.Table) -> tuple[pa.Table, pa.Array]:
     return records, names["subject_id"]
 
 
-def _standing_now(consents: ConsentTables, channel: Channel, at: dt.datetime) -> ibis.Table:
-    """One row per subject: what is granted or stands in the way at the instant."""
+def standing_now(records: ibis.Table, lifetimes: ibis.Table, channel: Channel, at: dt.datetime) -> ibis.Table:
+    """How all subjects stand at an instant, each by its own records.
+
+    Parameters
+    ----------
+    records, lifetimes
+        As for `consent_intervals.hindrances`.
+    channel
+        Where the answers will go.
+    at
+        The instant.
+
+    Returns
+    -------
+    ibis.Table
+        One row per subject: subject_kind, subject_id, and the columns of `STANDING`.
+    """
     import ibis
 
     from consentier.features.consent_intervals import FOREVER, hindrances
 
     asked = ["ads", *([f"contact:{channel}"] if channel.side is Side.CRM else [])]
     found = hindrances(
-        ibis.memtable(consents.records),
-        ibis.memtable(consents.lifetimes),
+        records,
+        lifetimes,
         at=microseconds(at),
         silence_hinders=asked,
     )
@@ -206,30 +240,63 @@ def _standing_now(consents: ConsentTables, channel: Channel, at: dt.datetime) ->
     )
 
 
-def _links(
-    engine: ibis.BaseBackend, consents: ConsentTables, policy: Policy, at: dt.datetime
-) -> tuple[pa.Array, pa.Array]:
-    """Visitor and customer of each link that holds, ordered by customer and visitor."""
-    import ibis
-    import pyarrow as pa
-    import pyarrow.compute as pc
+def links_now(
+    records: ibis.Table,
+    lifetimes: ibis.Table,
+    links: ibis.Table,
+    policy: Policy,
+    channel: Channel,
+    at: dt.datetime,
+) -> ibis.Table:
+    """The links that count for answers at an instant.
 
+    Parameters
+    ----------
+    records, lifetimes, links
+        As for `consent_intervals.standings` and `lawful_links`.
+    policy
+        The routing matrix.
+    channel
+        Where the answers will go.
+    at
+        The instant.
+
+    Returns
+    -------
+    ibis.Table
+        Columns visitor_id and customer_id, one row per visitor.
+    """
     from consentier.features.consent_intervals import lawful_links, standings
 
-    if not consents.links.num_rows:
-        return pa.array([], pa.string()), pa.array([], pa.string())
+    # No file can vouch for who will sit before the screen: without that, a policy that asks for a login lets
+    # no link count on the online side, and none is looked up.
+    if policy.switches.shared_device_login and channel.side is Side.ONLINE:
+        links = links.limit(0)
     # Whether somebody lets models be learnt decides on training, and not on who may be joined in an answer.
     # The records stay, under another name: a record id that stands for several contents is a denial.
-    records = consents.records
-    permissions = pc.replace_substring_regex(records["permission"], "^model$", "model, which is not asked")
-    records = records.set_column(records.column_names.index("permission"), "permission", permissions)
+    permission = (records.permission == "model").ifelse("model, which is not asked", records.permission)
     subjects = standings(
-        ibis.memtable(records),
-        ibis.memtable(consents.lifetimes),
+        records.mutate(permission=permission),
+        lifetimes,
         at=microseconds(at),
         fusion_purpose=policy.switches.fusion_purpose,
     )
-    found = lawful_links(subjects, ibis.memtable(consents.links), at=microseconds(at))
+    return lawful_links(subjects, links, at=microseconds(at)).select("visitor_id", "customer_id")
+
+
+def _links(
+    engine: ibis.BaseBackend, consents: ConsentTables, policy: Policy, channel: Channel, at: dt.datetime
+) -> tuple[pa.Array, pa.Array]:
+    """Visitor and customer of each link that counts, ordered by customer and visitor."""
+    import ibis
+    import pyarrow as pa
+
+    if not consents.links.num_rows:
+        return pa.array([], pa.string()), pa.array([], pa.string())
+    records, lifetimes, links = (
+        ibis.memtable(table) for table in (consents.records, consents.lifetimes, consents.links)
+    )
+    found = links_now(records, lifetimes, links, policy, channel, at)
     table = engine.to_pyarrow(found).sort_by([("customer_id", "ascending"), ("visitor_id", "ascending")])
     return table["visitor_id"].combine_chunks(), table["customer_id"].combine_chunks()
 
@@ -247,9 +314,7 @@ def _customers(
     starts, devices = _devices_of(persons, links)
     linked = (np.diff(starts) > 0).astype(np.int64)
     own = standing.of("customer", persons)
-    cells, states = _cells(
-        policy, channel, {"online": linked, "crm": own["held"], "linked": linked, **_personal(own)}
-    )
+    cells, states = cells_of(policy, channel, state_codes(channel, own, own, linked))
     nobody = pa.nulls(len(persons), pa.string())
     return BulkReach(persons, cells, states, nobody, persons, starts, devices, similar_only)
 
@@ -266,46 +331,61 @@ def _visitors(
 
     own = standing.of("visitor", persons)
     visitors, customers = links
-    # No file can vouch for who will sit before the screen: without that, a policy that asks for a login lets
-    # no link count, and none is looked up.
-    if policy.switches.shared_device_login:
-        visitors, customers = visitors.slice(0, 0), customers.slice(0, 0)
     owners = customers.take(pc.index_in(persons, value_set=visitors))
     linked = pc.is_valid(owners).to_numpy(zero_copy_only=False).astype(np.int64)
     theirs = standing.of("customer", owners)
-    ads = np.maximum(own["ads"], theirs["ads"])  # a refusal by either, then a grant by either, then silence
-    cells, states = _cells(
-        policy,
-        channel,
-        {"online": own["held"], "crm": linked, "linked": linked, **_personal(own), "ads": ads},
-    )
+    cells, states = cells_of(policy, channel, state_codes(channel, own, theirs, linked))
     starts, devices = _devices_of(owners, links) if linked.any() else _no_devices(len(persons))
     freely = np.zeros(len(persons), dtype=np.bool_)
     return BulkReach(persons, cells, states, persons, owners.cast(pa.string()), starts, devices, freely)
 
 
+def sold_to(records: ibis.Table, channel: Channel, at: dt.datetime) -> ibis.Table:
+    """To whom only goods like those they bought may be advertised: `reach.similar_goods_only` of everybody.
+
+    Parameters
+    ----------
+    records
+        As for `standing_now`.
+    channel
+        One of the CRM side.
+    at
+        The instant.
+
+    Returns
+    -------
+    ibis.Table
+        Column subject_id: the customers of whom that is so.
+    """
+    grants = records.filter(
+        records.subject_kind == "customer",
+        records.permission == f"contact:{channel}",
+        records.state == "granted",
+        records.valid_from <= microseconds(at),
+    )
+    by_customer = grants.group_by("subject_id").aggregate(
+        latest=grants.valid_from.max(),
+        by_sale=grants.valid_from.max(where=grants.basis == EXISTING_CUSTOMER),
+    )
+    return by_customer.filter(by_customer.by_sale == by_customer.latest).select("subject_id")
+
+
 def _similar_goods_only(
-    records: pa.Table, persons: pa.Array, channel: Channel, at: dt.datetime
+    engine: ibis.BaseBackend,
+    consents: ConsentTables,
+    persons: pa.Array,
+    channel: Channel,
+    at: dt.datetime,
 ) -> NDArray[np.bool_]:
-    """What `reach.similar_goods_only` says of each customer."""
+    """Of which customers `sold_to` speaks."""
+    import ibis
     import pyarrow.compute as pc
 
-    told = (("subject_kind", "customer"), ("permission", f"contact:{channel}"), ("state", "granted"))
-    grants = records.filter(pc.less_equal(records["valid_from"], microseconds(at)))
-    for column, value in told:
-        grants = grants.filter(pc.equal(grants[column], value))
-    place = pc.fill_null(pc.index_in(grants["subject_id"], value_set=persons), -1).to_numpy()
-    since = grants["valid_from"].to_numpy()
-    latest = np.full(len(persons) + 1, np.iinfo(np.int64).min)  # the last one is of nobody
-    np.maximum.at(latest, place, since)
-    by_sale = pc.equal(grants["basis"], EXISTING_CUSTOMER).to_numpy()
-    found = np.zeros(len(persons) + 1, dtype=np.bool_)
-    found[place[by_sale & (since == latest[place])]] = True
-    return found[:-1]
-
-
-def _personal(own: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
-    return {name: own[name] for name in ("objected", "minor", "contact", "ads")}
+    found = engine.to_pyarrow(sold_to(ibis.memtable(consents.records), channel, at))["subject_id"]
+    told: NDArray[np.bool_] = pc.is_in(persons, value_set=found.combine_chunks()).to_numpy(
+        zero_copy_only=False
+    )
+    return told
 
 
 def _no_devices(count: int) -> tuple[NDArray[np.int64], pa.Array]:
@@ -333,24 +413,56 @@ def _devices_of(customers: pa.Array, links: tuple[pa.Array, pa.Array]) -> tuple[
     return starts, visitors.take(pa.array(chosen))
 
 
-def _cells(
-    policy: Policy, channel: Channel, columns: dict[str, NDArray[np.integer]]
-) -> tuple[NDArray[np.int64], tuple[Cell, ...]]:
-    """Number the states that there are, and ask the policy about each."""
-    names = sorted(columns)
-    code = np.zeros(len(columns[names[0]]), dtype=np.int64)
-    for name in names:
+def state_codes(
+    channel: Channel,
+    own: Mapping[str, NDArray[np.int64]],
+    theirs: Mapping[str, NDArray[np.int64]],
+    linked: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """A number for the state in which each person stands; persons with the same one are routed alike.
+
+    Parameters
+    ----------
+    channel
+        Where the answers will go.
+    own
+        int64, shape (persons,), by name of `STANDING`: what the records of each person say.
+    theirs
+        On the online side, what those of the customer say to whom the visitor is linked; else not asked.
+    linked
+        int64, shape (persons,): 1 where a link counts.
+    """
+    columns = {"linked": linked, **{name: own[name] for name in ("objected", "minor", "contact", "ads")}}
+    if channel.side is Side.CRM:
+        columns |= {"online": linked, "crm": own["held"]}
+    else:
+        columns |= {"online": own["held"], "crm": linked}
+        # A refusal by either counts, then a grant by either, then silence.
+        columns["ads"] = np.maximum(own["ads"], theirs["ads"])
+    code = np.zeros(len(linked), dtype=np.int64)
+    for name in _STATE:
         code = 3 * code + columns[name]
-    kinds, first, cells = np.unique(code, return_index=True, return_inverse=True)
-    states = []
-    for place in first.tolist():
-        resolution = _resolution(channel, {name: int(columns[name][place]) for name in names})
-        states.append(Cell(barrier_of(resolution, channel), policy.route(resolution, channel)))
-    assert len(states) == len(kinds)
-    return cells.astype(np.int64), tuple(states)
+    return code
 
 
-def _resolution(channel: Channel, state: dict[str, int]) -> Resolution:
+def cell_of(code: int, policy: Policy, channel: Channel) -> Cell:
+    """What the policy says of a state, given its number."""
+    state = {}
+    for name in reversed(_STATE):
+        code, state[name] = divmod(code, 3)
+    resolution = _resolution(channel, state)
+    return Cell(barrier_of(resolution, channel), policy.route(resolution, channel))
+
+
+def cells_of(
+    policy: Policy, channel: Channel, codes: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], tuple[Cell, ...]]:
+    """Where each state stands among those that there are, and what the policy says of these."""
+    kinds, cells = np.unique(codes, return_inverse=True)
+    return cells.astype(np.int64), tuple(cell_of(code, policy, channel) for code in kinds.tolist())
+
+
+def _resolution(channel: Channel, state: Mapping[str, int]) -> Resolution:
     """A state in the ledger's words.
 
     A link that holds shows that joining is refused by nobody and, where the notice asks for that, granted.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from consentier.consent import microseconds
@@ -13,7 +14,18 @@ if TYPE_CHECKING:
 
     from consentier.features.tables import ShopTables
 
-__all__ = ["ShopRows", "hash_values", "sensitive_items", "shop_rows"]
+__all__ = [
+    "HISTORY_TABLES",
+    "ShopRows",
+    "hash_values",
+    "history_rows",
+    "plain_attributes",
+    "sensitive_items",
+    "shop_rows",
+]
+
+HISTORY_TABLES = ("events", "orders", "product_usage")
+"""The tables of which histories are made, the online one first."""
 
 _NO_INTEREST = ("remove", "unfavourite")
 """Event types that end an interest; all others show one."""
@@ -48,32 +60,45 @@ def shop_rows(shop: ShopTables, at: dt.datetime) -> ShopRows:
         If `at` is no datetime, or has no time zone.
     """
     import pyarrow as pa
+
+    before, banned = microseconds(at), sensitive_items(shop.items)
+    online, *crm = (history_rows(name, getattr(shop, name), before, banned) for name in HISTORY_TABLES)
+    return ShopRows(online, pa.concat_tables(crm), plain_attributes(shop.customers))
+
+
+def history_rows(name: str, table: pa.Table, before: int, banned: Collection[str]) -> pa.Table:
+    """The rows of one table that histories are made of: columns as in `ShopRows`.
+
+    Parameters
+    ----------
+    name
+        One of `HISTORY_TABLES`.
+    table
+        Its rows, or some of them.
+    before
+        Microseconds since the epoch: rows from then on stay out.
+    banned
+        Items that enter no history.
+    """
+    import pyarrow as pa
     import pyarrow.compute as pc
 
-    before = pa.scalar(microseconds(at), pa.int64()).cast(pa.timestamp("us", "UTC"))
-    banned = pa.array(sorted(sensitive_items(shop.items)), pa.string())
-
-    def kept(table: pa.Table, condition: Any = None) -> pa.Table:
-        mask = pc.and_(pc.less(table["ts"], before), pc.invert(pc.is_in(table["item_id"], value_set=banned)))
-        return table.filter(mask if condition is None else pc.and_(mask, condition))
-
-    taken_back = pc.is_in(shop.events["event_type"], value_set=pa.array(_NO_INTEREST))
-    events = kept(shop.events, pc.invert(taken_back))
-    orders = kept(shop.orders, pc.equal(shop.orders["status"], "ordered"))
-    usage = kept(shop.product_usage)
-    crm = pa.concat_tables(
-        [
-            _history_table(
-                table["customer_id"],
-                table,
-                pa.repeat(kind, len(table)),
-                with_quantity=True,
-            )
-            for table, kind in ((orders, "order"), (usage, "usage"))
-        ]
+    instant = pa.scalar(before, pa.int64()).cast(pa.timestamp("us", "UTC"))
+    mask = pc.less(table["ts"], instant)
+    mask = pc.and_(
+        mask, pc.invert(pc.is_in(table["item_id"], value_set=pa.array(sorted(banned), pa.string())))
     )
-    online = _history_table(events["visitor_id"], events, events["event_type"], with_quantity=False)
-    return ShopRows(online, crm, _attributes(shop.customers))
+    if name == "events":
+        taken_back = pc.is_in(table["event_type"], value_set=pa.array(_NO_INTEREST))
+        rows = table.filter(pc.and_(mask, pc.invert(taken_back)))
+        return _history_table(rows["visitor_id"], rows, rows["event_type"], with_quantity=False)
+    if name == "orders":
+        rows = table.filter(pc.and_(mask, pc.equal(table["status"], "ordered")))
+        kind = "order"
+    else:
+        rows = table.filter(mask)
+        kind = "usage"
+    return _history_table(rows["customer_id"], rows, pa.repeat(kind, len(rows)), with_quantity=True)
 
 
 def sensitive_items(items: pa.Table) -> frozenset[str]:
@@ -111,7 +136,8 @@ def _history_table(person: Any, rows: pa.Table, event_type: Any, *, with_quantit
     )
 
 
-def _attributes(customers: pa.Table) -> pa.Table:
+def plain_attributes(customers: pa.Table) -> pa.Table:
+    """Column customer_id, and those that hold texts, numbers or truth values."""
     import pyarrow.types as pt
 
     plain = (pt.is_string, pt.is_large_string, pt.is_boolean, pt.is_integer, pt.is_floating)

@@ -8,13 +8,11 @@ weights; the ridge systems are solved on the executors.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime as dt
 import functools
 import itertools
 import math
-import re
 import time
 import uuid
 import warnings
@@ -26,13 +24,13 @@ import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 from numpy.typing import NDArray
-from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession, Window, functions, types
 
 from consentier.consent import Ledger, Policy, Tier
-from consentier.errors import ConfigError, DataError, TrainingError
+from consentier.errors import ConfigError
 from consentier.features.consent_intervals import ConsentTables
 from consentier.features.spark_gate import SparkGate, SparkRows
+from consentier.features.spark_session import errors_of_tasks
 from consentier.features.spark_tables import SparkTables
 from consentier.models.attribute_encoding import AttributeEncoder
 from consentier.models.gram import (
@@ -151,7 +149,7 @@ def train_on_spark(
     require_free_slots(out, tiers, force=force)
     consents = None if ledger is None else ConsentTables.of(ledger)
     with (
-        _errors_of_tasks(),
+        errors_of_tasks(),
         SparkGate(session, shop, cutoff, policy, until=until, consents=consents) as gate,
     ):
         fitted, skipped = fit_each(
@@ -173,22 +171,6 @@ def _require_counted(config: Config, tiers: Sequence[Tier]) -> None:
                 f"{tier}.algorithm is {algorithm!r}, which is not fitted on Spark: take local_ridge or "
                 "cosine there, or train this tier on one machine"
             )
-
-
-_TOLD = {error.__name__: error for error in (DataError, TrainingError, OverflowError)}
-_IN_A_TASK = re.compile(rf"^(?:[\w.]+\.)?({'|'.join(_TOLD)}): (.+)$", re.MULTILINE)
-
-
-@contextlib.contextmanager
-def _errors_of_tasks() -> Iterator[None]:
-    """Raise what a task raised on purpose as what it was; Spark wraps it in stack traces."""
-    try:
-        yield
-    except PySparkException as error:
-        found = _IN_A_TASK.search(str(error))
-        if found is None:
-            raise
-        raise _TOLD[found[1]](found[2]) from error
 
 
 def _fit(session: SparkSession, tier: Tier, gate: SparkGate, config: Config, *, show_progress: bool) -> Fit:

@@ -492,6 +492,17 @@ def test_score_resumes_parts_and_writes_into_databases(workshop: Workshop, tmp_p
     assert run(*question, "--out", parts, "--table", "lists").code == 2
 
 
+def test_score_says_what_it_does_not_do_on_spark(workshop: Workshop, tmp_path: Path) -> None:
+    question = ("score", workshop.shop, "--bundles", workshop.bundles, "--channel", "email")
+    options = ("--workers", 2, "--table", "lists", "--on-bad-rows", "drop")
+    refused = run(*question, "--engine", "spark", *options, "--out", "sqlite:///recs.db")
+    assert refused.code == 2
+    for name in ("--workers", "--table", "--on-bad-rows drop", "--out sqlite:///recs.db"):
+        assert name in " ".join(refused.err.split())
+    assert run(*question, "--engine", "spark", "--out", tmp_path / "one.parquet").code == 2
+    assert "--master is for --engine spark" in run(*question, "--master", "local", "--out", tmp_path).err
+
+
 # --- evaluation ---------------------------------------------------------------------------------------------
 
 

@@ -26,7 +26,16 @@ from shops import shop
 from towns import Town, town_of, towns
 
 from consentier.consent import Channel, ConsentRecord, Ledger, Link, Policy, Side, Source, Switches, Tier
-from consentier.serving import Catalogue, Event, Recommender, Request, batch, batch_scorers, batch_views
+from consentier.serving import (
+    Catalogue,
+    Event,
+    Recommender,
+    Request,
+    batch,
+    batch_answers,
+    batch_scorers,
+    batch_views,
+)
 from consentier.serving.batch import profiles_of, score_customers
 from consentier.serving.reach import EXISTING_CUSTOMER, reach
 from consentier.serving.rules import Rules
@@ -356,14 +365,14 @@ LINKED = Shop(
     ),
     Break(
         "an existing customer is sent what is popular",
-        batch._Batch._answer,
+        batch_answers.BatchAnswers._answer,
         "chosen = chosen[~self.reach.similar_only[chosen + start]]",
         "pass",
         witness=dataclasses.replace(LINKED, sale=True, missing=frozenset({Tier.FUSED, Tier.CRM})),
     ),
     Break(
         "a barrier is passed",
-        batch._Batch.part,
+        batch_answers.BatchAnswers.lists,
         "pending = ~barred\n",
         "pending = barred | True\n",
         witness=dataclasses.replace(LINKED, channel=Channel.PRINT),

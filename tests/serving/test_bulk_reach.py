@@ -160,23 +160,23 @@ ASKING_FOR_A_LOGIN = Switches(shared_device_login=True)
 @breaks(
     Break(
         "an objection is not seen",
-        module._standing_now,
+        module.standing_now,
         "objected=any_of(objection)",
         "objected=any_of(minority)",
         witness=(OBJECTING, Channel.EMAIL, Switches()),
     ),
     Break(
         "contact is taken for granted",
-        module._standing_now,
+        module.standing_now,
         'uncontactable=any_of(found.permission == f"contact:{channel}")',
         'uncontactable=any_of(found.permission == "nothing")',
         witness=(plain(consent("c1", "contact:email", "withdrawn", 9)), Channel.EMAIL, Switches()),
     ),
     Break(
         "no login is asked for",
-        module._visitors,
-        "if policy.switches.shared_device_login:",
-        "if False:",
+        module.links_now,
+        "if policy.switches.shared_device_login and",
+        "if False and",
         witness=(plain(), Channel.SHOP, ASKING_FOR_A_LOGIN),
     ),
     Break(

@@ -39,9 +39,12 @@ __all__ = [
     "BadRows",
     "ConfigPath",
     "Cutoff",
+    "EngineChoice",
+    "EngineOption",
     "Kind",
     "KindOption",
     "KnownAt",
+    "MasterUrl",
     "OnBadRowsOption",
     "PolicyPath",
     "TableName",
@@ -96,6 +99,13 @@ class BadRows(enum.StrEnum):
     DROP = "drop"
 
 
+class EngineChoice(enum.StrEnum):
+    """Where the work is done."""
+
+    EMBEDDED = "embedded"
+    SPARK = "spark"
+
+
 def _instant(text: str) -> dt.datetime:
     try:
         instant = dt.datetime.fromisoformat(text)
@@ -127,6 +137,18 @@ Cutoff = Annotated[
         parser=_instant,
         metavar="TIME",
         help="Training cut-off, ISO 8601, in UTC unless it says otherwise; overrides the configuration.",
+    ),
+]
+EngineOption = Annotated[
+    EngineChoice,
+    typer.Option("--engine", help="Where the work is done: in this process, or on Apache Spark."),
+]
+MasterUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--master",
+        metavar="URL",
+        help="Spark's master, such as local[4] or spark://HOST:7077. By default what Spark is configured to.",
     ),
 ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,9 @@ from consentier.cli.output import (
     AsJson,
     At,
     BadRows,
+    EngineChoice,
+    EngineOption,
+    MasterUrl,
     OnBadRowsOption,
     PolicyPath,
     TableName,
@@ -23,7 +26,11 @@ from consentier.cli.output import (
     say,
 )
 from consentier.cli.recommend import warn_of_problems
-from consentier.consent import Channel
+from consentier.consent import Channel, Ledger
+
+if TYPE_CHECKING:
+    from consentier.serving.batch import BatchSummary
+    from consentier.serving.batch_table import BatchTable
 
 
 def score(
@@ -56,6 +63,8 @@ def score(
     ledger: TrainingLedgerUrl = None,
     at: At = None,
     on_bad_rows: OnBadRowsOption = BadRows.ERROR,
+    engine: EngineOption = EngineChoice.EMBEDDED,
+    master: MasterUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Score everyone whom a channel may reach, and write the lists as Parquet or into a database.
@@ -65,26 +74,38 @@ def score(
 
     A batch in a directory of parts, or in a database, can be killed and resumed: the rows are the same, each
     once. Permissions and histories are those of one instant, --at; the resumed batch keeps its own.
+
+    On Apache Spark, DATA and PLACE are directories that driver and executors share; see docs/spark.md.
     """
-    from consentier.features.tables import read_shop
-    from consentier.serving import Recommender
-    from consentier.serving.batch import catalogue_of, score_customers
-    from consentier.serving.batch_table import BatchTable
     from consentier.serving.rules import Rules
 
-    shop = read_shop(data, on_bad_rows=on_bad_rows.value)
-    chosen = Rules() if rules is None else Rules.load(rules)
-    recommender = Recommender.load(
-        bundles, policy=policy, catalogue=catalogue_of(shop, chosen.columns), rules=chosen
-    )
-    warn_of_problems(recommender)
-    place = place_of(out, table)
-    with contextlib.ExitStack() as stack:
-        opened = None if ledger is None else stack.enter_context(ledger_for(shop, ledger))
-        summary = score_customers(
-            shop, recommender, opened, channel=channel, at=at, n=n, out=place, workers=workers, resume=resume
-        )
-    shown = place if isinstance(place, BatchTable) else out
+    asked: dict[str, Any] = {
+        "channel": channel,
+        "at": at,
+        "n": n,
+        "resume": resume,
+        "rules": None if rules is None else Rules.load(rules),
+        "policy": policy,
+    }
+    if engine is EngineChoice.SPARK:
+        embedded_only = {
+            "--table": table is not None,
+            "--workers": workers is not None,
+            "--on-bad-rows drop": on_bad_rows is not BadRows.ERROR,
+            f"--out {out}": "://" in out or out.endswith(".parquet"),
+        }
+        if refused := [name for name, given in embedded_only.items() if given]:
+            raise typer.BadParameter(
+                f"{', '.join(refused)}: for the embedded engine. On Spark --out is a directory of parts, the "
+                "master says how many tasks work at once, and a bad row ends the run"
+            )
+        shown: object = out
+        summary = _on_spark(data, bundles, Path(out), master, ledger, asked)
+    elif master is not None:
+        raise typer.BadParameter("--master is for --engine spark")
+    else:
+        shown = place = place_of(out, table)
+        summary = _embedded(data, bundles, place, on_bad_rows, workers, ledger, asked)
     if as_json:
         told = dataclasses.asdict(summary)
         print_json({"out": str(shown), **told, "at": summary.at.isoformat()})
@@ -93,3 +114,44 @@ def score(
     outcomes += [[f"no row: {reason}", count] for reason, count in summary.skipped.items()]
     print_table(["outcome", "persons"], outcomes)
     say(f"\n{summary.rows:,} rows for {summary.customers:,} persons written to {shown}")
+
+
+def _embedded(
+    data: str,
+    bundles: Path,
+    place: Path | BatchTable,
+    on_bad_rows: BadRows,
+    workers: int | None,
+    ledger: str | None,
+    asked: dict[str, Any],
+) -> BatchSummary:
+    from consentier.features.tables import read_shop
+    from consentier.serving import Recommender
+    from consentier.serving.batch import catalogue_of, score_customers
+    from consentier.serving.rules import Rules
+
+    shop = read_shop(data, on_bad_rows=on_bad_rows.value)
+    chosen = asked.pop("rules") or Rules()
+    recommender = Recommender.load(
+        bundles, policy=asked.pop("policy"), catalogue=catalogue_of(shop, chosen.columns), rules=chosen
+    )
+    warn_of_problems(recommender)
+    with contextlib.ExitStack() as stack:
+        opened = None if ledger is None else stack.enter_context(ledger_for(shop, ledger))
+        return score_customers(shop, recommender, opened, out=place, workers=workers, **asked)
+
+
+def _on_spark(
+    data: str, bundles: Path, out: Path, master: str | None, ledger: str | None, asked: dict[str, Any]
+) -> BatchSummary:
+    from consentier.features.spark_session import open_session
+
+    session = open_session(master)
+    from consentier.features.spark_tables import read_spark_tables
+    from consentier.serving.spark_batch import score_on_spark
+
+    shop = read_spark_tables(session, data)
+    if ledger is None:
+        return score_on_spark(session, shop, bundles, out=out, **asked)
+    with Ledger.open(ledger, create=False) as opened:
+        return score_on_spark(session, shop, bundles, out=out, ledger=opened, **asked)

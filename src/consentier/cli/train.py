@@ -16,6 +16,9 @@ from consentier.cli.output import (
     BadRows,
     ConfigPath,
     Cutoff,
+    EngineChoice,
+    EngineOption,
+    MasterUrl,
     OnBadRowsOption,
     PolicyPath,
     name_of,
@@ -31,13 +34,6 @@ from consentier.consent import Ledger, Policy, Tier
 if TYPE_CHECKING:
     from consentier.training.config import Config
     from consentier.training.train import TrainingResult
-
-
-class EngineChoice(enum.StrEnum):
-    """Where the work is done."""
-
-    EMBEDDED = "embedded"
-    SPARK = "spark"
 
 
 class TierChoice(enum.StrEnum):
@@ -72,19 +68,8 @@ def train(
         ),
     ] = None,
     on_bad_rows: OnBadRowsOption = BadRows.ERROR,
-    engine: Annotated[
-        EngineChoice,
-        typer.Option("--engine", help="Where the work is done: in this process, or on Apache Spark."),
-    ] = EngineChoice.EMBEDDED,
-    master: Annotated[
-        str | None,
-        typer.Option(
-            "--master",
-            metavar="URL",
-            help="Spark's master, such as local[4] or spark://HOST:7077. By default what Spark is configured "
-            "to.",
-        ),
-    ] = None,
+    engine: EngineOption = EngineChoice.EMBEDDED,
+    master: MasterUrl = None,
     force: Annotated[bool, typer.Option("--force", help="Replace bundles that are there already.")] = False,
     as_json: AsJson = False,
 ) -> None:

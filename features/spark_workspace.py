@@ -1,0 +1,105 @@
+"""Tables of Apache Spark's as Ibis knows them, the other way round, and what is kept there meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import uuid
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
+
+import ibis
+from pyspark.sql import DataFrame, SparkSession
+
+from consentier.consent.lifetimes import Lifetimes
+from consentier.features.consent_intervals import KIND_OF_GRANT, ConsentTables, lifetime_table
+from consentier.features.spark_tables import SparkTables
+
+__all__ = ["LedgerOnSpark", "SparkWorkspace"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LedgerOnSpark:
+    """A ledger's entries, as `standings` and `lawful_links` take them."""
+
+    records: ibis.Table
+    lifetimes: ibis.Table
+    links: ibis.Table
+
+
+class SparkWorkspace:
+    """Names for tables and queries, and what the executors keep. A context manager: it frees all of it.
+
+    Parameters
+    ----------
+    session
+        Spark. Its session time zone is set to UTC.
+    """
+
+    def __init__(self, session: SparkSession) -> None:
+        self.session = session
+        self._engine = ibis.pyspark.connect(session)
+        self._prefix = f"consentier_{uuid.uuid4().hex}"
+        self._numbers = itertools.count()
+        self._kept: list[DataFrame] = []
+        self._views: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._free(0)
+        for name in self._views:
+            self.session.catalog.dropTempView(name)
+
+    def table(self, frame: DataFrame) -> ibis.Table:
+        """A table of Spark's as one of Ibis's."""
+        name = self._name()
+        frame.createOrReplaceTempView(name)
+        return self._engine.table(name)
+
+    def frame(self, expression: ibis.Table) -> DataFrame:
+        """An expression of Ibis's as a table of Spark's."""
+        name = self._name()
+        self._engine.create_view(name, expression)
+        return self.session.table(name)
+
+    def keep(self, frame: DataFrame) -> DataFrame:
+        """Keep a table on the executors, in memory and on their disks, until the workspace is closed."""
+        self._kept.append(frame.persist())
+        return frame
+
+    def kept_table(self, expression: ibis.Table) -> ibis.Table:
+        """What an expression gives, computed once and kept on the executors."""
+        return self.table(self.keep(self.frame(expression)))
+
+    @contextlib.contextmanager
+    def freeing(self) -> Iterator[None]:
+        """Let go, at the end of the block, of what is kept within it."""
+        before = len(self._kept)
+        try:
+            yield
+        finally:
+            self._free(before)
+
+    def ledger(self, shop: SparkTables, consents: ConsentTables | None) -> LedgerOnSpark:
+        """The entries that are asked: a ledger's, or the shop's own ``consents`` and ``identities``."""
+        if consents is not None:
+            told = (consents.records, consents.lifetimes, consents.links)
+            return LedgerOnSpark(*(ibis.memtable(table) for table in told))
+        records = shop.consents.selectExpr("*", "recorded_at AS first_recorded", "false AS conflicting")
+        kinds = shop.consents.select(*KIND_OF_GRANT).distinct().toArrow()
+        lifetimes = ibis.memtable(lifetime_table(kinds, Lifetimes.default()))
+        return LedgerOnSpark(self.table(records), lifetimes, self.table(shop.identities))
+
+    def _free(self, but: int) -> None:
+        while len(self._kept) > but:
+            self._kept.pop().unpersist()
+
+    def _name(self) -> str:
+        self._views.append(f"{self._prefix}_{next(self._numbers)}")
+        return self._views[-1]
