@@ -138,6 +138,12 @@ def _checked(session: SparkSession, schema: TableSchema, frame: DataFrame | None
     if frame is None:
         return session.createDataFrame([], _spark_schema(schema, []))
     check_header(schema, frame.columns)
+    pointed = [name for name in frame.columns if "." in name or "`" in name]
+    if pointed and schema.open_columns:
+        raise DataError(
+            f"table {schema.name}, column {pointed[0]!r}: Spark takes a point in a name for the way into a "
+            "structure: rename the column, or leave it out"
+        )
     others = [field for field in frame.schema.fields if field.name not in schema.column_names]
     read = [name for name in frame.columns if name in schema.column_names or schema.open_columns]
     check = functools.partial(_checked_batches, table=schema.name)

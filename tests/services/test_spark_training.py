@@ -232,6 +232,10 @@ def test_what_spark_does_not_do_is_refused(
     nobody = dataclasses.replace(shop, consents=shop.consents.slice(0, 0))
     with pytest.raises(DataError, match="no consents, no training"):
         on_spark(session, nobody, config, tmp_path, tiers=[Tier.CRM])
+    names = ["likes.news" if name == "newsletter" else name for name in shop.customers.column_names]
+    pointed = dataclasses.replace(shop, customers=shop.customers.rename_columns(names))
+    with pytest.raises(DataError, match=r"table customers, column 'likes\.news'"):
+        on_spark(session, pointed, config, tmp_path, tiers=[Tier.CRM])
     early = changed(config, cutoff=day(-3000))
     with pytest.raises(TrainingError, match="crm tier has no permitted rows"):
         on_spark(session, shop, early, tmp_path, tiers=[Tier.CRM])
