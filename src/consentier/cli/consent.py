@@ -22,6 +22,7 @@ from consentier.cli.output import (
     Kind,
     KindOption,
     KnownAt,
+    RestrictedPath,
     note,
     print_json,
     print_table,
@@ -36,10 +37,6 @@ if TYPE_CHECKING:
     from consentier.training.withdrawal import ProfileStore
 
 Subject = Annotated[str, typer.Argument(metavar="SUBJECT", help="Id of the visitor or customer.")]
-Restricted = Annotated[
-    Path | None,
-    typer.Option("--restricted", help="The trainer's restricted directory. By default BUNDLES-restricted."),
-]
 
 
 class SourceChoice(enum.StrEnum):
@@ -157,7 +154,7 @@ def withdraw(
             "--bundles", help="A directory of bundles that serves answers; may be given several times."
         ),
     ] = None,
-    restricted: Restricted = None,
+    restricted: RestrictedPath = None,
     online_profiles: Annotated[
         list[str] | None, typer.Option("--online-profiles", help="A store of online profiles: path or URL.")
     ] = None,
@@ -333,7 +330,7 @@ def lineage(
         list[Path], typer.Option("--bundles", help="A directory of bundles; may be given several times.")
     ],
     kind: KindOption = Kind.CUSTOMER,
-    restricted: Restricted = None,
+    restricted: RestrictedPath = None,
     as_json: AsJson = False,
 ) -> None:
     """Show which bundles were fitted on a subject's data."""

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from consentier.cli.ledgers import LedgerUrl
-from consentier.cli.output import AsJson, PolicyPath, note, print_json, print_table, say, short
+from consentier.cli.output import (
+    AsJson,
+    PolicyPath,
+    RestrictedPath,
+    note,
+    print_json,
+    print_table,
+    say,
+    short,
+)
 from consentier.cli.replay import keyring_beside
 from consentier.errors import DataError
 
@@ -22,12 +31,7 @@ def exposure(
         Path | None, typer.Option("--audit", help="The directory of the audit log, or one of its files.")
     ] = None,
     bundles: Annotated[Path | None, typer.Option("--bundles", help="The directory of bundles.")] = None,
-    restricted: Annotated[
-        Path | None,
-        typer.Option(
-            "--restricted", help="The trainer's restricted directory. By default BUNDLES-restricted."
-        ),
-    ] = None,
+    restricted: RestrictedPath = None,
     keys: Annotated[
         Path | None,
         typer.Option("--keys", help="The keyring of the audit. By default keys.json in its directory."),

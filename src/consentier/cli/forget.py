@@ -20,6 +20,7 @@ from consentier.cli.output import (
     Kind,
     KindOption,
     OnBadRowsOption,
+    RestrictedPath,
     note,
     print_json,
     print_table,
@@ -51,12 +52,7 @@ def forget(
         ),
     ],
     kind: KindOption = Kind.CUSTOMER,
-    restricted: Annotated[
-        Path | None,
-        typer.Option(
-            "--restricted", help="The trainer's restricted directory. By default BUNDLES-restricted."
-        ),
-    ] = None,
+    restricted: RestrictedPath = None,
     ledger: TrainingLedgerUrl = None,
     policy: Annotated[
         Path | None,

@@ -47,6 +47,7 @@ __all__ = [
     "MasterUrl",
     "OnBadRowsOption",
     "PolicyPath",
+    "RestrictedPath",
     "TableName",
     "guarded",
     "name_of",
@@ -123,6 +124,10 @@ ConfigPath = Annotated[
 ]
 PolicyPath = Annotated[
     Path | None, typer.Option("--policy", help="Routing policy (TOML). By default the strict one.")
+]
+RestrictedPath = Annotated[
+    Path | None,
+    typer.Option("--restricted", help="The trainer's restricted directory. By default BUNDLES-restricted."),
 ]
 TableName = Annotated[
     str | None,

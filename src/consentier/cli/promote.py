@@ -19,6 +19,7 @@ from consentier.cli.output import (
     At,
     ConfigPath,
     PolicyPath,
+    RestrictedPath,
     note,
     print_json,
     print_table,
@@ -61,12 +62,7 @@ def promote(
     data: DataForLedger = None,
     config: ConfigPath = None,
     policy: PolicyPath = None,
-    restricted: Annotated[
-        Path | None,
-        typer.Option(
-            "--restricted", help="The trainer's restricted directory. By default BUNDLES-restricted."
-        ),
-    ] = None,
+    restricted: RestrictedPath = None,
     max_latency: Annotated[
         float | None,
         typer.Option(

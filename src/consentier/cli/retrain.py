@@ -16,6 +16,7 @@ from consentier.cli.output import (
     Cutoff,
     OnBadRowsOption,
     PolicyPath,
+    RestrictedPath,
     name_of,
     print_json,
     print_table,
@@ -40,12 +41,7 @@ def retrain(
     cutoff: Cutoff = None,
     policy: PolicyPath = None,
     ledger: TrainingLedgerUrl = None,
-    restricted: Annotated[
-        Path | None,
-        typer.Option(
-            "--restricted", help="The trainer's restricted directory. By default BUNDLES-restricted."
-        ),
-    ] = None,
+    restricted: RestrictedPath = None,
     on_bad_rows: OnBadRowsOption = BadRows.ERROR,
     as_json: AsJson = False,
 ) -> None:
