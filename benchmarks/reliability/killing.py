@@ -111,9 +111,11 @@ def run(work: Work, *, before_step: int | None = None, after_seconds: float | No
     os.close(writing)
     patience = _PATIENCE if after_seconds is None else after_seconds
     told, late = b"", False
+    ears = select.poll()
+    ears.register(reading, select.POLLIN)
     while True:
         left = started + patience - time.perf_counter()
-        if not late and not select.select([reading], [], [], max(left, 0))[0]:
+        if not late and not ears.poll(max(left, 0) * 1000):
             os.kill(child, signal.SIGKILL)
             late = True
             continue

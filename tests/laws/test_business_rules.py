@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import functools
 import json
@@ -116,6 +117,8 @@ def test_rules_that_do_nothing_change_nothing(fields: dict[str, Any]) -> None:
     plain = Recommender.load(bundles(), catalogue=CATALOGUE, audit_key=b"key", clock=lambda: NOW)
     everything = '{"boost": [{"where": "price >= 0", "factor": 1}], "caps": {"category": 99}}'
     for mine, theirs in zip(answers(plain, fields), answers(engine(everything), fields), strict=True):
+        # They are told among the main parameters all the same.
+        mine, theirs = (dataclasses.replace(each, main_parameters=None) for each in (mine, theirs))
         assert shown(mine) == shown(theirs)
 
 

@@ -81,7 +81,13 @@ def test_what_a_service_uses_loads_numpy_at_most(code: str) -> None:
     assert not loaded_by(code) & HEAVY
 
 
-@pytest.mark.parametrize("module", modules_of("consentier.serving"))
+def in_a_service() -> list[str]:
+    """The modules of serving, but those of batches on a cluster, which no service loads."""
+    on_spark = "consentier.serving.spark_"
+    return [module for module in modules_of("consentier.serving") if not module.startswith(on_spark)]
+
+
+@pytest.mark.parametrize("module", in_a_service())
 def test_no_serving_module_loads_a_heavy_one(module: str) -> None:
     """All but profiles and batches in databases, which are loaded when such a place is opened."""
     if module in ("consentier.serving.sqlalchemy_profiles", "consentier.serving.batch_table"):
