@@ -45,6 +45,16 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_blocks_of_code_say_what_both_kinds_of_page_understand(page: Path) -> None:
+    """A word that the site's Markdown does not know makes a paragraph of a block."""
+    fences = [
+        line.strip() for line in page.read_text("utf-8").splitlines() if line.lstrip().startswith("```")
+    ]
+    assert [line for line in fences if not re.fullmatch(r'```+(\w+( title="[^"]+")?)?', line)] == []
+    assert len(fences) % 2 == 0
+
+
 # ---- Code and commands -------------------------------------------------------------------------------------
 
 
