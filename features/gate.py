@@ -208,9 +208,12 @@ class ConsentGate:
             Columns kind (``visitor`` or ``customer``), subject_id and since (int64 microseconds since the
             epoch): from when on the permission has held without interruption.
         """
-        tables = self._tables()
+        subjects, links = ibis.memtable(self._subjects), ibis.memtable(self._links)
         with self._running() as engine:
-            found = [engine.to_pyarrow(holders_of(tables, tier, kind, self.policy)) for kind in HOLDERS[tier]]
+            found = [
+                engine.to_pyarrow(holders_of(subjects, links, tier, kind, self.policy))
+                for kind in HOLDERS[tier]
+            ]
         return pa.concat_tables(found)
 
     def standing_counts(self, tier: Tier) -> dict[str, dict[str, int]]:
@@ -382,11 +385,11 @@ def judged_rows(tables: GateTables, tier: Tier, policy: Policy, until: int) -> d
     require_persons(tier)
     judged: dict[Source, ibis.Table] = {}
     if tier is not Tier.CRM:
-        visitors = _standings(tables, tier, "visitor", policy)
+        visitors = _standings(tables.subjects, tables.links, tier, "visitor", policy)
         events = tables.events.rename(subject="visitor_id")
         judged[Source.ONLINE] = _judged(tables, events, visitors, _INTEREST, until)
     if tier in (Tier.CRM, Tier.FUSED):
-        customers = _standings(tables, tier, "customer", policy)
+        customers = _standings(tables.subjects, tables.links, tier, "customer", policy)
         judged[Source.CRM] = _judged(tables, tables.purchases, customers, _BOUGHT, until)
     return judged
 
@@ -402,12 +405,18 @@ def judged_strangers(tables: GateTables, policy: Policy, until: int) -> dict[Sou
 
 def standings_of_attributes(tables: GateTables, tier: Tier, policy: Policy) -> ibis.Table | None:
     """How the customers stand whose attributes a tier may read; None where it reads none."""
-    return _standings(tables, tier, "customer", policy) if tier in (Tier.CRM, Tier.FUSED) else None
+    return (
+        _standings(tables.subjects, tables.links, tier, "customer", policy)
+        if tier in (Tier.CRM, Tier.FUSED)
+        else None
+    )
 
 
-def holders_of(tables: GateTables, tier: Tier, kind: SubjectKind, policy: Policy) -> ibis.Table:
+def holders_of(
+    subjects: ibis.Table, links: ibis.Table, tier: Tier, kind: SubjectKind, policy: Policy
+) -> ibis.Table:
     """All visitors, or all customers, whose data a tier may use: columns kind, subject_id and since."""
-    standing = _standings(tables, tier, kind, policy)
+    standing = _standings(subjects, links, tier, kind, policy)
     return standing.filter(standing.held).select("since", kind=ibis.literal(kind), subject_id="subject")[
         "kind", "subject_id", "since"
     ]
@@ -430,11 +439,11 @@ def passed_rows(judged: Mapping[Source, ibis.Table]) -> ibis.Table:
     )
 
 
-def _standings(tables: GateTables, tier: Tier, kind: str, policy: Policy) -> ibis.Table:
+def _standings(subjects: ibis.Table, links: ibis.Table, tier: Tier, kind: str, policy: Policy) -> ibis.Table:
     if tier is not Tier.FUSED:
-        return own_standings(tables.subjects, kind)
+        return own_standings(subjects, kind)
     alone_too = policy.switches.include_single_source_in_fused
-    return joint_standings(tables.subjects, tables.links, kind, alone_too=alone_too)
+    return joint_standings(subjects, links, kind, alone_too=alone_too)
 
 
 def _judged(

@@ -156,7 +156,9 @@ def gate_sql(
     at = microseconds(cutoff)
     tables = warehouse.gate_tables(policy, lifetimes, at)
     if shown is Shown.HOLDERS:
-        found = ibis.union(*(holders_of(tables, tier, kind, policy) for kind in HOLDERS[tier]))
+        found = ibis.union(
+            *(holders_of(tables.subjects, tables.links, tier, kind, policy) for kind in HOLDERS[tier])
+        )
     else:
         judged = judged_rows(tables, tier, policy, at)
         if shown is Shown.ROWS:

@@ -215,7 +215,6 @@ def publish(
             reasons[name] += RETIRED
     if not fitted:
         raise TrainingError("; ".join(reasons.values()))
-    out.mkdir(parents=True, exist_ok=True)
     remove_remnants_in(out)
     digests = {str(tier): write(tier, fit) for tier, fit in fitted.items()}
     rows = [dataclasses.asdict(funnel) for fit in fitted.values() for funnel in fit.funnel]
