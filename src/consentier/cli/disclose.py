@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consentier.cli.output import AsJson, PolicyPath, name_of, print_json, write_json, written_beside
+from consentier.cli.output import (
+    AsJson,
+    LifetimesPath,
+    PolicyPath,
+    RulesPath,
+    name_of,
+    print_json,
+    write_json,
+    written_beside,
+)
 
 if TYPE_CHECKING:
     from consentier.serving.disclosures import Kept
@@ -32,15 +41,8 @@ def disclose(
     retention: Annotated[
         Path | None, typer.Option("--retention", help="The retention schedule (TOML).")
     ] = None,
-    lifetimes: Annotated[
-        Path | None,
-        typer.Option(
-            "--lifetimes", help="How old grants may grow (TOML). By default as Consentier ships it."
-        ),
-    ] = None,
-    rules: Annotated[
-        Path | None, typer.Option("--rules", help="Business rules: a TOML file, see docs/rules.md.")
-    ] = None,
+    lifetimes: LifetimesPath = None,
+    rules: RulesPath = None,
     trending_share: Annotated[
         float | None,
         typer.Option(

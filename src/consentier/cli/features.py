@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from consentier.cli.output import Cutoff, PolicyPath
+from consentier.cli.output import Cutoff, LifetimesPath, PolicyPath
 from consentier.consent import Policy, Tier
 
 
@@ -67,12 +66,7 @@ def sql(
     ] = None,
     cutoff: Cutoff = None,
     policy: PolicyPath = None,
-    lifetimes: Annotated[
-        Path | None,
-        typer.Option(
-            "--lifetimes", help="How old grants may grow (TOML). By default as Consentier ships it."
-        ),
-    ] = None,
+    lifetimes: LifetimesPath = None,
 ) -> None:
     """Print the consent gate of a tier as one SELECT, for the warehouse that holds the shop's tables.
 

@@ -44,10 +44,12 @@ __all__ = [
     "Kind",
     "KindOption",
     "KnownAt",
+    "LifetimesPath",
     "MasterUrl",
     "OnBadRowsOption",
     "PolicyPath",
     "RestrictedPath",
+    "RulesPath",
     "TableName",
     "guarded",
     "name_of",
@@ -124,6 +126,13 @@ ConfigPath = Annotated[
 ]
 PolicyPath = Annotated[
     Path | None, typer.Option("--policy", help="Routing policy (TOML). By default the strict one.")
+]
+LifetimesPath = Annotated[
+    Path | None,
+    typer.Option("--lifetimes", help="How old grants may grow (TOML). By default as Consentier ships it."),
+]
+RulesPath = Annotated[
+    Path | None, typer.Option("--rules", help="Business rules: a TOML file, see docs/rules.md.")
 ]
 RestrictedPath = Annotated[
     Path | None,

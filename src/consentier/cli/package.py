@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from consentier.cli.output import AsJson, PolicyPath, note, print_json, print_table, say, short
+from consentier.cli.output import AsJson, PolicyPath, RulesPath, note, print_json, print_table, say, short
 
 
 def package(
@@ -22,9 +22,7 @@ def package(
         Path | None,
         typer.Option("--catalogue", help="What may be shown: an items table, CSV or Parquet."),
     ] = None,
-    rules: Annotated[
-        Path | None, typer.Option("--rules", help="Business rules: a TOML file, see docs/rules.md.")
-    ] = None,
+    rules: RulesPath = None,
     days: Annotated[
         int,
         typer.Option("--days", min=1, max=3650, help="For how many days the copy answers."),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from consentier.cli.ledgers import DataForLedger, OptionalLedgerUrl, ledger_from
-from consentier.cli.output import AsJson, At, PolicyPath, note, print_json, print_table, say, short
+from consentier.cli.output import AsJson, At, PolicyPath, RulesPath, note, print_json, print_table, say, short
 from consentier.consent import Channel, Permission
 from consentier.models.attribute_encoding import AttributeValue
 
@@ -87,9 +87,7 @@ def recommend(
         str | None,
         typer.Option("--where", help="Only items for which this is true: 'price < 100', see docs/rules.md."),
     ] = None,
-    rules: Annotated[
-        Path | None, typer.Option("--rules", help="Business rules: a TOML file, see docs/rules.md.")
-    ] = None,
+    rules: RulesPath = None,
     ledger: OptionalLedgerUrl = None,
     data: DataForLedger = None,
     policy: PolicyPath = None,

@@ -19,6 +19,7 @@ from consentier.cli.output import (
     MasterUrl,
     OnBadRowsOption,
     PolicyPath,
+    RulesPath,
     TableName,
     place_of,
     print_json,
@@ -48,9 +49,7 @@ def score(
         ),
     ],
     n: Annotated[int, typer.Option("--n", min=1, help="Items per person.")] = 10,
-    rules: Annotated[
-        Path | None, typer.Option("--rules", help="Business rules: a TOML file, see docs/rules.md.")
-    ] = None,
+    rules: RulesPath = None,
     table: TableName = None,
     resume: Annotated[
         bool,
