@@ -19,6 +19,9 @@ from consentier.features.spark_tables import SparkTables
 
 __all__ = ["LedgerOnSpark", "SparkWorkspace"]
 
+_IN_FITTING_PARTS = "spark.sql.optimizer.canChangeCachedPlanOutputPartitioning"
+"""Off in Spark 4.0, where a kept table of ten rows has 200 partitions, and each costs a task per query."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LedgerOnSpark:
@@ -69,8 +72,16 @@ class SparkWorkspace:
         return self.session.table(name)
 
     def keep(self, frame: DataFrame) -> DataFrame:
-        """Keep a table on the executors, in memory and on their disks, until the workspace is closed."""
-        self._kept.append(frame.persist())
+        """Keep a table on the executors, in memory and on their disks, until the workspace is closed.
+
+        It is kept in as many parts as its size suggests, and not in as many as Spark shuffles into.
+        """
+        before = self.session.conf.get(_IN_FITTING_PARTS)
+        self.session.conf.set(_IN_FITTING_PARTS, "true")
+        try:
+            self._kept.append(frame.persist())
+        finally:
+            self.session.conf.set(_IN_FITTING_PARTS, before or "false")
         return frame
 
     def kept_table(self, expression: ibis.Table) -> ibis.Table:
