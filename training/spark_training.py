@@ -337,7 +337,7 @@ class _OnSpark:
             for name, (_, dtype) in wanted.items()
         }
         columns = {name: column for name, (column, _) in wanted.items()}
-        starts = _fetch(entries, "i", lengths, columns, arrays)
+        starts = _fetch(self.gate, entries, "i", lengths, columns, arrays)
         small = starts[-1] <= np.iinfo(np.int32).max
         np.save(self.folder / "indptr.npy", starts.astype(np.int32) if small else starts)
         np.save(self.folder / "counts.npy", counts)
@@ -368,7 +368,7 @@ class _OnSpark:
         inputs = np.empty(int(lengths.sum()), dtype=np.int32)
         data = np.empty(int(lengths.sum()), dtype=np.float32)
         columns = {"inputs": "input", "weights": "weight"}
-        starts = _fetch(solved, "item", lengths, columns, {"inputs": inputs, "weights": data})
+        starts = _fetch(self.gate, solved, "item", lengths, columns, {"inputs": inputs, "weights": data})
         all_inputs = np.load(self.folder / names["counts"], mmap_mode="r").size
         return sp.csc_matrix((data, inputs, starts), shape=(all_inputs, items)).tocsr()
 
@@ -460,6 +460,7 @@ def _lengths(entries: DataFrame, row: str, rows: int) -> NDArray[np.int64]:
 
 
 def _fetch(
+    gate: SparkGate,
     entries: DataFrame,
     row: str,
     lengths: NDArray[np.int64],
@@ -470,6 +471,9 @@ def _fetch(
 
     Parameters
     ----------
+    gate
+        Keeps the entries sorted by row where they come in several parts: Spark then skips what lies outside
+        of a part, and would otherwise read all entries for each.
     entries, row
         The matrix on Spark, and its column of row numbers.
     lengths
@@ -483,6 +487,8 @@ def _fetch(
     parts = (starts[1:] - 1) // _FETCHED_AT_ONCE
     edges = [0, *(np.flatnonzero(np.diff(parts)) + 1).tolist(), lengths.size]
     second = next(iter(columns.values()))
+    if len(edges) > 2:
+        entries = gate.keep(entries.repartitionByRange(len(edges) - 1, row).sortWithinPartitions(row))
     for start, stop in itertools.pairwise(edges):
         part = entries.filter((functions.col(row) >= start) & (functions.col(row) < stop)).select(
             row, *columns.values()

@@ -153,6 +153,7 @@ def test_a_budget_drops_the_same_entries_and_a_task_that_fails_changes_nothing(
         embedded = train(shop, config, tmp_path / "one", tiers=[Tier.SESSION], show_progress=False)
     failures = tmp_path / "failures"
     failures.mkdir()
+    monkeypatch.setattr(spark_training, "_FETCHED_AT_ONCE", 300)  # several parts, that must fit together
     for name in ("count_batches", "solve_batches"):
         monkeypatch.setattr(spark_training, name, failing_once(getattr(spark_tasks, name), failures / name))
     with pytest.warns(GramTruncated):
