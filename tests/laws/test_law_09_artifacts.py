@@ -81,6 +81,22 @@ def naming(folder: Path, marker: str = MARKER) -> list[str]:
     ]
 
 
+def told_with_names_at_hand(folder: Path, shop: Path, bundles: Path, customer: str) -> dict[str, str]:
+    """What the commands say that write ledgers and lists: these hold names, as they must."""
+    ledger, lists = ("--ledger", f"sqlite:///{folder / 'ledger.db'}"), folder / "lists.parquet"
+    of_email = ("--bundles", bundles, "--channel", "email")
+    return {
+        "import": said("consent", "import", shop, *ledger),
+        "verify": said("consent", "verify", *ledger),
+        "score": said("score", shop, *of_email, "--out", lists),
+        "parts": said("score", shop, *of_email, "--out", folder / "parts"),
+        "table": said("score", shop, *of_email, "--out", f"sqlite:///{folder / 'lists.db'}"),
+        "deliver": said("deliver", lists, "--out", folder / "sent.parquet", "--bundles", bundles, *ledger),
+        "withdraw": said("consent", "withdraw", customer, "--source", "crm", "--bundles", bundles, *ledger),
+        "erase": said("consent", "erase", customer, "--yes", *ledger),
+    }
+
+
 def said(*arguments: object) -> str:
     """What a command says in all detail, on both streams; it must succeed, or fail a check."""
     result = CliRunner().invoke(app, ["-vv", *map(str, arguments)])
@@ -114,6 +130,8 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, di
             "package": said("package", bundles, "--out", out / "model"),
             "forget": said("forget", customer, "--data", shop, "--bundles", bundles),
             "retrain": said("retrain", shop, "--bundles", bundles),
+            "tune": said("tune", shop, "--tier", "crm", "--trials", 2, "--out", out / "tuned.toml"),
+            **told_with_names_at_hand(folder, shop, bundles, customer),
         }
         yield out, told
         assert naming(temporary) == []
@@ -124,6 +142,8 @@ def test_no_command_says_who_anybody_is(outputs: tuple[Path, dict[str, str]]) ->
     _, told = outputs
     assert [name for name, text in told.items() if MARKER in text or MOTTO in text] == []
     assert all(told[name] for name in ("train", "promote", "evaluate", "drift", "forget", "retrain"))
+    assert "persons" in told["deliver"]
+    assert "the chain holds" in told["verify"]
 
 
 def test_nothing_that_they_leave_names_anybody(outputs: tuple[Path, dict[str, str]]) -> None:
