@@ -108,8 +108,7 @@ class ConsentRecord:
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise LedgerError(
-                    f"consent record {self.record_id!r}: {name} must be a string or None, "
-                    f"not {type(value).__name__}"
+                    f"consent record: {name} must be a string or None, not {type(value).__name__}"
                 )
         self._require_one_of("subject_kind", frozenset(get_args(SubjectKind)))
         self._require_one_of("permission", PERMISSIONS)
@@ -118,15 +117,12 @@ class ConsentRecord:
             value = getattr(self, name)
             if value is None and name in ("valid_to", "double_opt_in_at"):
                 continue
-            object.__setattr__(self, name, _in_utc(value, f"consent record {self.record_id!r}: {name}"))
+            object.__setattr__(self, name, _in_utc(value, f"consent record: {name}"))
 
     def _require_one_of(self, name: str, allowed: frozenset[str]) -> None:
         value = getattr(self, name)
         if not isinstance(value, str) or value not in allowed:
-            raise LedgerError(
-                f"consent record {self.record_id!r}: {name} is {value!r}, which is none of "
-                f"{', '.join(sorted(allowed))}"
-            )
+            raise LedgerError(f"consent record: {name} is none of {', '.join(sorted(allowed))}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -153,10 +149,9 @@ class Link:
                 raise LedgerError(f"identity link: {name} must be a non-empty string")
         if self.evidence is not None and not isinstance(self.evidence, str):
             raise LedgerError(
-                f"identity link of visitor {self.visitor_id!r}: evidence must be a string or None, "
-                f"not {type(self.evidence).__name__}"
+                f"identity link: evidence must be a string or None, not {type(self.evidence).__name__}"
             )
         if self.linked_at is None:
             return
-        where = f"identity link of visitor {self.visitor_id!r}: linked_at"
+        where = "identity link: linked_at"
         object.__setattr__(self, "linked_at", _in_utc(self.linked_at, where))

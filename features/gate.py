@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 from consentier.consent import ConsentRecord, Ledger, Link, Policy, Source, Tier, microseconds
 from consentier.consent.records import SubjectKind
 from consentier.features.consent_intervals import BEGINNING, ConsentTables, lawful_links, standings
+from consentier.features.embedded_engine import embedded_engine
 from consentier.features.tables import ShopTables
 
 __all__ = [
@@ -256,11 +257,8 @@ class ConsentGate:
         if self.engine is not None:
             yield self.engine
             return
-        own = ibis.duckdb.connect()
-        try:
+        with embedded_engine() as own:
             yield own
-        finally:
-            own.disconnect()
 
     def _tables(self) -> GateTables:
         events = ("visitor_id", "session_id", "item_id", "ts", "event_type")

@@ -345,9 +345,9 @@ def _engine(url: str) -> sqlalchemy.Engine:
 
     parsed = sqlalchemy.make_url(url)
     if parsed.drivername in ("postgresql", "postgres"):
-        return sqlalchemy.create_engine(parsed.set(drivername="postgresql+psycopg"))
+        parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
-        return sqlalchemy.create_engine(parsed)
+        return sqlalchemy.create_engine(parsed, hide_parameters=True)
     path = Path(str(parsed.database))
     if not path.is_file():  # SQLite would make an empty database there
         raise DataError(f"{path}: no such SQLite file")
@@ -377,15 +377,33 @@ def _table_reader(connection: sqlalchemy.Connection, names: Sequence[str]) -> Ch
         columns = [{column.name: column for column in schema.columns}.get(name) for name in read]
         # Columns without a declared type: values arrive as the driver gives them, and are checked here.
         query = sqlalchemy.table(schema.name, *(sqlalchemy.column(name) for name in read)).select()
-        result = connection.execution_options(stream_results=True).execute(query)
         first = 1
-        for rows in result.partitions(_PYTHON_CHUNK_ROWS):
-            for part in _batches(list(zip(*rows, strict=True)), read, columns):
-                numbers = np.arange(first, first + part.num_rows, dtype=np.int64)
-                yield Chunk(part, numbers)
-                first += part.num_rows
+        with _quoting_no_row(schema.name):
+            result = connection.execution_options(stream_results=True).execute(query)
+            for rows in result.partitions(_PYTHON_CHUNK_ROWS):
+                for part in _batches(list(zip(*rows, strict=True)), read, columns):
+                    numbers = np.arange(first, first + part.num_rows, dtype=np.int64)
+                    yield Chunk(part, numbers)
+                    first += part.num_rows
 
     return chunks
+
+
+@contextlib.contextmanager
+def _quoting_no_row(table: str) -> Iterator[None]:
+    """Tell what fails while rows are read without the database's own words: they may quote a row."""
+    import sqlalchemy
+
+    try:
+        yield
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        cause = getattr(error, "orig", None) or error
+        code = getattr(cause, "sqlstate", None) or getattr(cause, "sqlite_errorname", None)
+        told = type(cause).__name__ if code is None else f"{type(cause).__name__} ({code})"
+        raise DataError(
+            f"table {table}: the database cannot be read: {told} while its rows were read. Look for a text "
+            "that is not UTF-8, a view that fails, or a missing right"
+        ) from None
 
 
 def _batches(

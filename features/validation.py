@@ -117,7 +117,11 @@ class RowFailure:
     row
         Counted from 1; in a CSV file, the line on which the row begins, the header being line 1.
     value
-        What stood there, at most 60 characters; None where it is null or could tell who a person is.
+        What stood there, at most 60 characters, where the table is of items. None elsewhere: a shifted column
+        puts an address where a time should be.
+    form
+        The form of what stood there, in every other table: each letter an ``a`` or ``A``, each digit a ``9``.
+        None in a column that tells people apart.
     file
         The file or database table, and so the place in which `row` counts.
     """
@@ -127,12 +131,14 @@ class RowFailure:
     rule: Rule
     row: int
     value: str | None = None
+    form: str | None = None
     file: str = ""
 
     def __str__(self) -> str:
         where = f" of {self.file}" if self.file else ""
         value = "" if self.value is None else f": {self.value!r}"
-        return f"table {self.table}, column {self.column}, row {self.row}{where}: {self.rule}{value}"
+        form = "" if self.form is None else f" of the form {self.form!r}"
+        return f"table {self.table}, column {self.column}, row {self.row}{where}: {self.rule}{value}{form}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -245,11 +251,17 @@ def check_header(schema: TableSchema, names: Sequence[str], file: str = "") -> N
     place = f"table {schema.name}" + (f" ({file})" if file else "")
     if len(names) > MOST_COLUMNS:
         raise DataError(f"{place}: {len(names)} columns; at most {MOST_COLUMNS} are read: is it this table?")
+    known = schema.column_names
+    others = {_folded(name): name for name in names if name not in known}
+    if not {*names, *others} & {*known, *map(_folded, known)}:
+        # A file without a header begins with a person, whom no message may name.
+        raise DataError(
+            f"{place}: none of its {len(names)} columns has a name of the contract: the first line must be a "
+            f"header, with {', '.join(column.name for column in schema.columns if column.required)}"
+        )
     repeated = sorted(name for name, count in collections.Counter(names).items() if count > 1)
     if repeated:
         raise DataError(f"{place}: column {repeated[0]} stands more than once: keep one of them")
-    known = schema.column_names
-    others = {_folded(name): name for name in names if name not in known}
     for column in schema.columns:
         if column.name in names:
             continue
@@ -374,11 +386,13 @@ class TableValidator:
             raise self._error(min(fatal, key=lambda failure: failure.row))
 
     def _failure(self, chunk: Chunk, column: Column, rule: Rule, index: int) -> RowFailure:
-        quotable = rule in _QUOTING and not column.personal
-        return RowFailure(
-            self._schema.name, column.name, rule, int(chunk.rows[index]),
-            value=_excerpt(chunk.batch.column(column.name)[index]) if quotable else None, file=chunk.file,
-        )  # fmt: skip
+        failure = RowFailure(self._schema.name, column.name, rule, int(chunk.rows[index]), file=chunk.file)
+        if rule not in _QUOTING or column.personal:
+            return failure
+        excerpt = _excerpt(chunk.batch.column(column.name)[index])
+        if self._schema.name == "items":
+            return dataclasses.replace(failure, value=excerpt)
+        return dataclasses.replace(failure, form=None if excerpt is None else _form(excerpt))
 
     def _count(self, failure: RowFailure, count: int) -> None:
         key = (failure.column, failure.rule)
@@ -520,12 +534,22 @@ _EXPECTED = {
 
 
 def _excerpt(value: pa.Scalar) -> str | None:
-    """The beginning of a value as text; None for a nested one."""
-    if pa.types.is_nested(value.type):
+    """The beginning of a value as text; None for a nested one, and for a time that Python may not know."""
+    if pa.types.is_nested(value.type) or pa.types.is_timestamp(value.type):
         return None
-    if pa.types.is_timestamp(value.type):  # may lie beyond what Python can show as a time
-        return f"{value.value} {value.type.unit} after 1970"
     return str(value.as_py())[:_EXCERPT]
+
+
+def _form(text: str) -> str:
+    """A text with each letter and digit as any other: what is wrong with a value, and not what it says."""
+    return "".join(
+        "9"
+        if character.isnumeric()
+        else ("A" if character.isupper() else "a")
+        if character.isalpha()
+        else character
+        for character in text
+    )
 
 
 def _is_droppable_grant(consents: pa.Table) -> _Mask:

@@ -110,11 +110,14 @@ class BatchFacts:
 
 @contextlib.contextmanager
 def written_table(out: Path, schema: pa.Schema) -> Iterator[Any]:
-    """A Parquet file to write tables to, beside its place; renamed at the end, removed if anything fails."""
+    """A Parquet file to write tables to, beside its place; renamed at the end, removed if anything fails.
+
+    Only its owner may read it: it names persons.
+    """
     import pyarrow.parquet as pq
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(out) as beside, pq.ParquetWriter(beside, schema) as file:
+    with whole_file(out, private=True) as beside, pq.ParquetWriter(beside, schema) as file:
         yield file
 
 

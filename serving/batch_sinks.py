@@ -159,7 +159,8 @@ class _DirectorySink:
         return job
 
     def start(self, job: BatchJob) -> None:
-        self._out.mkdir(parents=True, exist_ok=True)
+        self._out.parent.mkdir(parents=True, exist_ok=True)
+        self._out.mkdir(exist_ok=True, mode=0o700)  # parts name persons; who made it before decided otherwise
         self._lock()
         path = self._out / JOB_FILE
         if path.is_file():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime as dt
+import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
@@ -107,13 +108,20 @@ class _Tables:
 @contextlib.contextmanager
 def _engine(place: BatchTable) -> Iterator[sa.Engine]:
     """A connection pool; whatever fails in the database is told without its address."""
-    engine = sa.create_engine(place.url)
+    engine = sa.create_engine(place.url, hide_parameters=True)
     try:
         yield engine
     except sa.exc.SQLAlchemyError as error:
         raise DataError(f"{place}: the database failed: {type(error).__name__}") from error
     finally:
         engine.dispose()
+
+
+def _make_private(url: sa.URL) -> None:
+    """Make the file of an SQLite database, if there is none, readable for its owner only."""
+    if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:"):
+        with contextlib.suppress(OSError):  # it is there; or cannot be made, as SQLite will say
+            os.close(os.open(str(url.database), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
 class TableSink:
@@ -130,6 +138,7 @@ class TableSink:
     @contextlib.contextmanager
     def opened(cls, place: BatchTable, channel: Channel, *, resume: bool) -> Iterator[TableSink]:
         """Open the database, and make the tables if there are none."""
+        _make_private(sa.make_url(place.url))
         with _engine(place) as engine:
             yield cls(place, engine, channel, resume=resume)
 

@@ -124,18 +124,15 @@ def bulk_reach(
     -----
     n log n in the ledger's entries, on a DuckDB in this process. Memory: some hundred bytes a subject.
     """
-    import ibis
+    from consentier.features.embedded_engine import embedded_engine
 
-    engine = ibis.duckdb.connect()
-    try:
+    with embedded_engine() as engine:
         standing = _Standing(engine, consents, channel, at)
         links = _links(engine, consents, policy, channel, at)
         if channel.side is Side.CRM:
             similar_only = _similar_goods_only(engine, consents, persons, channel, at)
             return _customers(standing, links, policy, persons, channel, similar_only)
         return _visitors(standing, links, policy, persons, channel)
-    finally:
-        engine.disconnect()
 
 
 class _Standing:

@@ -144,7 +144,7 @@ def scratch(purpose: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, *, sweep: bool = True) -> Iterator[Path]:
+def whole_file(path: Path, *, sweep: bool = True, private: bool = False) -> Iterator[Path]:
     """A place to write a file in, which takes the name `path` when the block ends without an error.
 
     Parameters
@@ -153,6 +153,8 @@ def whole_file(path: Path, *, sweep: bool = True) -> Iterator[Path]:
         The file.
     sweep
         As for `workplace`.
+    private
+        Let its owner alone read it: it names persons. Otherwise the process's umask decides.
 
     Raises
     ------
@@ -163,6 +165,8 @@ def whole_file(path: Path, *, sweep: bool = True) -> Iterator[Path]:
     with workplace(path, ".tmp", mode=0o700, sweep=sweep) as place:
         beside = place / path.name
         yield beside
+        if private:
+            beside.chmod(0o600)
         flush(beside)
         beside.replace(path)
         flush(path.parent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,16 @@ def test_export_writes_all_that_is_held(shop: Shop, tmp_path: Path) -> None:
     printed = json.loads(run("export", "c-1", "--ledger", shop.ledger).stdout)
     assert printed["linked_devices"] == []
     assert "profile" not in printed["subject"]
+
+
+def test_an_export_is_written_for_its_owner_only(shop: Shop, tmp_path: Path) -> None:
+    out = tmp_path / "export.json"
+    before = os.umask(0)
+    try:
+        assert run("export", "c-1", "--ledger", shop.ledger, "--out", out).exit_code == 0
+    finally:
+        os.umask(before)
+    assert out.stat().st_mode & 0o777 == 0o600
 
 
 def test_export_refuses_stores_that_are_not_there(shop: Shop, tmp_path: Path) -> None:

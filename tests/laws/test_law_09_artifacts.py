@@ -9,7 +9,6 @@ ledger and what is sent, and nowhere else.
 from __future__ import annotations
 
 import gzip
-import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -18,67 +17,30 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from marked_shops import MARKER, MOTTO, marked_shop, naming
 from typer.testing import CliRunner
 
 from consentier.cli.app import app
-from consentier.features.schemas import SCHEMAS
-from consentier.features.simulator import SimulationConfig, simulate, write_shop
 from consentier.features.tables import read_shop
-
-MARKER = "nemo7f3a"
-"""It begins every id of a person, of a session and of a record."""
-
-MOTTO = "motto5e11"
-"""It begins an attribute that each customer has another of."""
 
 _ATTRIBUTES = [f"bundles-restricted/statistics/{tier}/manifest.json" for tier in ("crm", "fused")]
 """How many customers have which value: what a person is subtracted from. The trainer's own, never served."""
 
-_IDS = ("visitor_id", "customer_id", "session_id", "subject_id", "record_id", "order_id", "evidence")
 
-
-def marked_shop(folder: Path) -> Path:
-    """A simulated shop in which everybody's name can be found again."""
-    plain, marked = folder / "plain", folder / "shop"
-    write_shop(simulate(SimulationConfig(customers=160, items=50, days=40, horizon_days=7, seed=5)), plain)
-    tables = read_shop(plain)
-    marked.mkdir()
-    shutil.copy(plain / "consentier.toml", marked)
-    for name in SCHEMAS:
-        table: pa.Table = getattr(tables, name)
-        for place, column in enumerate(table.column_names):
-            if column in _IDS and table[column].type == pa.string():
-                values = [
-                    None if value is None else f"{MARKER}-{value}" for value in table[column].to_pylist()
-                ]
-                table = table.set_column(place, column, pa.array(values, pa.string()))
-        if name == "customers":
-            words = [f"{MOTTO}-{number}" for number in range(table.num_rows)]
-            table = table.append_column("motto", pa.array(words))
-        pq.write_table(table, marked / f"{name}.parquet")
-    return marked
-
-
-def content(path: Path) -> Iterator[bytes]:
-    """What stands in a file, and in what it packs."""
-    raw = path.read_bytes()
-    yield raw
-    if raw[:2] == b"\x1f\x8b":
-        yield gzip.decompress(raw)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            yield from map(archive.read, archive.namelist())
-    if raw.startswith(b"PAR1"):
-        yield str(pq.read_table(path).to_pydict()).encode()
-
-
-def naming(folder: Path, marker: str = MARKER) -> list[str]:
-    """The files below a directory that hold a word, in their content or their own name."""
-    return [
-        str(path.relative_to(folder))
-        for path in sorted(folder.rglob("*"))
-        if marker in path.name or (path.is_file() and any(marker.encode() in part for part in content(path)))
-    ]
+def told_with_names_at_hand(folder: Path, shop: Path, bundles: Path, customer: str) -> dict[str, str]:
+    """What the commands say that write ledgers and lists: these hold names, as they must."""
+    ledger, lists = ("--ledger", f"sqlite:///{folder / 'ledger.db'}"), folder / "lists.parquet"
+    of_email = ("--bundles", bundles, "--channel", "email")
+    return {
+        "import": said("consent", "import", shop, *ledger),
+        "verify": said("consent", "verify", *ledger),
+        "score": said("score", shop, *of_email, "--out", lists),
+        "parts": said("score", shop, *of_email, "--out", folder / "parts"),
+        "table": said("score", shop, *of_email, "--out", f"sqlite:///{folder / 'lists.db'}"),
+        "deliver": said("deliver", lists, "--out", folder / "sent.parquet", "--bundles", bundles, *ledger),
+        "withdraw": said("consent", "withdraw", customer, "--source", "crm", "--bundles", bundles, *ledger),
+        "erase": said("consent", "erase", customer, "--yes", *ledger),
+    }
 
 
 def said(*arguments: object) -> str:
@@ -114,6 +76,8 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, di
             "package": said("package", bundles, "--out", out / "model"),
             "forget": said("forget", customer, "--data", shop, "--bundles", bundles),
             "retrain": said("retrain", shop, "--bundles", bundles),
+            "tune": said("tune", shop, "--tier", "crm", "--trials", 2, "--out", out / "tuned.toml"),
+            **told_with_names_at_hand(folder, shop, bundles, customer),
         }
         yield out, told
         assert naming(temporary) == []
@@ -124,6 +88,8 @@ def test_no_command_says_who_anybody_is(outputs: tuple[Path, dict[str, str]]) ->
     _, told = outputs
     assert [name for name, text in told.items() if MARKER in text or MOTTO in text] == []
     assert all(told[name] for name in ("train", "promote", "evaluate", "drift", "forget", "retrain"))
+    assert "persons" in told["deliver"]
+    assert "the chain holds" in told["verify"]
 
 
 def test_nothing_that_they_leave_names_anybody(outputs: tuple[Path, dict[str, str]]) -> None:

@@ -102,6 +102,26 @@ def test_the_number_of_workers_changes_no_byte(tmp_path: Path) -> None:
     assert files[0] == files[1] == files[2]
 
 
+def test_only_their_owner_may_read_who_gets_what(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        score(tmp_path / "whole.parquet")
+        score(tmp_path / "parts")
+        score(BatchTable(f"sqlite:///{tmp_path / 'batch.db'}"))
+        deliver(
+            tmp_path / "whole.parquet",
+            ledger_of(TABLES),
+            out=tmp_path / "sent.parquet",
+            policy=Policy.default(),
+            revocations=Revocations.open(tmp_path),
+        )
+    finally:
+        os.umask(before)
+    files = sorted(path for path in tmp_path.iterdir())
+    assert {path.name for path in files} >= {"whole.parquet", "parts", "batch.db", "sent.parquet"}
+    assert [path.name for path in files if path.stat().st_mode & 0o077] == []
+
+
 @pytest.mark.parametrize("missing", [(0,), (3, 8), tuple(range(9))])
 def test_a_batch_goes_on_where_parts_are_missing(tmp_path: Path, missing: tuple[int, ...]) -> None:
     summary = score(tmp_path / "parts")

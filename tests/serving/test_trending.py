@@ -74,6 +74,13 @@ def test_few_visitors_are_not_published_and_equal_items_stand_by_id() -> None:
     assert trending.current().items == ("b", "c")
 
 
+def test_unless_told_otherwise_four_visitors_are_too_few() -> None:
+    trending = Trending(every=0, clock=Clock())
+    visit(trending, "a", 4, NOON)
+    visit(trending, "b", 5, NOON)
+    assert trending.current().items == ("b",)
+
+
 def test_a_full_bucket_takes_no_more_and_says_so() -> None:
     trending, clock = counted({"entries_per_bucket": 4})
     visit(trending, "a", 4, NOON)

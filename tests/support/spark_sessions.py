@@ -13,9 +13,9 @@ import pytest
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-__all__ = ["spark_session"]
+__all__ = ["SETTINGS", "spark_session"]
 
-_SETTINGS = {
+SETTINGS = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.shuffle.partitions": "2",
     "spark.sql.adaptive.enabled": "false",
@@ -37,7 +37,7 @@ def spark_session() -> Iterator[SparkSession]:
     except ImportError:
         pytest.fail("PySpark is not here: pip install 'consentier[spark]' (and a Java 17 runtime)")
     os.environ["PYSPARK_PYTHON"] = sys.executable
-    session = SparkSession.builder.master("local[2,4]").config(map=_SETTINGS).getOrCreate()
+    session = SparkSession.builder.master("local[2,4]").config(map=SETTINGS).getOrCreate()
     try:
         yield session
     finally:

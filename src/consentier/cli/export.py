@@ -73,7 +73,7 @@ def export(
     if out is None:
         print_json(document)
     else:
-        write_json(out, document)
+        write_json(out, document, private=True)
 
 
 def _shop(data: str) -> ShopTables:

@@ -237,12 +237,16 @@ def guarded(command: Callable[_Parameters, None], typed: str | None = None) -> C
             raise typer.Exit(MISSING_EXTRA) from error
         except (ConsentierError, OSError, ValueError) as error:
             _show_traceback()
+            if type(error).__module__.startswith("pyarrow"):  # a value that cannot be converted, in full
+                _error(f"a table cannot be converted: {type(error).__name__} (--debug shows what and where)")
+                raise typer.Exit(USER_ERROR) from error
             _error(str(error))
             raise typer.Exit(USER_ERROR) from error
         except Exception as error:
             _show_traceback()
-            hint = "" if _Settings.debug else " (--debug shows where; please report it)"
-            _error(f"unexpected {type(error).__name__}: {error}{hint}")
+            # Not in its own words: they may be a key that was not found, such as a customer's id.
+            hint = "" if _Settings.debug else " (--debug shows what and where; please report it)"
+            _error(f"unexpected {type(error).__name__}{hint}")
             raise typer.Exit(USER_ERROR) from error
 
     return run
@@ -327,18 +331,18 @@ def name_of(data: str) -> str:
 
 
 @contextlib.contextmanager
-def written_beside(path: Path) -> Iterator[Path]:
+def written_beside(path: Path, *, private: bool = False) -> Iterator[Path]:
     """A place to write a file in, which is renamed to `path` when all is well and removed when it is not."""
     if path.is_dir():
         raise DataError(f"{path}: is a directory; name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as beside:
+    with whole_file(path, private=private) as beside:
         yield beside
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a result as a JSON file: the whole of it, or nothing."""
-    with written_beside(path) as beside:
+def write_json(path: Path, value: Mapping[str, Any], *, private: bool = False) -> None:
+    """Write a result as a JSON file, for its owner only if it names persons: the whole of it, or nothing."""
+    with written_beside(path, private=private) as beside:
         beside.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
 
 
