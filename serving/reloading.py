@@ -214,11 +214,13 @@ class ReloadingRecommender:
         self._thread: threading.Thread | None = None
         self._left_behind = False  # the thread of the background stayed in the process that forked this one
         self._look_now = False
+        self._verifying: int | None = None  # as many threads as there are cores: nobody is served yet
         fetched = self._source.fetch()
         # One object for good: it remembers that there was a list, so that none counts as one that is lost.
         self._revocations = Revocations.open(self._source.directory)
         self._slots = {tier: _Slot() for tier in TIERS}
         self._look_at_all(fetched)
+        self._verifying = 1  # from here on beside the requests, and beside other workers that look, too
         opened = self._opened()
         if not opened.tiers:
             details = "; ".join(f"{tier}: {problem}" for tier, problem in opened.problems.items())
@@ -384,6 +386,7 @@ class ReloadingRecommender:
                 self._clock(),
                 rules=self._rules,
                 compiled=self._compiled,
+                threads=self._verifying,
             )
             back = new.cutoff < slot.cutoff
             if back and not read_routing(self._source.directory).may_go_back(tier, new.digest):
