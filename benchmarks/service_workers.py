@@ -70,7 +70,7 @@ class Service:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [
-                    sys.executable, "-m", "gunicorn", "--config", str(CONFIGURATION), "--no-control-socket",
+                    sys.executable, "-m", "gunicorn", "--config", str(CONFIGURATION),
                     "--bind", f"127.0.0.1:{self.port}", "--workers", str(workers), *SERVICES[name],
                 ],
                 cwd=ROOT,

@@ -16,6 +16,8 @@ workers = len(os.sched_getaffinity(0))
 preload_app = os.environ.get("SHOP_PRELOAD", "yes") == "yes"
 # A worker that hangs for so many seconds is replaced.
 timeout = 30
+# No door besides the port.
+control_socket_disable = True
 
 
 def pre_fork(_server: Any, _worker: Any) -> None:

@@ -30,6 +30,7 @@ from consentier.writing import put_directory
 pytestmark = pytest.mark.service("gunicorn")
 
 ROOT = Path(__file__).resolve().parents[2]
+CONFIGURATION = ROOT / "examples" / "workers" / "gunicorn_conf.py"
 WORKERS = 2
 SERVICES = {
     "fastapi": ("-k", "uvicorn_worker.UvicornWorker", "examples.workers.fastapi_shop:app"),
@@ -55,8 +56,7 @@ class Service:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [
-                    sys.executable, "-m", "gunicorn", "--no-control-socket",
-                    "--config", str(ROOT / "examples" / "workers" / "gunicorn_conf.py"),
+                    sys.executable, "-m", "gunicorn", "--config", str(CONFIGURATION),
                     "--bind", f"127.0.0.1:{self.port}", "--workers", str(WORKERS), "--timeout", "0",
                     "--keep-alive", "600", *SERVICES[name],
                 ],
