@@ -13,7 +13,6 @@ long as the database is set up to keep them: see ``docs/ledger-postgresql.md``.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -48,6 +47,7 @@ except ImportError as missing:
 from consentier.consent import sqlalchemy_queries as queries
 from consentier.consent.migrations import REVISIONS, revision_of, upgrade
 from consentier.consent.migrations.tables import ENTRIES, ERASED_LOGINS, ERASED_VERSIONS, LINKS, RECORDS, ROWS
+from consentier.consent.sqlalchemy_connections import keep_to_own_process
 
 __all__ = ["LOOKUP_SECONDS", "PATIENCE_SECONDS", "SqlAlchemyStore"]
 
@@ -387,16 +387,7 @@ def _engine(url: str) -> sa.Engine:
         options.setdefault("connect_timeout", PATIENCE_SECONDS)
         return _Connection.connect(*arguments, **options)
 
-    @sa.event.listens_for(engine, "connect")
-    def note_process(_connection: Any, record: Any) -> None:
-        record.info["process"] = os.getpid()
-
-    @sa.event.listens_for(engine, "checkout")
-    def require_own(_connection: Any, record: Any, proxy: Any) -> None:
-        if record.info["process"] != os.getpid():
-            record.dbapi_connection = proxy.dbapi_connection = None  # not closed: its owner goes on using it
-            raise sa.exc.DisconnectionError("the connection belongs to the process that forked this one")
-
+    keep_to_own_process(engine)
     return engine
 
 

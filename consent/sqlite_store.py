@@ -447,9 +447,10 @@ class SqliteStore:
     def _leave_to_parent(self) -> None:
         """After a fork: an SQLite connection may not be used, nor closed, by a child process."""
         self._of_parent += [self._local, *self._open]
-        self._process = os.getpid()
         self._local = threading.local()
         self._open = weakref.WeakSet()
+        self._lock = threading.Lock()  # whoever held the other one is not here
+        self._process = os.getpid()  # last: until then no thread takes a connection for its own
 
     @contextlib.contextmanager
     def _stream(self) -> Iterator[sqlite3.Connection]:

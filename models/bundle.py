@@ -289,7 +289,11 @@ def write_bundle(
 
 
 def open_bundle(
-    path: str | os.PathLike[str], *, verify: bool = True, expected_digest: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    verify: bool = True,
+    expected_digest: str | None = None,
+    threads: int | None = None,
 ) -> Bundle:
     """Open a bundle and map its arrays.
 
@@ -302,6 +306,9 @@ def open_bundle(
         checks manifest, listing, sizes and headers only and reads no payload.
     expected_digest
         The digest that a registry pinned. It is compared before the manifest is parsed.
+    threads
+        How many verify at once. By default one a core, as fast as it gets; with 1, whatever else the machine
+        does is held up least.
 
     Returns
     -------
@@ -336,13 +343,13 @@ def open_bundle(
     for _ in range(_OPEN_ATTEMPTS - 1):
         before = _identity(directory)
         try:
-            return _open_once(directory, verify, expected_digest)
+            return _open_once(directory, verify, expected_digest, threads)
         except BundleError:
             # A writer that replaces the bundle renames twice; look again at what it leaves.
             if _identity(directory) == before and (before is not None or not _moved_aside(directory)):
                 raise
             time.sleep(0.01)
-    return _open_once(directory, verify, expected_digest)
+    return _open_once(directory, verify, expected_digest, threads)
 
 
 def verify_bundle(path: str | os.PathLike[str]) -> list[str]:
@@ -591,13 +598,13 @@ def _row_of(indptr: NDArray[Any], position: int | np.integer) -> int:
 # --- Opening --------------------------------------------------------------------------------------
 
 
-def _open_once(path: Path, verify: bool, expected_digest: str | None) -> Bundle:
+def _open_once(path: Path, verify: bool, expected_digest: str | None, threads: int | None) -> Bundle:
     # Every file is opened relative to one descriptor, so a directory that is swapped meanwhile cannot mix.
     with _opened_directory(path) as descriptor:
         manifest, digest = _read_manifest(path, descriptor, expected_digest)
         _check_listing(path, descriptor, manifest)
-        # SHA-256 runs without the interpreter's lock; one thread a core is as fast as it gets.
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        # SHA-256 runs without the interpreter's lock.
+        with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
             mapped = pool.map(
                 lambda file: _map_array(path, descriptor, *file, verify=verify), manifest.files.items()
             )

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from consentier.serving.answer import Answer
+from consentier.serving.forking import tell_of_forks
 from consentier.serving.protocols import Answering
 from consentier.serving.request import Request
 
@@ -48,7 +49,10 @@ class AsyncRecommender:
         if threads < 0:
             raise ValueError(f"threads must be at least 0, not {threads}")
         self._recommender = recommender
-        self._pool = ThreadPoolExecutor(threads, "consentier-answer") if threads else None
+        self._threads = threads
+        self._closed = False
+        self._pool = self._new_pool()
+        tell_of_forks(self)
 
     async def recommend(self, request: Request) -> Answer:
         """As `Recommender.recommend`."""
@@ -64,8 +68,14 @@ class AsyncRecommender:
 
     async def close(self) -> None:
         """Wait for the requests that are under way, and end the threads. No request may follow."""
+        self._closed = True
         if self._pool is not None:
             await asyncio.to_thread(self._pool.shutdown)
+
+    def after_fork(self) -> None:
+        """For forked processes: the threads of the other one do not answer here."""
+        if not self._closed:
+            self._pool = self._new_pool()
 
     async def __aenter__(self) -> AsyncRecommender:
         return self
@@ -77,6 +87,9 @@ class AsyncRecommender:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
+
+    def _new_pool(self) -> ThreadPoolExecutor | None:
+        return ThreadPoolExecutor(self._threads, "consentier-answer") if self._threads else None
 
     async def _call(self, function: Callable[[], _T]) -> _T:
         if self._pool is None:

@@ -229,7 +229,7 @@ class JsonLinesAudit:
             reasons=basis.reasons,
             state=state,
             side=side,
-            channel=request.channel,
+            channel=Channel(request.channel),
             policy_version=basis.policy_version,
             lifetimes_version=basis.lifetimes_version,
             bundle_digest=basis.bundle_digest,

@@ -7,6 +7,8 @@ import logging
 import threading
 from collections.abc import Callable
 
+from consentier.serving.forking import tell_of_forks
+
 __all__ = ["forward_only", "utc_now"]
 
 _log = logging.getLogger("consentier.serving")
@@ -22,24 +24,35 @@ def forward_only(clock: Callable[[], dt.datetime]) -> Callable[[], dt.datetime]:
     clock that was ahead by mistake stays there until the process is started anew: permissions end too early
     then, never too late.
     """
-    latest = dt.datetime.min.replace(tzinfo=dt.UTC)
-    told = False
-    lock = threading.Lock()
+    latest = _Latest()
+    tell_of_forks(latest)
+    return lambda: latest.after(clock())
 
-    def now() -> dt.datetime:
-        nonlocal latest, told
-        instant = clock()
-        with lock:
-            if instant >= latest:
-                latest, told = instant, False
-            elif not told and latest - instant >= _TOLD_FROM:
-                told = True
+
+class _Latest:
+    """The latest instant that a clock has told."""
+
+    def __init__(self) -> None:
+        self._instant = dt.datetime.min.replace(tzinfo=dt.UTC)
+        self._told = False
+        self._lock = threading.Lock()
+
+    def after(self, instant: dt.datetime) -> dt.datetime:
+        """The latest instant, now that the clock has told another."""
+        with self._lock:
+            if instant >= self._instant:
+                self._instant, self._told = instant, False
+            elif not self._told and self._instant - instant >= _TOLD_FROM:
+                self._told = True
                 _log.warning(
-                    "the clock went back by %s: time stands still until it has caught up", latest - instant
+                    "the clock went back by %s: time stands still until it has caught up",
+                    self._instant - instant,
                 )
-            return latest
+            return self._instant
 
-    return now
+    def after_fork(self) -> None:
+        """For forked processes: whoever held the lock is not here, and no request may wait for it."""
+        self._lock = threading.Lock()
 
 
 def _system() -> dt.datetime:

@@ -132,6 +132,7 @@ def open_tier(
     rules: Rules | None = None,
     compiled: bool = True,
     expected_digest: str | None = None,
+    threads: int | None = None,
 ) -> OpenedTier:
     """Open and verify one bundle, if it may be used as the model of a tier.
 
@@ -145,13 +146,15 @@ def open_tier(
         As in `open_bundles`.
     expected_digest
         The digest that a registry pinned.
+    threads
+        How many verify it at once; see `open_bundle`.
 
     Raises
     ------
     BundleError
         If it is missing, altered, of another tier, or past its deadline; or whatever reading it raises.
     """
-    bundle = open_bundle(path, expected_digest=expected_digest)
+    bundle = open_bundle(path, expected_digest=expected_digest, threads=threads)
     if bundle.manifest.tier != tier:
         raise BundleError(f"the bundle in the {tier} slot declares tier {bundle.manifest.tier}")
     if problem := deadlines.problem_of(bundle.digest, at):

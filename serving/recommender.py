@@ -22,6 +22,7 @@ from types import MappingProxyType
 from typing import NamedTuple, cast
 
 from consentier.consent import (
+    Channel,
     Permission,
     Policy,
     Resolution,
@@ -394,7 +395,7 @@ class Recommender:
         now = self.clock()
         instant = now if request.at is None else request.at
         resolution, reasons = self._resolve(request, instant)
-        route = self.policy.route(resolution, request.channel, vouched=request.linked)
+        route = self.policy.route(resolution, cast("Channel", request.channel), vouched=request.linked)
         asked = self._asked(request, now, resolution, route, _query(request, route.side, instant))
         asked.passed_over.extend(reasons)
         return asked

@@ -31,6 +31,7 @@ from typing import Protocol, TypedDict, Unpack
 from consentier.consent import Policy, Tier
 from consentier.errors import BundleError, BundleMissing
 from consentier.serving.answer import Answer
+from consentier.serving.forking import tell_of_forks
 from consentier.serving.loading import (
     TIERS,
     CatalogueSource,
@@ -209,14 +210,17 @@ class ReloadingRecommender:
         self._catalogue, self._rules = read_shop_rules(catalogue, rules, filter_by)
         self._compiled = compiled
         self._clock = options.get("clock", utc_now)
-        self._looking = threading.Lock()
-        self._wake = threading.Event()
+        self._new_locks()
         self._thread: threading.Thread | None = None
+        self._left_behind = False  # the thread of the background stayed in the process that forked this one
+        self._look_now = False
+        self._verifying: int | None = None  # as many threads as there are cores: nobody is served yet
         fetched = self._source.fetch()
         # One object for good: it remembers that there was a list, so that none counts as one that is lost.
         self._revocations = Revocations.open(self._source.directory)
         self._slots = {tier: _Slot() for tier in TIERS}
         self._look_at_all(fetched)
+        self._verifying = 1  # from here on beside the requests, and beside other workers that look, too
         opened = self._opened()
         if not opened.tiers:
             details = "; ".join(f"{tier}: {problem}" for tier, problem in opened.problems.items())
@@ -224,28 +228,31 @@ class ReloadingRecommender:
         self._policy = policy_of(options.get("policy"))
         given: LoadOptions = {**options, "policy": self._routing().applied_to(self._policy)}
         self._current = Recommender.over(opened, self._revocations, **given)
+        tell_of_forks(self)
 
     @property
     def current(self) -> Recommender:
         """The recommender that answers now. It never changes; the next look may put another in its place."""
+        if self._left_behind:
+            self._start_again()
         return self._current
 
     @property
     def problems(self) -> Mapping[Tier, str]:
         """Why a tier has no model, or still has the one it had."""
-        return self._current.problems
+        return self.current.problems
 
     def recommend(self, request: Request) -> Answer:
         """As `Recommender.recommend`."""
-        return self._current.recommend(request)
+        return self.current.recommend(request)
 
     def similar(self, item_id: str, *, n: int = 10, exclude: Iterable[str] = ()) -> Answer:
         """As `Recommender.similar`."""
-        return self._current.similar(item_id, n=n, exclude=exclude)
+        return self.current.similar(item_id, n=n, exclude=exclude)
 
     def basket(self, items: Iterable[str], *, n: int = 10, exclude: Iterable[str] = ()) -> Answer:
         """As `Recommender.basket`."""
-        return self._current.basket(items, n=n, exclude=exclude)
+        return self.current.basket(items, n=n, exclude=exclude)
 
     def check(self) -> Mapping[Tier, TierReload]:
         """Look for new bundles now and use what is good; say what happened, by tier.
@@ -253,6 +260,7 @@ class ReloadingRecommender:
         Never raises for what is wrong with bundles or their source. Several callers take turns.
         """
         with self._looking:
+            self._look_now = False
             told = self._look_at_all(self._source.fetch())
             opened = self._opened()
             self._current = dataclasses.replace(
@@ -267,20 +275,23 @@ class ReloadingRecommender:
     def start(self) -> None:
         """Look every so many seconds, in a thread of the background, until `stop`.
 
+        In a process that is forked from then on, the thread starts again with the first request; in one that
+        was forked from where the bundles were opened, it looks at once.
+
         Raises
         ------
         RuntimeError
             If it is running already.
         """
-        if self._thread is not None:
-            raise RuntimeError("the reloading thread is running already")
-        self._wake.clear()
-        self._thread = threading.Thread(target=self._run, name="consentier-reload", daemon=True)
-        self._thread.start()
+        with self._starting:
+            if self._thread is not None:
+                raise RuntimeError("the reloading thread is running already")
+            self._start()
 
     def stop(self) -> None:
         """End the thread of the background and wait for it. The recommender goes on answering."""
         thread, self._thread = self._thread, None
+        self._left_behind = False
         if thread is not None:
             self._wake.set()
             thread.join()
@@ -297,8 +308,35 @@ class ReloadingRecommender:
     ) -> None:
         self.stop()
 
+    def after_fork(self) -> None:
+        """For forked processes: neither the thread is here, nor whoever held a lock."""
+        self._new_locks()
+        self._left_behind = self._left_behind or self._thread is not None
+        self._thread = None
+        self._look_now = True  # the other process may have opened its bundles long ago
+
+    def _new_locks(self) -> None:
+        self._looking, self._starting = threading.Lock(), threading.Lock()
+        self._wake = threading.Event()
+
+    def _start(self) -> None:
+        self._wake.clear()
+        thread = threading.Thread(target=self._run, name="consentier-reload", daemon=True)
+        thread.start()
+        self._thread, self._left_behind = thread, False
+
+    def _start_again(self) -> None:
+        with self._starting:
+            if not self._left_behind:
+                return
+            try:
+                self._start()
+            except RuntimeError as error:  # a request is answered also where the system gives no more threads
+                _log.error("bundles are not followed: %s", error)
+
     def _run(self) -> None:
-        while not self._wake.wait(self._every):
+        while self._look_now or not self._wake.wait(self._every):
+            self._look_now = False
             try:
                 self.check()
             except Exception as error:  # noqa: BLE001 - whatever a source raises, the next look may succeed
@@ -348,6 +386,7 @@ class ReloadingRecommender:
                 self._clock(),
                 rules=self._rules,
                 compiled=self._compiled,
+                threads=self._verifying,
             )
             back = new.cutoff < slot.cutoff
             if back and not read_routing(self._source.directory).may_go_back(tier, new.digest):

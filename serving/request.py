@@ -8,7 +8,7 @@ import itertools
 import math
 import sys
 from collections.abc import Iterable, Mapping
-from typing import cast
+from typing import Literal, cast
 
 from consentier.consent import Channel, Permission, microseconds
 from consentier.models.attribute_encoding import AttributeValue
@@ -21,6 +21,7 @@ __all__ = [
     "MAX_ID_CHARACTERS",
     "MAX_N",
     "MAX_TEXT_CHARACTERS",
+    "ChannelName",
     "Event",
     "Item",
     "Request",
@@ -96,6 +97,9 @@ class Event:
 
 Item = str | Event
 
+ChannelName = Literal["shop", "app", "ads", "email", "print", "call_center", "push"]
+"""What a `Channel` may be written as."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Request:
@@ -112,7 +116,7 @@ class Request:
         The shop vouches that visitor and customer are one person in this session (a login). A ledger must
         agree.
     channel
-        Where the answer goes.
+        Where the answer goes: a `Channel`, or its name. The request holds the former.
     customer_id, visitor_id
         Whom the ledger and the profile stores are asked about.
     online_history, crm_history
@@ -148,7 +152,7 @@ class Request:
     session: Iterable[Item] = ()
     permission: Permission | None = None
     linked: bool = False
-    channel: Channel = Channel.SHOP
+    channel: Channel | ChannelName = Channel.SHOP
     customer_id: str | None = None
     visitor_id: str | None = None
     online_history: Iterable[Item] | None = None

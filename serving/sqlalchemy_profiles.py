@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -29,6 +28,8 @@ except ImportError as missing:
         f"profiles in PostgreSQL need packages that are not installed ({missing}): "
         "pip install 'consentier[postgresql]'"
     ) from missing
+
+from consentier.consent.sqlalchemy_connections import keep_to_own_process
 
 __all__ = ["SqlAlchemyProfiles"]
 
@@ -268,16 +269,10 @@ def _engine(url: str, read_seconds: float, write_seconds: float) -> sa.Engine:
     )
 
     @sa.event.listens_for(engine, "connect")
-    def set_up(connection: Any, record: Any) -> None:
+    def set_up(connection: Any, _record: Any) -> None:
         limit = f"{max(1, round(1000 * read_seconds))}ms"
         connection.execute("SELECT set_config('statement_timeout', %s, false)", [limit])
         connection.commit()
-        record.info["process"] = os.getpid()
 
-    @sa.event.listens_for(engine, "checkout")
-    def require_own(_connection: Any, record: Any, proxy: Any) -> None:
-        if record.info["process"] != os.getpid():
-            record.dbapi_connection = proxy.dbapi_connection = None  # not closed: its owner goes on using it
-            raise sa.exc.DisconnectionError("the connection belongs to the process that forked this one")
-
+    keep_to_own_process(engine)
     return engine

@@ -172,8 +172,8 @@ def test_good_bundles_do_take_over() -> None:
     Break(
         "bytes are not verified",
         loading.open_tier,
-        "open_bundle(path, expected_digest=expected_digest)",
-        "open_bundle(path, expected_digest=expected_digest, verify=False)",
+        "open_bundle(path, expected_digest=expected_digest, threads=threads)",
+        "open_bundle(path, expected_digest=expected_digest, threads=threads, verify=False)",
         [Step("alter and publish", 1)],
     ),
     Break(

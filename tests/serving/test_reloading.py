@@ -416,3 +416,21 @@ def test_what_a_source_could_not_fetch_is_said(shop: Path) -> None:
 
 def test_all_tiers_are_watched() -> None:
     assert set(ReloadingRecommender(bundles()).check()) == {*LINEAR, Tier.POPULAR}
+
+
+def test_new_bundles_are_verified_in_one_thread_beside_the_requests(
+    shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several workers look at the same time: with a thread a core each they would hold up the requests."""
+    threads: list[int | None] = []
+
+    def opened(*arguments: Any, **options: Any) -> OpenedTier:
+        threads.append(options["threads"])
+        return open_tier(*arguments, **options)
+
+    monkeypatch.setattr("consentier.serving.reloading.open_tier", opened)
+    asked = ReloadingRecommender(shop)
+    assert threads == [None] * 5
+    publish(shop, Tier.SESSION, 50)
+    asked.check()
+    assert set(threads[5:]) == {1}

@@ -1,0 +1,1 @@
+"""FastAPI and Django under Gunicorn, with several workers that share the bundles: docs/service.md."""
