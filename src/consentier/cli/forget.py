@@ -27,7 +27,6 @@ from consentier.cli.output import (
     say,
     short,
 )
-from consentier.cli.promote import has_registry
 from consentier.consent import Ledger, Policy
 
 if TYPE_CHECKING:
@@ -77,6 +76,7 @@ def forget(
     from consentier.training.config import load_config
     from consentier.training.forget import forget as forget_in_bundles
     from consentier.training.restricted import Restricted
+    from consentier.training.track import has_store
 
     tiers = list(TRAINED_TIERS)
     out = bundles
@@ -99,7 +99,7 @@ def forget(
             policy=None if policy is None else Policy.load(policy),
         )
     registered = []
-    if has_registry(settings, out):
+    if has_store(settings.tracking, out):
         from consentier.training.forgotten_versions import register_forgotten
 
         now = dt.datetime.now(dt.UTC)
