@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from consentier.cli.ledgers import TrainingLedgerUrl
-from consentier.cli.output import (
+from consentier.cli.options import (
     AsJson,
     BadRows,
     ConfigPath,
@@ -21,12 +21,8 @@ from consentier.cli.output import (
     KindOption,
     OnBadRowsOption,
     RestrictedPath,
-    note,
-    print_json,
-    print_table,
-    say,
-    short,
 )
+from consentier.cli.output import note, print_json, print_table, say, short
 from consentier.consent import Ledger, Policy
 
 if TYPE_CHECKING:

@@ -13,19 +13,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from consentier.cli.ledgers import DataForLedger, OptionalLedgerUrl, ledger_from
-from consentier.cli.output import (
-    CHECK_FAILED,
+from consentier.cli.options import (
     AsJson,
     At,
     ConfigPath,
     PolicyPath,
     RestrictedPath,
-    note,
-    print_json,
-    print_table,
-    say,
+    TierChoice,
+    chosen_tiers,
 )
-from consentier.cli.train import TierChoice, chosen_tiers
+from consentier.cli.output import CHECK_FAILED, note, print_json, print_table, say
 from consentier.consent import Policy, Tier
 from consentier.errors import DataError
 
