@@ -33,7 +33,7 @@ from consentier.models.spectral import Spectral
 from consentier.models.statistics import Statistics, ValueCounts, write_statistics
 from consentier.progress import progress
 from consentier.serving.factor_scorer import FACTOR_ALGORITHMS
-from consentier.serving.scorer import ScoringSettings
+from consentier.serving.scoring_settings import ScoringSettings
 from consentier.training.cold_items import Borrowing, borrowing
 from consentier.training.config import TierConfig
 from consentier.training.fingerprints import fingerprints, new_key, text_hashes
