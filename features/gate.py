@@ -191,7 +191,7 @@ class ConsentGate:
     def permitted(self, tier: Tier) -> PermittedRows:
         """The rows and attributes that one of the four tiers may be trained on."""
         require_persons(tier)
-        tables = self._tables(online=tier is not Tier.CRM, crm=tier in (Tier.CRM, Tier.FUSED))
+        tables = self._tables()
         with self._running() as engine:
             readable = standings_of_attributes(tables, tier, self.policy)
             attributes = None if readable is None else self._attributes(engine, readable)
@@ -232,7 +232,7 @@ class ConsentGate:
     def anonymous_rows(self) -> PermittedRows:
         """Rows of visitors who were never asked, for counts without any key; none under the strict policy."""
         with self._running() as engine:
-            judged = judged_strangers(self._tables(online=True, crm=False), self.policy, self._until())
+            judged = judged_strangers(self._tables(), self.policy, self._until())
             rows = _released(engine, Tier.POPULAR, self._until(), judged)
         return dataclasses.replace(rows, subjects=rows.subjects.slice(0, 0))
 
@@ -262,21 +262,16 @@ class ConsentGate:
         finally:
             own.disconnect()
 
-    def _tables(self, *, online: bool, crm: bool) -> GateTables:
-        """What is judged, and by what; of a source that is not read, no row is turned into microseconds."""
-
-        def rows(table: pa.Table, read: bool, *columns: str) -> ibis.Table:
-            chosen = table.select(columns)
-            return ibis.memtable(_in_microseconds(chosen if read else chosen.slice(0, 0)))
-
-        shop = self.shop
+    def _tables(self) -> GateTables:
+        events = ("visitor_id", "session_id", "item_id", "ts", "event_type")
+        orders, usage = (
+            ibis.memtable(_in_microseconds(table.select(["customer_id", "item_id", "ts", *more])))
+            for table, more in ((self.shop.orders, ["status"]), (self.shop.product_usage, []))
+        )
         return GateTables(
-            events=rows(shop.events, online, "visitor_id", "session_id", "item_id", "ts", "event_type"),
-            purchases=purchase_rows(
-                rows(shop.orders, crm, "customer_id", "item_id", "ts", "status"),
-                rows(shop.product_usage, crm, "customer_id", "item_id", "ts"),
-            ),
-            sensitive=ibis.memtable(sensitive_items(shop.items)),
+            events=ibis.memtable(_in_microseconds(self.shop.events.select(events))),
+            purchases=purchase_rows(orders, usage),
+            sensitive=ibis.memtable(sensitive_items(self.shop.items)),
             subjects=ibis.memtable(self._subjects),
             links=ibis.memtable(self._links),
         )
