@@ -240,7 +240,8 @@ def tuned_toml(result: TuningResult, base: Config, *, name: str) -> str:
     for each in result.tiers:
         chosen, gain = (each.figures[name].to_dict() for name in ("chosen", "difference"))
         head.append(
-            f"{each.tier}: {mean_with_bounds(chosen)}, {mean_with_bounds(gain, sign='+')} over the configuration before; "
+            f"{each.tier}: {mean_with_bounds(chosen)}, "
+            f"{mean_with_bounds(gain, sign='+')} over the configuration before; "
             f"{len(each.trials)} trials, {each.persons} persons, {each.requests} requests."
         )
     merged = base.model_copy(update={str(each.tier): each.config for each in result.tiers})
