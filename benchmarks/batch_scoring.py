@@ -46,7 +46,7 @@ from consentier.features.validation import ValidationReport
 from consentier.models.bundle import TIERS, write_bundle
 from consentier.models.item_index import ItemIndex
 from consentier.serving import Recommender, batch
-from consentier.serving.scorer import ScoringSettings
+from consentier.serving.scoring_settings import ScoringSettings
 
 NEIGHBOURS = 100
 FACTORS = 128

@@ -44,7 +44,8 @@ from consentier.features.simulator import SimulationConfig, simulate, write_shop
 from consentier.features.tables import ShopTables, read_shop
 from consentier.models.bundle import TIERS, open_bundle, write_bundle
 from consentier.serving.catalogue import Catalogue
-from consentier.serving.scorer import LinearScorer, Query
+from consentier.serving.query import Query
+from consentier.serving.scorer import LinearScorer
 from consentier.training.bootstrap import bootstrap_mean, paired_difference
 from consentier.training.config import Config, TierConfig, load_config
 from consentier.training.fit import TierRows

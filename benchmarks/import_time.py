@@ -23,7 +23,7 @@ import numpy as np
 import consentier
 from consentier.models.bundle import write_bundle
 from consentier.models.item_index import ItemIndex
-from consentier.serving.scorer import ScoringSettings
+from consentier.serving.scoring_settings import ScoringSettings
 
 CASES = {
     "import numpy": "import numpy",

@@ -29,7 +29,7 @@ from consentier.models.factor_scoring import FoldIn
 from consentier.models.factor_solver import gram_diagonal, principal_axes
 from consentier.models.item_index import ItemIndex
 from consentier.serving.rules import Rules
-from consentier.serving.scorer import ScoringSettings
+from consentier.serving.scoring_settings import ScoringSettings
 
 NEIGHBOURS, FACTORS = 100, 128
 N, LENGTH, REQUESTS = 10, 20, 200

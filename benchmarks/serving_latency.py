@@ -38,7 +38,7 @@ from consentier import Permission, Recommender, Request
 from consentier.models.bundle import Bundle, open_bundle, write_bundle
 from consentier.models.item_index import ItemIndex
 from consentier.models.row_scorer import RowScorer
-from consentier.serving.scorer import ScoringSettings
+from consentier.serving.scoring_settings import ScoringSettings
 
 NEIGHBOURS = 100
 LENGTHS = (5, 50)

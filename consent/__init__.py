@@ -1,7 +1,8 @@
 """Permissions, the consent ledger and the routing policy.
 
-Here lives all that decides what a request or a training run may read. It knows no recommender, and needs the
-standard library only. No shop table is read here, and no permission is decided anywhere else.
+Here lives all that decides what a request or a training run may read. It knows no recommender and no shop
+table, and needs the standard library only (a ledger in PostgreSQL: an extra). For all subjects at once,
+`features.consent_intervals` states the same rules as expressions of tables; tests hold the two together.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,8 @@
 """The router and the embedded recommender.
 
-Here lives what runs inside a shop's service: request, permitted view, scorers, answer. It needs NumPy and the
-standard library only, and never imports training. Scorers see permitted views, never requests.
+Here lives what runs inside a shop's service: request, permitted view, scorers, answer; and batches. What
+answers a request needs NumPy and the standard library only (a lint contract names the modules); batches, the
+registry and stores in databases need extras. Training is never imported; scorers see views, never requests.
 """
 
 from consentier.serving.answer import Answer, Basis

@@ -23,9 +23,9 @@ from consentier.serving.batch_job import PartCounts
 from consentier.serving.batch_scorers import Filler, TierScorer
 from consentier.serving.batch_views import Histories, views_of
 from consentier.serving.bulk_reach import BulkReach
+from consentier.serving.query import Query
 from consentier.serving.recommender import Recommender, answer_reason
 from consentier.serving.revocation import Deadlines
-from consentier.serving.scorer import Query
 from consentier.serving.shop_rows import hash_values
 from consentier.serving.similar_goods import SimilarGoods
 

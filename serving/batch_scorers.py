@@ -19,8 +19,11 @@ from consentier.consent import Side, Source
 from consentier.models.recency import FRACTIONS, microseconds_of_days
 from consentier.models.row_scorer import compiled_kernel
 from consentier.serving.batch_views import SOURCES, BatchViews, Histories
+from consentier.serving.popular_scorer import PopularScorer
+from consentier.serving.query import Query, Scored
 from consentier.serving.rules import Mixture
-from consentier.serving.scorer import NO_INTEREST, ItemScorer, LinearScorer, PopularScorer, Query, Scored
+from consentier.serving.scorer import ItemScorer, LinearScorer
+from consentier.serving.scoring_settings import NO_INTEREST
 from consentier.serving.similar_goods import SimilarGoods
 from consentier.serving.view import PermittedView
 

@@ -24,7 +24,7 @@ from consentier.serving.view import PermittedView
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["SOURCES", "BatchViews", "Histories", "views_of"]
+__all__ = ["SOURCES", "BatchViews", "Histories", "plain_value", "views_of"]
 
 SOURCES = (Source.ONLINE, Source.CRM)
 """In the order in which a scorer adds them up. A batch has no running session."""

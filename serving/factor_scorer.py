@@ -22,8 +22,9 @@ from consentier.models.factor_scoring import (
 )
 from consentier.models.quantised_factors import QuantisedFactors
 from consentier.models.row_scorer import compiled_kernel
+from consentier.serving.query import Query
 from consentier.serving.rules import Ranking
-from consentier.serving.scorer import ItemScorer, Query
+from consentier.serving.scorer import ItemScorer
 
 __all__ = ["FACTOR_ALGORITHMS", "FactorScorer", "take_folding"]
 

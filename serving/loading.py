@@ -16,9 +16,10 @@ from consentier.models.bundle import Bundle, open_bundle
 from consentier.serving.catalogue import Catalogue
 from consentier.serving.explanations import TITLES
 from consentier.serving.factor_scorer import FACTOR_ALGORITHMS, FactorScorer
+from consentier.serving.popular_scorer import PopularScorer
 from consentier.serving.revocation import Deadlines
 from consentier.serving.rules import Rules
-from consentier.serving.scorer import ItemScorer, LinearScorer, PopularScorer
+from consentier.serving.scorer import ItemScorer, LinearScorer
 
 __all__ = [
     "TIERS",

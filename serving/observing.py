@@ -18,7 +18,7 @@ from consentier.serving.profile_base import ProfileStore
 from consentier.serving.profiles import Profiles
 from consentier.serving.protocols import ConsentLedger
 from consentier.serving.request import Event
-from consentier.serving.scorer import NO_INTEREST
+from consentier.serving.scoring_settings import NO_INTEREST
 from consentier.serving.trending import Counting
 
 __all__ = ["OBSERVE_SECONDS", "Observed", "observe"]

@@ -18,6 +18,7 @@ from consentier.serving.protocols import ConsentLedger
 __all__ = [
     "EXISTING_CUSTOMER",
     "HistoryLedger",
+    "LinkLedger",
     "Reach",
     "barrier_of",
     "held_throughout",

@@ -43,12 +43,14 @@ from consentier.serving.loading import CatalogueSource, OpenedBundles, open_bund
 from consentier.serving.main_parameters import trending_parameter
 from consentier.serving.observing import Observed, observe
 from consentier.serving.patience import StoreUnread
+from consentier.serving.popular_scorer import PopularScorer
 from consentier.serving.protocols import AuditSink, ConsentLedger, InputKeys
+from consentier.serving.query import Query, Scored
 from consentier.serving.request import Event, Request
 from consentier.serving.revocation import Deadlines, Revocations
 from consentier.serving.routing import read_routing
 from consentier.serving.rules import Rules
-from consentier.serving.scorer import ItemScorer, PopularScorer, Query, Scored
+from consentier.serving.scorer import ItemScorer
 from consentier.serving.trending import Counting, Trending, TrendingSnapshot, Trends
 from consentier.serving.view import PermittedView, Profiles, view_of
 

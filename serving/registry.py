@@ -38,8 +38,6 @@ __all__ = [
     "prepare_mlflow",
 ]
 
-_log = logging.getLogger("consentier.serving")
-
 _MODEL = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[1-9][0-9]*))")
 _MANIFEST = "manifest.json"
 

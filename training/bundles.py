@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from consentier.consent import Ledger, Policy, Tier
-from consentier.errors import TrainingError
+from consentier.errors import NothingPermitted, TrainingError
 from consentier.features.gate import ConsentGate, Funnel, PermittedRows, ledger_of
 from consentier.features.tables import ShopTables
 from consentier.logs import bound
@@ -94,6 +94,7 @@ def train_bundles(
     until: dt.datetime | None = None,
     ledger: Ledger | None = None,
     restricted: Restricted | None = None,
+    retiring: Callable[[Tier], object] | None = None,
 ) -> TrainingResult:
     """Train tiers and write one bundle each, without a record of the run.
 
@@ -106,7 +107,8 @@ def train_bundles(
     out
         Where the bundles go: ``out/TIER``.
     tiers
-        Which to train. A tier without permitted rows is skipped with its reason where several are asked for.
+        Which to train. A tier without permitted rows, or whose fit has no stable solution, is skipped with
+        its reason where several are asked for.
     policy
         Its switches decide which rows may be used; the default policy otherwise.
     force
@@ -121,6 +123,8 @@ def train_bundles(
     restricted
         Where to keep whom each bundle holds, and the statistics from which a person can be subtracted again.
         None keeps neither: forgetting then fits anew, and a withdrawal takes each bundle to hold everybody.
+    retiring
+        Called with each tier that has no permitted rows any more, before its bundle is removed.
 
     Raises
     ------
@@ -148,7 +152,7 @@ def train_bundles(
         run["data_summary"] = fit.summary
         return put(tier, fit, run, out, gate=gate, ledger=ledger, restricted=restricted, force=force)
 
-    return publish(fitted, skipped, out, cutoff, write, restricted=restricted)
+    return publish(fitted, skipped, out, cutoff, write, restricted=restricted, retiring=retiring)
 
 
 def require_free_slots(out: Path, tiers: Sequence[Tier], *, force: bool) -> None:
@@ -164,29 +168,32 @@ def require_free_slots(out: Path, tiers: Sequence[Tier], *, force: bool) -> None
         raise FileExistsError(f"{', '.join(occupied)}: there is a bundle already; use --force to replace it")
 
 
-def fit_each(tiers: Sequence[Tier], fit: Callable[[Tier], Fit]) -> tuple[dict[Tier, Fit], dict[str, str]]:
-    """Fit tiers; those that have nothing to train on are skipped, with the reason."""
+def fit_each(
+    tiers: Sequence[Tier], fit: Callable[[Tier], Fit]
+) -> tuple[dict[Tier, Fit], dict[Tier, TrainingError]]:
+    """Fit tiers; those that have nothing to train on, or no stable solution, are skipped, with the reason."""
     fitted: dict[Tier, Fit] = {}
-    skipped: dict[str, str] = {}
+    skipped: dict[Tier, TrainingError] = {}
     for tier in tiers:
         try:
             with bound(tier=str(tier)):
                 fitted[tier] = fit(tier)
         except TrainingError as error:
-            skipped[str(tier)] = str(error)
+            skipped[tier] = error
     return fitted, skipped
 
 
 def publish(
     fitted: Mapping[Tier, Fit],
-    skipped: Mapping[str, str],
+    skipped: Mapping[Tier, TrainingError],
     out: Path,
     cutoff: dt.datetime,
     write: Callable[[Tier, Fit], str],
     *,
     restricted: Restricted | None = None,
+    retiring: Callable[[Tier], object] | None = None,
 ) -> TrainingResult:
-    """Write the bundles of a run, and remove those of skipped tiers.
+    """Write the bundles of a run, and remove those of tiers of which nothing may be learnt any more.
 
     Nothing is written before all is fitted: an interrupted run leaves the earlier bundles as they were.
 
@@ -199,20 +206,24 @@ def publish(
     write
         Puts a tier's bundle into its slot, and gives its digest.
     restricted
-        Where statistics are kept: those of skipped tiers are removed.
+        Where statistics are kept: those of tiers whose bundle is removed go too.
+    retiring
+        Called with each of these tiers before its bundle goes.
 
     Raises
     ------
     TrainingError
         If nothing was fitted.
     """
-    reasons = dict(skipped)
-    for name in skipped:
+    reasons = {str(tier): str(error) for tier, error in skipped.items()}
+    for tier in (each for each, error in skipped.items() if isinstance(error, NothingPermitted)):
+        if retiring is not None:
+            retiring(tier)
         if restricted is not None:
             # They are of persons who may not be learnt from any more.
-            shutil.rmtree(restricted.statistics(Tier(name)), ignore_errors=True)
-        if retire(out / name):
-            reasons[name] += RETIRED
+            shutil.rmtree(restricted.statistics(tier), ignore_errors=True)
+        if retire(out / tier):
+            reasons[str(tier)] += RETIRED
     if not fitted:
         raise TrainingError("; ".join(reasons.values()))
     remove_remnants_in(out)

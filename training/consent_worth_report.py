@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from consentier.consent import Tier
 from consentier.consent.records import SubjectKind
 from consentier.training.consent_levels import LevelCounts, ReachRow
 from consentier.training.consent_worth import LEVEL_TIERS, Bounds, Coverage, Worth
@@ -35,13 +34,6 @@ LEVEL_NAMES: Mapping[str, str] = {
 """What a page calls the levels: by what is permitted."""
 
 _TIER_NAMES = {str(tier): LEVEL_NAMES[level] for level, tier in LEVEL_TIERS.items()}
-
-_IF_PERMITTED: Mapping[str, str] = {
-    str(Tier.SESSION): "with nothing permitted",
-    str(Tier.ONLINE): "with online usage only",
-    str(Tier.CRM): "with CRM data only",
-    str(Tier.FUSED): "with both",
-}
 
 _PANELS: Mapping[SubjectKind, str] = {
     "customer": "customers (accounts)",

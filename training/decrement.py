@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from consentier.consent import Side, Source, Tier
-from consentier.errors import BundleUnsupported, TrainingError
+from consentier.errors import BundleUnsupported, NothingPermitted
 from consentier.features.gate import PermittedRows
 from consentier.features.interactions import Interactions
 from consentier.models.attribute_encoding import AttributeEncoder, CategoryColumn
@@ -128,7 +128,7 @@ def decremented(
     ------
     NotExactError
         Subtracting would not give what a fit gives.
-    TrainingError
+    NothingPermitted
         Nothing is left to train on.
     BundleUnsupported
         Another release fitted the bundle.
@@ -158,7 +158,7 @@ def _decremented_model(
     remaining = exchanged_counts(statistics, PERSONS, exchange)
     kept = remaining > 0
     if not (remaining >= min_persons).any():
-        raise TrainingError(
+        raise NothingPermitted(
             f"the {tier} tier has no permitted rows to train on: everybody in it was forgotten"
         )
     encoder = encoder_of(bundle).moved_to(int((remaining >= min_persons).sum()))

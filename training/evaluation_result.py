@@ -43,6 +43,7 @@ __all__ = [
     "TargetSide",
     "TierFigures",
     "check_evaluation",
+    "mean_with_bounds",
 ]
 
 EVALUATION_VERSION = 2
@@ -76,6 +77,11 @@ class IntervalFigures(TypedDict):
     mean: float
     low: float
     high: float
+
+
+def mean_with_bounds(figures: IntervalFigures, sign: str = "") -> str:
+    """A mean with its interval, as all pages and tables write it; ``sign`` is ``+`` for differences."""
+    return f"{figures['mean']:{sign}.4f} [{figures['low']:{sign}.4f}, {figures['high']:{sign}.4f}]"
 
 
 class DataFigures(TypedDict):

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from consentier.consent import Side, Tier
-from consentier.errors import TrainingError
+from consentier.errors import NothingPermitted
 from consentier.features.attributes import fit_attributes
 from consentier.features.gate import ConsentGate, Funnel, PermittedRows
 from consentier.features.interactions import CodedRows, Interactions, interactions, person_counts
@@ -33,7 +33,7 @@ from consentier.models.spectral import Spectral
 from consentier.models.statistics import Statistics, ValueCounts, write_statistics
 from consentier.progress import progress
 from consentier.serving.factor_scorer import FACTOR_ALGORITHMS
-from consentier.serving.scorer import ScoringSettings
+from consentier.serving.scoring_settings import ScoringSettings
 from consentier.training.cold_items import Borrowing, borrowing
 from consentier.training.config import TierConfig
 from consentier.training.fingerprints import fingerprints, new_key, text_hashes
@@ -146,8 +146,10 @@ def fit_tier(
 
     Raises
     ------
-    TrainingError
+    NothingPermitted
         If nothing is left to train on.
+    TrainingError
+        If the fit has no stable solution.
 
     Notes
     -----
@@ -176,7 +178,7 @@ class TierRows:
 
     Raises
     ------
-    TrainingError
+    NothingPermitted
         If nothing is left to train on.
     """
 
@@ -268,13 +270,13 @@ class TierRows:
         return value
 
 
-def nothing_to_train_on(tier: Tier, funnels: Iterable[Funnel]) -> TrainingError:
+def nothing_to_train_on(tier: Tier, funnels: Iterable[Funnel]) -> NothingPermitted:
     """The error that says what became of a tier's rows."""
     reasons = "; ".join(
         f"{funnel.source}: {funnel.rows_in} rows came in, kept out: {dict(funnel.excluded) or 'none'}"
         for funnel in funnels
     )
-    return TrainingError(f"the {tier} tier has no permitted rows to train on ({reasons})")
+    return NothingPermitted(f"the {tier} tier has no permitted rows to train on ({reasons})")
 
 
 def fit_popular(
@@ -300,7 +302,7 @@ def fit_popular(
 
     Raises
     ------
-    TrainingError
+    NothingPermitted
         If no item has enough persons behind it.
     """
     items, counts = popular_counts(
@@ -344,7 +346,7 @@ def popular_arrays(
 
     Raises
     ------
-    TrainingError
+    NothingPermitted
         If no item has enough persons behind it.
     """
     sides = {
@@ -354,7 +356,7 @@ def popular_arrays(
     published = {side: np.where(of_side >= min_persons, of_side, 0) for side, of_side in sides.items()}
     listed = np.flatnonzero(np.logical_or.reduce(list(published.values())))
     if not listed.size:
-        raise TrainingError("no item has enough permitted persons behind it for the popular list")
+        raise NothingPermitted("no item has enough permitted persons behind it for the popular list")
     index = ItemIndex.from_ids(items.ids(listed))
     return index, {
         **index.arrays(),

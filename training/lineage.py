@@ -197,10 +197,13 @@ class Lineage:
                 for digest in digests
             )
 
-    def digests(self) -> list[str]:
-        """Digests of all bundles that the index knows, sorted."""
+    def digests(self, tier: str | None = None) -> list[str]:
+        """Digests of all bundles, or those of one tier, that the index knows, sorted."""
         with self._transaction() as connection:
-            return [row[0] for row in connection.execute("SELECT digest FROM bundles ORDER BY digest")]
+            found = connection.execute(
+                "SELECT digest FROM bundles WHERE ? IN (tier, '') ORDER BY digest", (tier or "",)
+            )
+            return [digest for (digest,) in found]
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -15,7 +15,7 @@ from consentier.models.bundle import Manifest
 from consentier.serving.disclosures import PERMISSION_WORDS, markdown_rows, purpose_of, trained_on
 from consentier.serving.main_parameters import SOURCE_WORDS, main_parameters
 from consentier.training.drift_result import DRIFT_COLUMNS, DriftResult, drift_rows
-from consentier.training.evaluation_result import MINIMUM_GROUP, IntervalFigures
+from consentier.training.evaluation_result import MINIMUM_GROUP, mean_with_bounds
 from consentier.training.measure import CHAMPION, MODEL, POPULAR, Measurement, PeriodFigures
 
 __all__ = ["model_card"]
@@ -153,7 +153,7 @@ def _worth(tier: Tier, measurement: Measurement) -> list[str]:
 def _period(period: PeriodFigures) -> list[str]:
     metrics = list(period["figures"][MODEL])
     rows = [
-        (metric, *(interval_text(found[metric]) for found in period["figures"].values()))
+        (metric, *(mean_with_bounds(found[metric]) for found in period["figures"].values()))
         for metric in metrics
     ]
     return [
@@ -167,7 +167,12 @@ def _period(period: PeriodFigures) -> list[str]:
 
 def _differences(measurement: Measurement) -> list[str]:
     rows = [
-        (_NAMES[each["against"]], each["metric"], _signed(each["difference"]), f"{each['p_value']:.4f}")
+        (
+            _NAMES[each["against"]],
+            each["metric"],
+            mean_with_bounds(each["difference"], sign="+"),
+            f"{each['p_value']:.4f}",
+        )
         for each in measurement["differences"]
     ]
     single = measurement["single_source"]
@@ -176,7 +181,7 @@ def _differences(measurement: Measurement) -> list[str]:
             (
                 f"{single['best']} tier",
                 single["metric"],
-                _signed(single["difference"]),
+                mean_with_bounds(single["difference"], sign="+"),
                 f"{single['p_value']:.4f}",
             )
         )
@@ -231,7 +236,7 @@ def _group_row(
     if rows[0]["customers"] < MINIMUM_GROUP:
         return (group, f"fewer than {MINIMUM_GROUP}", *("not shown" for _ in names))
     by_name = {row["tier"]: row["metrics"][metric] for row in rows}
-    return (group, f"{rows[0]['customers']:,}", *(interval_text(by_name[name]) for name in names))
+    return (group, f"{rows[0]['customers']:,}", *(mean_with_bounds(by_name[name]) for name in names))
 
 
 def _drift(tier: Tier, drift: DriftResult) -> list[str]:
@@ -254,12 +259,3 @@ def _limits(manifest: Manifest) -> list[str]:
         f"At least {persons} distinct {'person stands' if persons == 1 else 'persons stand'} behind each "
         "published weight or count.",
     ]
-
-
-def interval_text(interval: IntervalFigures) -> str:
-    """A mean with its interval."""
-    return f"{interval['mean']:.4f} [{interval['low']:.4f}, {interval['high']:.4f}]"
-
-
-def _signed(interval: IntervalFigures) -> str:
-    return f"{interval['mean']:+.4f} [{interval['low']:+.4f}, {interval['high']:+.4f}]"

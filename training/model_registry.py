@@ -21,6 +21,7 @@ from consentier.serving.registry import (
     DIGEST_TAG,
     LEVEL_3_TAG,
     bundle_in,
+    deadline_of_tag,
 )
 from consentier.serving.revocation import Deadlines
 
@@ -173,15 +174,18 @@ class ModelRegistry:
                 self.decide_level_3(json.dumps({**decided, "instead_of": number}))
 
     def note_deadlines(self, tier: Tier, deadlines: Deadlines) -> int:
-        """Write withdrawal deadlines into the tags of the versions that have one; say how many are new."""
+        """Write withdrawal deadlines into the tags of the versions that have one; say how many are new.
+
+        A version that has an earlier one keeps it.
+        """
         if self._registered(tier) is None:
             return 0
         new = 0
-        for found in self._client.search_model_versions(f"name = '{self.name(tier)}'"):
-            deadline = deadlines.by_digest.get(found.tags.get(DIGEST_TAG, ""))
-            told = "" if deadline is None else deadline.isoformat()
-            if told and found.tags.get(DEADLINE_TAG) != told:
-                self._client.set_model_version_tag(found.name, str(found.version), DEADLINE_TAG, told)
+        for version in self.versions(tier):
+            deadline = deadlines.by_digest.get(version.digest or "")
+            told = version.tags.get(DEADLINE_TAG)
+            if deadline is not None and (not told or deadline < deadline_of_tag(told)):
+                self.tag(version, **{DEADLINE_TAG: deadline.isoformat()})
                 new += 1
         return new
 

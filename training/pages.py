@@ -14,7 +14,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from consentier.training.evaluation_result import IntervalFigures
+from consentier.training.evaluation_result import IntervalFigures, mean_with_bounds
 from consentier.training.plots import DARK_GROUND, LIGHT_GROUND, to_svg
 from consentier.writing import whole_file, write_new
 
@@ -149,9 +149,7 @@ def _cell(text: str) -> str:
 
 def interval_text(figures: IntervalFigures | None, sign: str = "") -> str:
     """A mean with its interval; a dash for None. ``sign`` is ``+`` for differences."""
-    if figures is None:
-        return NOTHING
-    return f"{figures['mean']:{sign}.4f} [{figures['low']:{sign}.4f}, {figures['high']:{sign}.4f}]"
+    return NOTHING if figures is None else mean_with_bounds(figures, sign)
 
 
 def number(value: float | None) -> str:

@@ -34,7 +34,7 @@ from consentier.serving.loading import OpenedBundles, open_tier, problem_of
 from consentier.serving.registry import CHAMPION, DEADLINE_TAG, ROLLED_BACK_TAG, deadline_of_tag
 from consentier.serving.revocation import Deadlines, Revocations
 from consentier.training.consent_now import Standing, standing_of
-from consentier.training.evaluation_result import IntervalFigures
+from consentier.training.evaluation_result import mean_with_bounds
 from consentier.training.lineage import Lineage
 from consentier.training.measure import CHAMPION as CHAMPION_FIGURES
 from consentier.training.measure import MEASUREMENT_VERSION, POPULAR, Difference, Measurement
@@ -348,7 +348,7 @@ def not_worse_than_single_source(measurement: Measurement) -> Check:
     if single is None:
         return Check(name, False, _not_measured(measurement), needed)
     seen = (
-        f"{single['metric']} {_signed(single['difference'])} over {single['best']}, "
+        f"{single['metric']} {mean_with_bounds(single['difference'], sign='+')} over {single['best']}, "
         f"p {single['p_value']:.4f}, {single['customers']:,} customers"
     )
     return Check(name, single["difference"]["high"] >= 0, seen, needed)
@@ -455,11 +455,7 @@ def _difference(measurement: Measurement, against: str) -> Difference | None:
 
 
 def _difference_text(found: Difference) -> str:
-    return f"{found['metric']} {_signed(found['difference'])}, p {found['p_value']:.4f}"
-
-
-def _signed(interval: IntervalFigures) -> str:
-    return f"{interval['mean']:+.4f} [{interval['low']:+.4f}, {interval['high']:+.4f}]"
+    return f"{found['metric']} {mean_with_bounds(found['difference'], sign='+')}, p {found['p_value']:.4f}"
 
 
 def _not_measured(measurement: Measurement) -> str:

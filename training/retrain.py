@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from consentier.consent import Ledger, Policy, Tier
 from consentier.consent.records import SubjectKind
-from consentier.errors import BundleError, BundleMissing, TrainingError
+from consentier.errors import BundleError, BundleMissing, NothingPermitted, TrainingError
 from consentier.features.attributes import fit_attributes
 from consentier.features.consent_intervals import ConsentTables
 from consentier.features.gate import ConsentGate, Funnel, PermittedRows, ledger_of
@@ -82,6 +82,7 @@ from consentier.training.fingerprints import named_fingerprints, text_hashes
 from consentier.training.fit import PERSONS, FittedTier, attribute_counts, fit_tier
 from consentier.training.record import record_run, unrecorded
 from consentier.training.restricted import Restricted
+from consentier.training.retired_versions import stop_versions
 from consentier.training.run_facts import run_facts
 from consentier.writing import remove_remnants_in
 
@@ -192,7 +193,7 @@ def retrain(
     Raises
     ------
     TrainingError
-        If no tier has anything to train on.
+        If no tier has anything to train on, or a fit has no stable solution; what was written before stands.
     StatisticsError
         If new statistics cannot be written. The new bundle stands; a later run fits from scratch.
 
@@ -308,9 +309,10 @@ def _retrained(tier: Tier, run: _Run) -> tuple[RetrainedTier, tuple[Funnel, ...]
         how = "incremental" if course.reason is None else "refitted"
     except _UnchangedError:
         how = "unchanged"
-    except TrainingError as error:
+    except NothingPermitted as error:
         # They are of persons who may not be learnt from any more. Before the bundle goes: a run after a kill
         # finds it again.
+        stop_versions(run.config.tracking, run.out, run.restricted, tier)
         shutil.rmtree(run.restricted.statistics(tier), ignore_errors=True)
         run.restricted.lineage().drop([] if before is None else [before.digest])
         how, course.reason = "removed", str(error) + (RETIRED if retire(run.out / tier) else "")

@@ -11,8 +11,11 @@ from typing import Any, Protocol
 from consentier.progress import progress
 from consentier.serving.registry import mlflow_client
 from consentier.training.config import Config, TrackingConfig
+from consentier.training.stale_runs import end_stale_searches, search_tags
 
-__all__ = ["RecordTrial", "not_recorded", "opened_store", "store_client", "tracked_search"]
+__all__ = ["RecordTrial", "has_store", "not_recorded", "opened_store", "store_client", "tracked_search"]
+
+_LOCAL_STORE = "mlflow.db"
 
 
 class RecordTrial(Protocol):
@@ -49,7 +52,8 @@ def tracked_search(
 
     Notes
     -----
-    A search that is interrupted leaves the trials that it had finished, and a parent marked as killed.
+    A search that is interrupted leaves the trials that it had finished, and a parent marked as killed. One
+    that is ended by force is marked so by the next.
     """
     if not config.tracking.enabled:
         yield not_recorded
@@ -57,40 +61,57 @@ def tracked_search(
     with progress("opening the MLflow store", None, enabled=show_progress):
         folder.mkdir(parents=True, exist_ok=True)
         client, experiment = opened_store(config.tracking, folder)
-        from mlflow.entities import Metric, Param
-    parent = client.create_run(
-        experiment,
-        run_name=f"tune {tier}",
-        tags={"mlflow.source.name": "consentier tune", "tier": tier},
-    ).info.run_id
-    client.log_dict(parent, config.resolved(), "config.json")
-    client.log_batch(parent, params=[Param(name, str(value)) for name, value in facts.items()])
+        end_stale_searches(client, experiment, folder)
+    with search_tags(folder) as tags, _search_run(client, experiment, {**tags, "tier": tier}) as parent:
+        client.log_dict(parent, config.resolved(), "config.json")
+        client.log_batch(parent, params=_params(facts))
+        yield _recorder(client, experiment, parent, {**tags, "tier": tier})
+
+
+@contextlib.contextmanager
+def _search_run(client: Any, experiment: str, tags: Mapping[str, str]) -> Iterator[str]:
+    """The parent of a search: its id."""
+    tags = {"mlflow.source.name": "consentier tune", **tags}
+    parent = client.create_run(experiment, run_name=f"tune {tags['tier']}", tags=tags).info.run_id
+    status = "KILLED"
+    try:
+        yield parent
+        status = "FINISHED"
+    finally:
+        client.set_terminated(parent, status=status)
+
+
+def _recorder(client: Any, experiment: str, parent: str, tags: Mapping[str, str]) -> RecordTrial:
+    """Records each trial as a child of a run."""
+    from mlflow.entities import Metric
+
     best: float | None = None
 
     def record(
         number: int, parameters: Mapping[str, Any], value: float | None, state: str, seconds: float
     ) -> None:
         nonlocal best
-        tags = {"mlflow.parentRunId": parent, "tier": tier, "state": state}
-        child = client.create_run(experiment, run_name=f"{tier} {number}", tags=tags).info.run_id
+        told = {**tags, "mlflow.parentRunId": parent, "state": state}
+        child = client.create_run(experiment, run_name=f"{tags['tier']} {number}", tags=told).info.run_id
         figures = {"seconds": seconds} if value is None else {"seconds": seconds, "value": value}
         now = int(time.time() * 1000)
         client.log_batch(
             child,
             metrics=[Metric(name, figure, now, 0) for name, figure in figures.items()],
-            params=[Param(name, str(each)) for name, each in parameters.items()],
+            params=_params(parameters),
         )
         client.set_terminated(child, status="FAILED" if state == "failed" else "FINISHED")
         if state == "complete" and value is not None and (best is None or value > best):
             best = value
             client.log_metric(parent, "best", best, step=number)
 
-    status = "KILLED"
-    try:
-        yield record
-        status = "FINISHED"
-    finally:
-        client.set_terminated(parent, status=status)
+    return record
+
+
+def _params(values: Mapping[str, Any]) -> list[Any]:
+    from mlflow.entities import Param
+
+    return [Param(name, str(value)) for name, value in values.items()]
 
 
 def not_recorded(
@@ -122,8 +143,13 @@ def store_client(tracking: TrackingConfig, folder: Path) -> Any:
     return mlflow_client(tracking.uri or _local_store(folder))
 
 
+def has_store(tracking: TrackingConfig, folder: Path) -> bool:
+    """Whether the configuration names a store, or there is one in the folder."""
+    return bool(tracking.uri) or (folder / _LOCAL_STORE).is_file()
+
+
 def _local_store(out: Path) -> str:
-    return f"sqlite:///{out.absolute() / 'mlflow.db'}"
+    return f"sqlite:///{out.absolute() / _LOCAL_STORE}"
 
 
 def _experiment(client: Any, name: str, out: Path) -> str:

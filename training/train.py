@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from consentier.consent import Ledger, Policy, Tier
@@ -14,6 +15,7 @@ from consentier.training.config import Config
 from consentier.training.counted import one_at_a_time
 from consentier.training.record import record_run
 from consentier.training.restricted import Restricted
+from consentier.training.retired_versions import stop_versions
 
 __all__ = ["TRAINED_TIERS", "TrainingResult", "train"]
 
@@ -51,7 +53,8 @@ def train(
     -----
     The bundles are in place before anything is recorded. A record measures the models on held-out periods,
     which takes several fits more: see `record_run`. ``tracking.enabled = false`` spares both. With a
-    restricted directory, trainings and forgettings wait for each other.
+    restricted directory, trainings and forgettings wait for each other, and registered versions of a tier
+    that has no permitted rows any more stop answering.
     """
     policy = Policy.default() if policy is None else policy
     ledger = ledger_of(shop) if ledger is None else ledger
@@ -66,6 +69,7 @@ def train(
             show_progress=show_progress,
             ledger=ledger,
             restricted=restricted,
+            retiring=None if restricted is None else partial(stop_versions, config.tracking, out, restricted),
         )
         if not config.tracking.enabled:
             return trained

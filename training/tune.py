@@ -35,6 +35,7 @@ from consentier.progress import progress
 from consentier.training.bootstrap import Interval, bootstrap_mean, paired_difference
 from consentier.training.config import Config, TierConfig
 from consentier.training.config_file import config_toml
+from consentier.training.evaluation_result import mean_with_bounds
 from consentier.training.factor_validation import batch_scorer
 from consentier.training.fit import TierRows
 from consentier.training.metrics import Relevant, rank_metrics
@@ -237,17 +238,14 @@ def tuned_toml(result: TuningResult, base: Config, *, name: str) -> str:
         "period, which flatter what was chosen by them: the test period of consentier evaluate says more.",
     ]
     for each in result.tiers:
-        chosen, gain = each.figures["chosen"], each.figures["difference"]
+        chosen, gain = (each.figures[name].to_dict() for name in ("chosen", "difference"))
         head.append(
-            f"{each.tier}: {_text(chosen)}, {_text(gain, sign='+')} over the configuration before; "
+            f"{each.tier}: {mean_with_bounds(chosen)}, "
+            f"{mean_with_bounds(gain, sign='+')} over the configuration before; "
             f"{len(each.trials)} trials, {each.persons} persons, {each.requests} requests."
         )
     merged = base.model_copy(update={str(each.tier): each.config for each in result.tiers})
     return "".join(f"# {line}\n" for line in head) + "\n" + config_toml(merged)
-
-
-def _text(interval: Interval, sign: str = "") -> str:
-    return f"{interval.mean:{sign}.4f} [{interval.low:{sign}.4f}, {interval.high:{sign}.4f}]"
 
 
 def _validation(

@@ -34,7 +34,7 @@ from consentier.models.item_index import ItemIndex
 from consentier.models.recency import microseconds_of_days, recency_weights
 from consentier.models.row_scorer import RowScorer
 from consentier.serving.request import Event
-from consentier.serving.scorer import NO_INTEREST, read_scoring
+from consentier.serving.scoring_settings import NO_INTEREST, read_scoring
 from consentier.serving.view import PermittedView
 from consentier.training.evaluation_result import MINIMUM_GROUP
 from consentier.training.metrics import PADDING, Relevant

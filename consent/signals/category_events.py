@@ -19,7 +19,7 @@ from consentier.consent.signals.fields import answers, instant, member, needed
 from consentier.consent.signals.reading import Decision, SignalContext, SignalSettings
 from consentier.errors import SignalError
 
-__all__ = ["CategorySettings", "decides", "decisions", "relevant"]
+__all__ = ["CategorySettings", "decides", "decisions", "relevant", "require_delay"]
 
 _DECIDABLE = frozenset({"online", "ads", "fusion", "model"})
 

@@ -16,6 +16,7 @@
     │   ├── BundleAltered        a digest does not match: the files were changed after they were written
     │   └── BundleUnsupported    written by a format version that this release does not read
     └── TrainingError        the permitted data do not suffice to train or evaluate
+        └── NothingPermitted     there are no rows at all that may be learnt from
 
 Every message says what was wrong, where, and what to do. Wrong *argument types* to a public call are
 ``TypeError`` or ``ValueError``, never one of these.
@@ -37,6 +38,7 @@ __all__ = [
     "ConsentierError",
     "DataError",
     "LedgerError",
+    "NothingPermitted",
     "PolicyError",
     "SignalError",
     "StoreTimeout",
@@ -99,6 +101,10 @@ class BundleUnsupported(BundleError):  # noqa: N818
 
 class TrainingError(ConsentierError):
     """The permitted data do not suffice to train or evaluate."""
+
+
+class NothingPermitted(TrainingError):  # noqa: N818
+    """A tier has no rows that may be learnt from (any more), or none with enough persons behind them."""
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:

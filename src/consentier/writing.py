@@ -23,6 +23,7 @@ __all__ = [
     "REPLACED",
     "flush",
     "put_directory",
+    "remnants",
     "remove_directory",
     "remove_remnants",
     "remove_remnants_in",
@@ -122,7 +123,16 @@ def remove_remnants(path: Path) -> None:
     -----
     Lists the directory of the path.
     """
-    _remove_unlocked(path.parent, re.compile(re.escape(f".{path.name}.") + _TOKEN + _SUFFIX))
+    _remove_unlocked(path.parent, _hidden_names(path))
+
+
+def remnants(path: Path) -> list[Path]:
+    """The hidden places beside a path whose writers were killed, if they are this user's."""
+    return list(_unlocked(path.parent, _hidden_names(path)))
+
+
+def _hidden_names(path: Path) -> re.Pattern[str]:
+    return re.compile(re.escape(f".{path.name}.") + _TOKEN + _SUFFIX)
 
 
 def remove_remnants_in(folder: Path) -> None:
@@ -204,6 +214,16 @@ def _lock(descriptor: int) -> bool:
 
 def _remove_unlocked(folder: Path, name: re.Pattern[str]) -> None:
     """Remove what has such a name in a directory, is this user's, and is locked by nobody."""
+    for remnant in _unlocked(folder, name):
+        with contextlib.suppress(OSError):
+            if remnant.is_dir():
+                shutil.rmtree(remnant, ignore_errors=True)
+            else:
+                remnant.unlink()
+
+
+def _unlocked(folder: Path, name: re.Pattern[str]) -> Iterator[Path]:
+    """What has such a name, is this user's, and is locked by nobody: locked while the caller looks at it."""
     import fcntl
 
     try:
@@ -218,10 +238,7 @@ def _remove_unlocked(folder: Path, name: re.Pattern[str]) -> None:
                 if os.fstat(descriptor).st_uid != os.geteuid():
                     continue
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if remnant.is_dir():
-                    shutil.rmtree(remnant, ignore_errors=True)
-                else:
-                    remnant.unlink()
+                yield remnant
             finally:
                 os.close(descriptor)
 

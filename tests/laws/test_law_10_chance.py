@@ -25,9 +25,9 @@ from consentier.serving import Answer, Recommender, Request
 from consentier.serving import replay as replaying
 from consentier.serving.audit import JsonLinesAudit, audit_lines
 from consentier.serving.exploration import new_seed
+from consentier.serving.popular_scorer import PopularScorer
 from consentier.serving.replay import Outcome, ReplayInputs, replay
 from consentier.serving.rules import Rules
-from consentier.serving.scorer import PopularScorer
 from consentier.serving.trending import TrendingSnapshot
 
 NOW = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from consentier.models.bundle import write_bundle
 from consentier.models.item_index import ItemIndex
-from consentier.serving.scorer import ScoringSettings
+from consentier.serving.scoring_settings import ScoringSettings
 
 out = Path(sys.argv[1])
 out.mkdir()

@@ -24,7 +24,7 @@ from consentier.features.validation import ValidationReport
 from consentier.serving import PermittedView, Recommender
 from consentier.serving.batch import catalogue_of, profiles_of, score_customers
 from consentier.serving.batch_file import BatchFacts, opened_batch
-from consentier.serving.scorer import Query, Scored
+from consentier.serving.query import Query, Scored
 
 AT = dt.datetime(2026, 6, 1, tzinfo=dt.UTC)
 Row = dict[str, Any]

@@ -15,7 +15,7 @@ from consentier.consent import Channel, Permission, Side, Source, Tier
 from consentier.models.bundle import open_bundle
 from consentier.models.scoring import best_items, contributions
 from consentier.serving import Catalogue, Event, PermittedView, Recommender, Request
-from consentier.serving.scorer import Query
+from consentier.serving.query import Query
 
 BOTH = Permission.ONLINE | Permission.CRM
 SHOWN = CATALOGUE.available

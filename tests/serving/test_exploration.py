@@ -16,8 +16,8 @@ from consentier.consent import Channel, Permission, Tier
 from consentier.errors import ConfigError
 from consentier.serving import Recommender, Request
 from consentier.serving.exploration import draws, new_seed, slots_of, with_explored
+from consentier.serving.popular_scorer import PopularScorer
 from consentier.serving.rules import Rules
-from consentier.serving.scorer import PopularScorer
 
 NOW = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
 FEW = 10

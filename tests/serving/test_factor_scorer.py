@@ -18,7 +18,7 @@ from consentier.models.bundle import open_bundle
 from consentier.models.factor_solver import principal_axes
 from consentier.serving import Catalogue, Event, PermittedView
 from consentier.serving.factor_scorer import FactorScorer
-from consentier.serving.scorer import Query
+from consentier.serving.query import Query
 
 ALL = frozenset(Source)
 INPUTS = len(ITEMS) + 6

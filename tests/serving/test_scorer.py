@@ -21,9 +21,12 @@ from consentier.errors import BundleMalformed
 from consentier.models import row_scorer
 from consentier.models.bundle import open_bundle
 from consentier.serving import Catalogue, Event, PermittedView
-from consentier.serving import scorer as scorer_module
+from consentier.serving import shelf as shelf_module
 from consentier.serving.item_columns import Expression
-from consentier.serving.scorer import LinearScorer, PopularScorer, Query, ScoringSettings
+from consentier.serving.popular_scorer import PopularScorer
+from consentier.serving.query import Query
+from consentier.serving.scorer import LinearScorer
+from consentier.serving.scoring_settings import ScoringSettings
 
 FRUIT = ("apple", "banana", "cherry", "date")
 ALL = frozenset(Source)
@@ -325,7 +328,7 @@ def test_filters_of_requests_are_kept_within_their_memory(
     expressions = [Expression(f"price < {number}") for number in range(2, 9)]
     for expression in expressions:
         size = sum(part.nbytes for part in shelf.fitting(expression))
-    monkeypatch.setattr(scorer_module, "_FILTER_BYTES", 3 * size)
+    monkeypatch.setattr(shelf_module, "_FILTER_BYTES", 3 * size)
     shelf._filtered, shelf._filter_bytes = {}, 0
     for expression in (*expressions, *expressions):
         shelf.fitting(expression)

@@ -13,8 +13,8 @@ from engines import CATALOGUE, ITEMS, bundles
 
 from consentier.consent import Permission, Tier
 from consentier.serving import Event, Recommender, Request
+from consentier.serving.popular_scorer import PopularScorer
 from consentier.serving.rules import Rules
-from consentier.serving.scorer import PopularScorer
 from consentier.serving.trending import Trending, TrendingSnapshot
 
 NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)

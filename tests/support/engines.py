@@ -21,7 +21,7 @@ from consentier.models.factor_scoring import FoldIn
 from consentier.models.factor_solver import gram_diagonal, principal_axes
 from consentier.models.item_index import ItemIndex
 from consentier.serving import Catalogue, Recommender
-from consentier.serving.scorer import ScoringSettings
+from consentier.serving.scoring_settings import ScoringSettings
 
 __all__ = [
     "CATALOGUE",

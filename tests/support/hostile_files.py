@@ -48,6 +48,7 @@ from consentier.serving.batch_job import BatchJob, PartCounts
 from consentier.serving.experiment import Experiment
 from consentier.serving.item_columns import Expression, ItemColumns
 from consentier.serving.outcomes import OutcomeKind, OutcomeLine
+from consentier.serving.popular_scorer import PopularScorer
 from consentier.serving.profile_store import SqliteProfiles
 from consentier.serving.pyfunc import OUTPUTS, answer_row
 from consentier.serving.replay import ReplayInputs
@@ -55,7 +56,7 @@ from consentier.serving.request import events_from_json
 from consentier.serving.revocation import Revocations, revoke
 from consentier.serving.routing import Routing, read_routing, write_routing
 from consentier.serving.rules import Rules
-from consentier.serving.scorer import LinearScorer, PopularScorer
+from consentier.serving.scorer import LinearScorer
 from consentier.training.config import load_config
 
 __all__ = ["LOADERS", "Loader"]

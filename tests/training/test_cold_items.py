@@ -21,8 +21,9 @@ from consentier.features.tables import ShopTables
 from consentier.models.bundle import Bundle, open_bundle
 from consentier.models.item_index import ItemIndex
 from consentier.serving.main_parameters import main_parameters
+from consentier.serving.query import Query
 from consentier.serving.request import Event
-from consentier.serving.scorer import LinearScorer, Query
+from consentier.serving.scorer import LinearScorer
 from consentier.serving.view import PermittedView
 from consentier.training.config import Config, TierConfig, TrackingConfig, TrainingConfig, load_config
 from consentier.training.fit import TierRows

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import functools
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from consentier.features.simulator import SimulationConfig, simulate, write_shop
 from consentier.features.tables import ShopTables, read_shop
 from consentier.models.bundle import open_bundle, read_run
 from consentier.serving import Request
-from consentier.serving.registry import RegistrySource
+from consentier.serving.registry import DEADLINE_TAG, DIGEST_TAG, RegistrySource
 from consentier.serving.reloading import ReloadingRecommender
 from consentier.serving.revocation import PAST_DEADLINE
 from consentier.training import forgotten_versions as telling
@@ -35,7 +37,9 @@ from consentier.training.forgotten_versions import RegisteredTier, register_forg
 from consentier.training.model_registry import ModelRegistry, Version, version_tags
 from consentier.training.promote import rollback
 from consentier.training.restricted import Restricted
+from consentier.training.retrain import retrain
 from consentier.training.track import opened_store, store_client
+from consentier.training.train import train
 
 pytest.importorskip("mlflow")
 
@@ -103,10 +107,12 @@ class Works:
     def champion(self, tier: Tier) -> Version | None:
         return self.registry.aliased(tier, "champion")
 
-    def served(self, folder: Path, *tiers: Tier) -> ReloadingRecommender:
+    def served(
+        self, folder: Path, *tiers: Tier, clock: Callable[[], dt.datetime] = lambda: NOW
+    ) -> ReloadingRecommender:
         models = {str(tier): f"models:/{self.registry.name(tier)}@champion" for tier in tiers}
         source = RegistrySource(models, folder, tracking_uri=self.config.tracking.uri)
-        return ReloadingRecommender(source, clock=lambda: NOW)
+        return ReloadingRecommender(source, clock=clock)
 
     def asking(self) -> Request:
         return Request(crm_history=self.items[:3], permission=Permission.CRM, channel=Channel.EMAIL, n=5)
@@ -238,6 +244,41 @@ def test_a_tier_of_which_nothing_is_left_stops_where_it_serves(works: Works, tmp
     answer = served.recommend(works.asking())
     assert answer.tier is not Tier.CRM
     assert any(PAST_DEADLINE in reason for reason in answer.basis.reasons)
+
+
+@pytest.mark.parametrize("how", ["train", "retrain"])
+def test_a_tier_that_nobody_permits_any_more_stops_where_it_serves(
+    works: Works, tmp_path: Path, how: str
+) -> None:
+    ours = works.register(Tier.CRM)
+    works.registry.point(Tier.CRM, "champion", ours.number)
+    served = works.served(tmp_path / "served", Tier.CRM, clock=lambda: dt.datetime.now(dt.UTC))
+    assert served.recommend(works.asking()).tier is Tier.CRM
+    of_another_trainer = {**ours.tags, DIGEST_TAG: f"sha256:{'0' * 64}"}
+    artifact = f"{works.client.get_run(ours.run_id).info.artifact_uri}/bundle"
+    works.registry.register(Tier.CRM, ours.run_id, artifact, of_another_trainer)
+    nothing = {name: getattr(works.shop, name).slice(0, 0) for name in ("orders", "product_usage")}
+    shop = dataclasses.replace(works.shop, **nothing)
+
+    runs = {
+        "retrain": functools.partial(retrain, shop, works.config, works.out, works.restricted),
+        "train": functools.partial(
+            train, shop, works.config, works.out, restricted=works.restricted, force=True
+        ),
+    }
+
+    def run() -> None:
+        with pytest.raises(TrainingError, match="no permitted rows"):
+            runs[how](tiers=[Tier.CRM], show_progress=False)
+
+    run()
+    told = works.registry.version(Tier.CRM, ours.number).tags[DEADLINE_TAG]
+    assert dt.datetime.fromisoformat(told) <= dt.datetime.now(dt.UTC)
+    assert works.registry.version(Tier.CRM, "2").tags[DEADLINE_TAG] == ""
+    served.check()
+    assert served.recommend(works.asking()).tier is not Tier.CRM
+    run()
+    assert works.registry.version(Tier.CRM, ours.number).tags[DEADLINE_TAG] == told
 
 
 def test_who_answers_level_3_stays_decided(works: Works) -> None:

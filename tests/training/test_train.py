@@ -155,6 +155,21 @@ def test_so_does_the_only_tier_that_was_asked_for(shop: ShopTables, config: Conf
     assert not any(tmp_path.iterdir())
 
 
+def test_a_fit_without_a_stable_solution_leaves_the_earlier_bundle(
+    shop: ShopTables, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiers = [Tier.CRM, Tier.POPULAR]
+    before = train(shop, config, tmp_path, tiers=tiers, show_progress=False).digests
+
+    def unstable(*_: object) -> None:
+        raise TrainingError("the ridge system of item 3 has no stable solution")
+
+    monkeypatch.setattr(training, "_fit_model", unstable)
+    result = train(shop, config, tmp_path, tiers=tiers, force=True, show_progress=False)
+    assert result.skipped == {"crm": "the ridge system of item 3 has no stable solution"}
+    assert open_bundle(tmp_path / "crm").digest == before["crm"]
+
+
 def test_an_interrupted_run_leaves_the_earlier_bundles(
     shop: ShopTables, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,8 @@ from consentier.training import tune as tuning
 from consentier.training.config import Config, TierConfig, TrackingConfig, TuningConfig, load_config
 from consentier.training.fit import TierRows
 from consentier.training.search_space import facts_of, space_of
+from consentier.training.stale_runs import end_stale_searches, search_tags
+from consentier.training.track import opened_store
 from consentier.training.tune import TUNED_TIERS, Objective, TuningResult, search, tune, tuned_toml
 from consentier.training.validation import ValidationSet, validation_set
 
@@ -294,6 +296,25 @@ def test_an_interrupted_search_leaves_its_trials_and_a_killed_parent(
     parent, children = recorded(tmp_path)
     assert parent.info.status == "KILLED"
     assert len(children) == 1
+
+
+def test_a_search_ends_the_runs_of_those_that_were_killed_and_no_others(tmp_path: Path) -> None:
+    client, experiment = opened_store(TrackingConfig(), tmp_path)
+    elsewhere = {"consentier_search": ".consentier-search.0123456789abcdef"}
+    dead = {"consentier_search": ".consentier-search.fedcba9876543210"}
+    (tmp_path / dead["consentier_search"]).mkdir()  # what a process leaves that is killed
+    with search_tags(tmp_path) as going_on:
+        runs = [
+            client.create_run(experiment, tags=tags).info.run_id for tags in (dead, dead, elsewhere, going_on)
+        ]
+        client.set_terminated(runs[1], status="FINISHED")
+        assert end_stale_searches(client, experiment, tmp_path) == 1
+        statuses = [client.get_run(run).info.status for run in runs]
+        assert statuses == ["KILLED", "FINISHED", "RUNNING", "RUNNING"]
+        assert end_stale_searches(client, experiment, tmp_path) == 0
+        places = [path.name for path in tmp_path.glob(".consentier-search.*")]
+        assert places == [going_on["consentier_search"]]
+    assert not list(tmp_path.glob(".consentier-search.*"))
 
 
 def recorded(folder: Path) -> tuple[Any, list[Any]]:

@@ -28,7 +28,9 @@ from consentier.models.bundle import TIERS, Bundle, open_bundle, write_bundle
 from consentier.models.factor_scoring import FoldIn
 from consentier.serving import Event, PermittedView
 from consentier.serving.factor_scorer import FactorScorer
-from consentier.serving.scorer import NO_INTEREST, ItemScorer, LinearScorer, Query, ScoringSettings
+from consentier.serving.query import Query
+from consentier.serving.scorer import ItemScorer, LinearScorer
+from consentier.serving.scoring_settings import NO_INTEREST, ScoringSettings
 from consentier.training import factor_validation, validation
 from consentier.training.config import Config
 from consentier.training.factor_validation import FactorBatchScorer, batch_scorer

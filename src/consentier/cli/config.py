@@ -9,14 +9,15 @@ from typing import Annotated
 
 import typer
 
-from consentier.cli.output import AsJson, ConfigPath, note, print_json, say
+from consentier.cli.options import AsJson, ConfigPath, ReplaceFile
+from consentier.cli.output import note, print_json, say
 
 _SCHEMA_FILE = "consentier.schema.json"
 
 
 def init(
     path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("consentier.toml"),
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there already.")] = False,
+    force: ReplaceFile = False,
 ) -> None:
     """Write a configuration to begin with, every field with its meaning; and a schema for editors."""
     from consentier.training.config_file import config_schema, config_template

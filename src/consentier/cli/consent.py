@@ -14,22 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from consentier.cli.ledgers import LedgerUrl
-from consentier.cli.output import (
-    CHECK_FAILED,
-    AsJson,
-    At,
-    ConfigPath,
-    Kind,
-    KindOption,
-    KnownAt,
-    RestrictedPath,
-    note,
-    print_json,
-    print_table,
-    say,
-    short,
-    written_beside,
-)
+from consentier.cli.options import AsJson, At, ConfigPath, Kind, KindOption, KnownAt, RestrictedPath
+from consentier.cli.output import CHECK_FAILED, note, print_json, print_table, say, short, written_beside
 from consentier.consent import ConsentRecord, Ledger, Source, read_signal
 from consentier.errors import DataError, LedgerError
 

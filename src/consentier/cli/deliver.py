@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from consentier.cli.ledgers import DataForLedger, OptionalLedgerUrl, ledger_from
-from consentier.cli.output import AsJson, At, PolicyPath, TableName, place_of, print_json, print_table, say
+from consentier.cli.options import AsJson, At, PolicyPath, TableName
+from consentier.cli.output import place_of, print_json, print_table, say
 from consentier.consent import Policy
 
 

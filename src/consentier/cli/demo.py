@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from consentier.cli.evaluate import print_evaluation
-from consentier.cli.output import AsJson, note, print_json, print_table, say, write_json
+from consentier.cli.options import AsJson, ReplaceOut
+from consentier.cli.output import note, print_json, print_table, say, write_json
 from consentier.cli.train import print_training
 from consentier.consent import Channel, Permission, Tier
 from consentier.errors import DataError
@@ -40,7 +41,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="The directory to create.")] = Path("demo-output"),
     customers: Annotated[int, typer.Option(min=200, help="Customers of the simulated shop.")] = 4000,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same shop.")] = 7,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it is there.")] = False,
+    force: ReplaceOut = False,
     as_json: AsJson = False,
 ) -> None:
     """Simulate a shop, train all tiers, compare them, and ask for one customer at each permission level."""

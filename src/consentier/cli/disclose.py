@@ -7,16 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consentier.cli.output import (
-    AsJson,
-    LifetimesPath,
-    PolicyPath,
-    RulesPath,
-    name_of,
-    print_json,
-    write_json,
-    written_beside,
-)
+from consentier.cli.options import AsJson, LifetimesPath, PolicyPath, RulesPath
+from consentier.cli.output import name_of, print_json, write_json, written_beside
 
 if TYPE_CHECKING:
     from consentier.serving.disclosures import Kept

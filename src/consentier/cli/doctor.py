@@ -11,7 +11,8 @@ from typing import Any
 
 import typer
 
-from consentier.cli.output import CHECK_FAILED, AsJson, print_json, print_table, say
+from consentier.cli.options import AsJson
+from consentier.cli.output import CHECK_FAILED, print_json, print_table, say
 
 _REQUIREMENT = re.compile(
     r"(?P<name>[A-Za-z0-9._-]+)\s*(?:\[(?P<extras>[^\]]*)\])?\s*(?P<version>[^;]*?)\s*"

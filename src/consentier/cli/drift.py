@@ -10,28 +10,23 @@ from typing import Annotated
 import typer
 
 from consentier.cli.ledgers import TrainingLedgerUrl, ledger_for
-from consentier.cli.output import (
-    CHECK_FAILED,
-    NOT_JUDGED,
+from consentier.cli.options import (
     AsJson,
     BadRows,
+    BundlesPath,
     ConfigPath,
     Cutoff,
     OnBadRowsOption,
     PolicyPath,
-    print_json,
-    print_table,
-    say,
-    write_json,
+    ShopData,
 )
+from consentier.cli.output import CHECK_FAILED, NOT_JUDGED, print_json, print_table, say, write_json
 from consentier.consent import Policy
 
 
 def drift(
-    data: Annotated[
-        str, typer.Argument(metavar="DATA", help="Directory of the shop's tables, or the URL of a database.")
-    ],
-    bundles: Annotated[Path, typer.Option("--bundles", help="Directory of the bundles.")],
+    data: ShopData,
+    bundles: BundlesPath,
     out: Annotated[
         Path | None, typer.Option("--out", help="Write the result to this file too, as JSON.")
     ] = None,

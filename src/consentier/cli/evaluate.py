@@ -8,28 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from consentier.cli.output import (
-    AsJson,
-    BadRows,
-    ConfigPath,
-    Cutoff,
-    OnBadRowsOption,
-    PolicyPath,
-    name_of,
-    note,
-    print_json,
-    print_table,
-    say,
-    write_json,
-)
+from consentier.cli.options import AsJson, BadRows, ConfigPath, Cutoff, OnBadRowsOption, PolicyPath, ShopData
+from consentier.cli.output import name_of, note, print_json, print_table, say, write_json
 from consentier.cli.settings import settings_of
 from consentier.consent import Policy
 
 
 def evaluate(
-    data: Annotated[
-        str, typer.Argument(metavar="DATA", help="Directory of the shop's tables, or the URL of a database.")
-    ],
+    data: ShopData,
     out: Annotated[Path, typer.Option("--out", help="The file of results.")] = Path("evaluation.json"),
     config: ConfigPath = None,
     cutoff: Cutoff = None,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consentier.cli.output import AsJson, note, print_json, print_table, say, write_json
+from consentier.cli.options import AsJson
+from consentier.cli.output import note, print_json, print_table, say, write_json
 
 if TYPE_CHECKING:
     from consentier.training.experiment_report import ExperimentReport, Rate, Stratum

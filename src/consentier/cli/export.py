@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from consentier.cli.ledgers import LedgerUrl
-from consentier.cli.output import At, Kind, KindOption, print_json, write_json
+from consentier.cli.options import At, KeyringPath, Kind, KindOption
+from consentier.cli.output import print_json, write_json
 from consentier.cli.replay import keyring_beside
 from consentier.errors import DataError
 
@@ -40,10 +41,7 @@ def export(
         list[Path] | None,
         typer.Option("--bundles", help="A directory of bundles; may be given several times."),
     ] = None,
-    keys: Annotated[
-        Path | None,
-        typer.Option("--keys", help="The keyring of the audit. By default keys.json in its directory."),
-    ] = None,
+    keys: KeyringPath = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="The JSON file to write; by default standard output.")
     ] = None,

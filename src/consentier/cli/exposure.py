@@ -8,16 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from consentier.cli.ledgers import LedgerUrl
-from consentier.cli.output import (
-    AsJson,
-    PolicyPath,
-    RestrictedPath,
-    note,
-    print_json,
-    print_table,
-    say,
-    short,
-)
+from consentier.cli.options import AsJson, KeyringPath, PolicyPath, RestrictedPath
+from consentier.cli.output import note, print_json, print_table, say, short
 from consentier.cli.replay import keyring_beside
 from consentier.errors import DataError
 
@@ -32,10 +24,7 @@ def exposure(
     ] = None,
     bundles: Annotated[Path | None, typer.Option("--bundles", help="The directory of bundles.")] = None,
     restricted: RestrictedPath = None,
-    keys: Annotated[
-        Path | None,
-        typer.Option("--keys", help="The keyring of the audit. By default keys.json in its directory."),
-    ] = None,
+    keys: KeyringPath = None,
     names: Annotated[
         bool, typer.Option("--names", help="Show ids of subjects, not their keyed digests.")
     ] = False,

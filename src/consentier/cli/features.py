@@ -8,17 +8,8 @@ from typing import Annotated
 
 import typer
 
-from consentier.cli.output import Cutoff, LifetimesPath, PolicyPath
+from consentier.cli.options import Cutoff, LifetimesPath, PersonTier, PolicyPath
 from consentier.consent import Policy, Tier
-
-
-class PersonTier(enum.StrEnum):
-    """The tiers that are trained on rows of persons."""
-
-    SESSION = "session"
-    ONLINE = "online"
-    CRM = "crm"
-    FUSED = "fused"
 
 
 class DialectChoice(enum.StrEnum):

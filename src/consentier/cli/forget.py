@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from consentier.cli.ledgers import TrainingLedgerUrl
-from consentier.cli.output import (
+from consentier.cli.options import (
     AsJson,
     BadRows,
     ConfigPath,
@@ -21,13 +21,8 @@ from consentier.cli.output import (
     KindOption,
     OnBadRowsOption,
     RestrictedPath,
-    note,
-    print_json,
-    print_table,
-    say,
-    short,
 )
-from consentier.cli.promote import has_registry
+from consentier.cli.output import note, print_json, print_table, say, short
 from consentier.consent import Ledger, Policy
 
 if TYPE_CHECKING:
@@ -77,6 +72,7 @@ def forget(
     from consentier.training.config import load_config
     from consentier.training.forget import forget as forget_in_bundles
     from consentier.training.restricted import Restricted
+    from consentier.training.track import has_store
 
     tiers = list(TRAINED_TIERS)
     out = bundles
@@ -99,7 +95,7 @@ def forget(
             policy=None if policy is None else Policy.load(policy),
         )
     registered = []
-    if has_registry(settings, out):
+    if has_store(settings.tracking, out):
         from consentier.training.forgotten_versions import register_forgotten
 
         now = dt.datetime.now(dt.UTC)

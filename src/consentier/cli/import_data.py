@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from consentier.cli.output import AsJson, note, print_json, print_table, say
+from consentier.cli.options import AsJson, ReplaceOut
+from consentier.cli.output import note, print_json, print_table, say
 
 
 def import_data(
@@ -16,7 +17,7 @@ def import_data(
     ],
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The folder with its Parquet files.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The directory to create.")],
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it is there.")] = False,
+    force: ReplaceOut = False,
     as_json: AsJson = False,
 ) -> None:
     """Convert a public data set into tables of the data contract, with synthetic consents."""

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from consentier.cli.output import CHECK_FAILED, AsJson, print_json, print_table, say
+from consentier.cli.options import AsJson
+from consentier.cli.output import CHECK_FAILED, print_json, print_table, say
 from consentier.consent import Tier
 from consentier.errors import BundleError, BundleMissing
 

@@ -1,4 +1,4 @@
-"""What all commands share: options, tables, JSON, and errors as one line each.
+"""What all commands say, and how: tables, JSON, and errors as one line each.
 
 Results go to standard output; progress, notes and errors to standard error, so that ``--json`` can be piped.
 """
@@ -6,15 +6,13 @@ Results go to standard output; progress, notes and errors to standard error, so 
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
-import enum
 import functools
 import json
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import typer
 from rich.console import Console
@@ -34,23 +32,6 @@ __all__ = [
     "MISSING_EXTRA",
     "NOT_JUDGED",
     "USER_ERROR",
-    "AsJson",
-    "At",
-    "BadRows",
-    "ConfigPath",
-    "Cutoff",
-    "EngineChoice",
-    "EngineOption",
-    "Kind",
-    "KindOption",
-    "KnownAt",
-    "LifetimesPath",
-    "MasterUrl",
-    "OnBadRowsOption",
-    "PolicyPath",
-    "RestrictedPath",
-    "RulesPath",
-    "TableName",
     "guarded",
     "name_of",
     "note",
@@ -93,116 +74,6 @@ class _Settings:
 def set_debug(debug: bool) -> None:
     """Whether errors show their traceback."""
     _Settings.debug = debug
-
-
-class BadRows(enum.StrEnum):
-    """What to do with rows that break the data contract."""
-
-    ERROR = "error"
-    DROP = "drop"
-
-
-class EngineChoice(enum.StrEnum):
-    """Where the work is done."""
-
-    EMBEDDED = "embedded"
-    SPARK = "spark"
-
-
-def _instant(text: str) -> dt.datetime:
-    try:
-        instant = dt.datetime.fromisoformat(text)
-    except ValueError:
-        raise typer.BadParameter(
-            f"{text!r} is no date and time in ISO 8601, such as 2026-01-31T12:00:00Z"
-        ) from None
-    return instant.replace(tzinfo=dt.UTC) if instant.tzinfo is None else instant.astimezone(dt.UTC)
-
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-ConfigPath = Annotated[
-    Path | None,
-    typer.Option("--config", help="Configuration (TOML). By default DATA/consentier.toml, if there is one."),
-]
-PolicyPath = Annotated[
-    Path | None, typer.Option("--policy", help="Routing policy (TOML). By default the strict one.")
-]
-LifetimesPath = Annotated[
-    Path | None,
-    typer.Option("--lifetimes", help="How old grants may grow (TOML). By default as Consentier ships it."),
-]
-RulesPath = Annotated[
-    Path | None, typer.Option("--rules", help="Business rules: a TOML file, see docs/rules.md.")
-]
-RestrictedPath = Annotated[
-    Path | None,
-    typer.Option("--restricted", help="The trainer's restricted directory. By default BUNDLES-restricted."),
-]
-TableName = Annotated[
-    str | None,
-    typer.Option(
-        "--table", metavar="NAME", help="With the URL of a database: the table; by default recommendations."
-    ),
-]
-Cutoff = Annotated[
-    dt.datetime | None,
-    typer.Option(
-        "--cutoff",
-        parser=_instant,
-        metavar="TIME",
-        help="Training cut-off, ISO 8601, in UTC unless it says otherwise; overrides the configuration.",
-    ),
-]
-EngineOption = Annotated[
-    EngineChoice,
-    typer.Option("--engine", help="Where the work is done: in this process, or on Apache Spark."),
-]
-MasterUrl = Annotated[
-    str | None,
-    typer.Option(
-        "--master",
-        metavar="URL",
-        help="Spark's master, such as local[4] or spark://HOST:7077. By default what Spark is configured to.",
-    ),
-]
-
-
-class Kind(enum.StrEnum):
-    """The kinds of subjects."""
-
-    VISITOR = "visitor"
-    CUSTOMER = "customer"
-
-
-KindOption = Annotated[
-    Kind,
-    typer.Option("--kind", help="Whether SUBJECT is a visitor (cookie, device) or a customer (account)."),
-]
-At = Annotated[
-    dt.datetime | None,
-    typer.Option(
-        "--at",
-        parser=_instant,
-        metavar="TIME",
-        help="The instant whose permissions and histories count, ISO 8601. By default now.",
-    ),
-]
-KnownAt = Annotated[
-    dt.datetime | None,
-    typer.Option(
-        "--known-at",
-        parser=_instant,
-        metavar="TIME",
-        help="Use only what had been recorded by then, ISO 8601. By default all.",
-    ),
-]
-OnBadRowsOption = Annotated[
-    BadRows,
-    typer.Option(
-        "--on-bad-rows",
-        help="Stop at a row that breaks the data contract, or leave such rows out and count them.",
-    ),
-]
 
 
 def guarded(command: Callable[_Parameters, None], typed: str | None = None) -> Callable[_Parameters, None]:

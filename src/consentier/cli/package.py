@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from consentier.cli.output import AsJson, PolicyPath, RulesPath, note, print_json, print_table, say, short
+from consentier.cli.options import AsJson, PolicyPath, ReplaceOut, RulesPath
+from consentier.cli.output import note, print_json, print_table, say, short
 
 
 def package(
@@ -37,7 +38,7 @@ def package(
         str | None,
         typer.Option("--register", help="Register it under this name; needs --tracking-uri."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it is there.")] = False,
+    force: ReplaceOut = False,
     as_json: AsJson = False,
 ) -> None:
     """Write the router with its bundles as one MLflow model, for 'mlflow models serve' and Spark."""

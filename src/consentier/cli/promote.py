@@ -13,24 +13,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from consentier.cli.ledgers import DataForLedger, OptionalLedgerUrl, ledger_from
-from consentier.cli.output import (
-    CHECK_FAILED,
+from consentier.cli.options import (
     AsJson,
     At,
     ConfigPath,
     PolicyPath,
     RestrictedPath,
-    note,
-    print_json,
-    print_table,
-    say,
+    TierChoice,
+    chosen_tiers,
 )
-from consentier.cli.train import TierChoice, chosen_tiers
+from consentier.cli.output import CHECK_FAILED, note, print_json, print_table, say
 from consentier.consent import Policy, Tier
 from consentier.errors import DataError
 
 if TYPE_CHECKING:
-    from consentier.training.config import Config
     from consentier.training.model_registry import ModelRegistry
     from consentier.training.promote import Check, Promotion
 
@@ -145,19 +141,14 @@ def registry_of(bundles: Path, config: Path | None, data: str | None) -> ModelRe
     """The registry that the configuration of the training names."""
     from consentier.training.config import load_config
     from consentier.training.model_registry import ModelRegistry
-    from consentier.training.track import store_client
+    from consentier.training.track import has_store, store_client
 
     settings = load_config(config, data=data, environ=os.environ)
-    if not has_registry(settings, bundles):
+    if not has_store(settings.tracking, bundles):
         raise DataError(
             f"{bundles}: holds no mlflow.db with a record of runs; name the server in tracking.uri"
         )
     return ModelRegistry(store_client(settings.tracking, bundles), settings.tracking.experiment)
-
-
-def has_registry(settings: Config, bundles: Path) -> bool:
-    """Whether the configuration of the training names a registry, or there is one beside the bundles."""
-    return bool(settings.tracking.uri) or (bundles / "mlflow.db").is_file()
 
 
 def _print_promotion(result: Promotion, registry: ModelRegistry, *, dry_run: bool) -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from consentier.cli.ledgers import DataForLedger, OptionalLedgerUrl, ledger_from
-from consentier.cli.output import AsJson, At, PolicyPath, RulesPath, note, print_json, print_table, say, short
+from consentier.cli.options import AsJson, At, BundlesPath, PolicyPath, RulesPath
+from consentier.cli.output import note, print_json, print_table, say, short
 from consentier.consent import Channel, Permission
 from consentier.models.attribute_encoding import AttributeValue
 
@@ -39,7 +40,7 @@ _PERMISSIONS = {
 
 
 def recommend(
-    bundles: Annotated[Path, typer.Option("--bundles", help="The directory that 'consentier train' wrote.")],
+    bundles: BundlesPath,
     session: Annotated[
         str | None, typer.Option("--session", help="Items of the running session, oldest first: a,b,c.")
     ] = None,

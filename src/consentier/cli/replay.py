@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consentier.cli.output import CHECK_FAILED, AsJson, PolicyPath, print_json, say
+from consentier.cli.options import AsJson, PolicyPath
+from consentier.cli.output import CHECK_FAILED, print_json, say
 from consentier.cli.recommend import names_in, print_answer
 from consentier.errors import AuditError
 

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from consentier.cli.output import AsJson, print_json, say
+from consentier.cli.options import AsJson
+from consentier.cli.output import print_json, say
 from consentier.errors import DataError
 
 

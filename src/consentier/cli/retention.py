@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from consentier.cli.output import AsJson, At, print_json, print_table, say
+from consentier.cli.options import AsJson, At
+from consentier.cli.output import print_json, print_table, say
 
 
 def retention(

@@ -3,40 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from consentier.cli.ledgers import TrainingLedgerUrl, ledger_for
-from consentier.cli.output import (
+from consentier.cli.options import (
     AsJson,
     BadRows,
+    BundlesPath,
     ConfigPath,
     Cutoff,
     OnBadRowsOption,
     PolicyPath,
     RestrictedPath,
-    name_of,
-    print_json,
-    print_table,
-    say,
-    short,
+    ShopData,
+    TiersToTrain,
+    chosen_tiers,
 )
+from consentier.cli.output import name_of, print_json, print_table, say, short
 from consentier.cli.settings import settings_of
-from consentier.cli.train import TierChoice, chosen_tiers
 from consentier.consent import Policy
 
 
 def retrain(
-    data: Annotated[
-        str, typer.Argument(metavar="DATA", help="Directory of the shop's tables, or the URL of a database.")
-    ],
-    bundles: Annotated[Path, typer.Option("--bundles", help="The directory that 'consentier train' wrote.")],
-    tier: Annotated[
-        list[TierChoice] | None,
-        typer.Option("--tier", help="What to train; may be given more than once. By default all."),
-    ] = None,
+    data: ShopData,
+    bundles: BundlesPath,
+    tier: TiersToTrain = None,
     config: ConfigPath = None,
     cutoff: Cutoff = None,
     policy: PolicyPath = None,

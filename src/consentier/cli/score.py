@@ -10,22 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from consentier.cli.ledgers import TrainingLedgerUrl, ledger_for
-from consentier.cli.output import (
+from consentier.cli.options import (
     AsJson,
     At,
     BadRows,
+    BundlesPath,
     EngineChoice,
     EngineOption,
     MasterUrl,
     OnBadRowsOption,
     PolicyPath,
     RulesPath,
+    ShopData,
     TableName,
-    place_of,
-    print_json,
-    print_table,
-    say,
 )
+from consentier.cli.output import place_of, print_json, print_table, say
 from consentier.cli.recommend import warn_of_problems
 from consentier.consent import Channel, Ledger
 
@@ -35,10 +34,8 @@ if TYPE_CHECKING:
 
 
 def score(
-    data: Annotated[
-        str, typer.Argument(metavar="DATA", help="Directory of the shop's tables, or the URL of a database.")
-    ],
-    bundles: Annotated[Path, typer.Option("--bundles", help="The directory that 'consentier train' wrote.")],
+    data: ShopData,
+    bundles: BundlesPath,
     channel: Annotated[Channel, typer.Option("--channel", help="Where the answers will go.")],
     out: Annotated[
         str,

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from consentier.cli.output import AsJson, note, print_json, print_table, say
+from consentier.cli.options import AsJson, ReplaceOut
+from consentier.cli.output import note, print_json, print_table, say
 from consentier.features.simulator_world import SimulationConfig
 
 _DEFAULTS = SimulationConfig()
@@ -49,7 +50,7 @@ def simulate(
     consent_selection: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="How far consent depends on taste.")
     ] = _DEFAULTS.consent_selection,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it is there.")] = False,
+    force: ReplaceOut = False,
     as_json: AsJson = False,
 ) -> None:
     """Simulate a shop with planted truth: tables of the data contract, consents included."""

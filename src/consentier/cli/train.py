@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from consentier.cli.ledgers import TrainingLedgerUrl, ledger_for
-from consentier.cli.output import (
+from consentier.cli.options import (
     AsJson,
     BadRows,
     ConfigPath,
@@ -21,13 +20,11 @@ from consentier.cli.output import (
     MasterUrl,
     OnBadRowsOption,
     PolicyPath,
-    name_of,
-    note,
-    print_json,
-    print_table,
-    say,
-    short,
+    ShopData,
+    TiersToTrain,
+    chosen_tiers,
 )
+from consentier.cli.output import name_of, note, print_json, print_table, say, short
 from consentier.cli.settings import settings_of
 from consentier.consent import Ledger, Policy, Tier
 
@@ -36,26 +33,10 @@ if TYPE_CHECKING:
     from consentier.training.train import TrainingResult
 
 
-class TierChoice(enum.StrEnum):
-    """What can be trained."""
-
-    SESSION = "session"
-    ONLINE = "online"
-    CRM = "crm"
-    FUSED = "fused"
-    POPULAR = "popular"
-    ALL = "all"
-
-
 def train(
-    data: Annotated[
-        str, typer.Argument(metavar="DATA", help="Directory of the shop's tables, or the URL of a database.")
-    ],
+    data: ShopData,
     out: Annotated[Path, typer.Option("--out", help="Where the bundles go, one directory per tier.")],
-    tier: Annotated[
-        list[TierChoice] | None,
-        typer.Option("--tier", help="What to train; may be given more than once. By default all."),
-    ] = None,
+    tier: TiersToTrain = None,
     config: ConfigPath = None,
     cutoff: Cutoff = None,
     policy: PolicyPath = None,
@@ -160,13 +141,6 @@ def print_training(result: TrainingResult) -> None:
 def _reasons(excluded: Mapping[str, int]) -> str:
     ordered = sorted(excluded.items(), key=lambda entry: (-entry[1], entry[0]))
     return ", ".join(f"{reason} {count:,}" for reason, count in ordered) or "-"
-
-
-def chosen_tiers(choices: Sequence[TierChoice]) -> list[Tier]:
-    """The chosen tiers, each once, in the order of a full run."""
-    wanted = set(choices) or {TierChoice.ALL}
-    trained = (Tier.SESSION, Tier.ONLINE, Tier.CRM, Tier.FUSED, Tier.POPULAR)
-    return [tier for tier in trained if TierChoice.ALL in wanted or TierChoice(tier.value) in wanted]
 
 
 def _warn_of_dropped(failures: Iterable[Any]) -> None:

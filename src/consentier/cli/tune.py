@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -11,20 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from consentier.cli.ledgers import TrainingLedgerUrl, ledger_for
-from consentier.cli.output import (
+from consentier.cli.options import (
     AsJson,
     BadRows,
     ConfigPath,
     Cutoff,
     OnBadRowsOption,
+    PersonTier,
     PolicyPath,
-    name_of,
-    note,
-    print_json,
-    print_table,
-    say,
-    written_beside,
+    ReplaceFile,
+    ShopData,
 )
+from consentier.cli.output import name_of, note, print_json, print_table, say, written_beside
 from consentier.consent import Policy, Tier
 from consentier.errors import suggestion
 
@@ -33,24 +30,13 @@ if TYPE_CHECKING:
     from consentier.training.tune import TuningResult
 
 
-class TunedTier(enum.StrEnum):
-    """What can be tuned."""
-
-    SESSION = "session"
-    ONLINE = "online"
-    CRM = "crm"
-    FUSED = "fused"
-
-
 def tune(
-    data: Annotated[
-        str, typer.Argument(metavar="DATA", help="Directory of the shop's tables, or the URL of a database.")
-    ],
+    data: ShopData,
     out: Annotated[
         Path, typer.Option("--out", help="The configuration to write (TOML), for train --config.")
     ],
     tier: Annotated[
-        list[TunedTier] | None,
+        list[PersonTier] | None,
         typer.Option("--tier", help="What to tune; may be given more than once. By default all."),
     ] = None,
     config: ConfigPath = None,
@@ -83,7 +69,7 @@ def tune(
     policy: PolicyPath = None,
     ledger: TrainingLedgerUrl = None,
     on_bad_rows: OnBadRowsOption = BadRows.ERROR,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there already.")] = False,
+    force: ReplaceFile = False,
     as_json: AsJson = False,
 ) -> None:
     """Search for better parameters of the tiers, on a validation period before the cut-off."""
@@ -98,7 +84,7 @@ def tune(
     settings = _for_this_search(base, horizon, trials, _names(algorithms), seed)
     if cutoff is not None:
         settings = settings.with_cutoff(cutoff)
-    wanted = {Tier(each.value) for each in tier or TunedTier}
+    wanted = {Tier(each.value) for each in tier or PersonTier}
     shop = read_shop(data, on_bad_rows=on_bad_rows.value)
     with ledger_for(shop, ledger) as opened:
         result = search(

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from consentier.cli.output import (
-    CHECK_FAILED,
-    AsJson,
-    BadRows,
-    OnBadRowsOption,
-    print_json,
-    print_table,
-    say,
-)
+from consentier.cli.options import AsJson, BadRows, OnBadRowsOption, ShopData
+from consentier.cli.output import CHECK_FAILED, print_json, print_table, say
 from consentier.errors import DataError
 
 
 def validate(
-    data: Annotated[
-        str, typer.Argument(metavar="DATA", help="Directory of the shop's tables, or the URL of a database.")
-    ],
+    data: ShopData,
     on_bad_rows: OnBadRowsOption = BadRows.ERROR,
     as_json: AsJson = False,
 ) -> None:

@@ -8,19 +8,8 @@ from typing import Annotated
 
 import typer
 
-from consentier.cli.output import (
-    AsJson,
-    BadRows,
-    ConfigPath,
-    Cutoff,
-    OnBadRowsOption,
-    PolicyPath,
-    name_of,
-    print_json,
-    print_table,
-    say,
-    write_json,
-)
+from consentier.cli.options import AsJson, BadRows, ConfigPath, Cutoff, OnBadRowsOption, PolicyPath, ShopData
+from consentier.cli.output import name_of, print_json, print_table, say, write_json
 from consentier.cli.settings import settings_of
 from consentier.consent import Policy
 
@@ -33,9 +22,7 @@ class Every(enum.StrEnum):
 
 
 def worth(
-    data: Annotated[
-        str, typer.Argument(metavar="DATA", help="Directory of the shop's tables, or the URL of a database.")
-    ],
+    data: ShopData,
     out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("worth.html"),
     figures: Annotated[
         Path | None, typer.Option("--figures", help="Write the figures to this file too, as JSON.")
