@@ -6,9 +6,10 @@ into its factors. Persons are numbers here, and their factors stay on the execut
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -16,11 +17,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyspark import __version__ as spark_version
 from pyspark.ml import recommendation
-from pyspark.sql import DataFrame, functions
+from pyspark.sql import DataFrame, SparkSession, functions
 
 from consentier.consent import Tier
 from consentier.errors import ConfigError, TrainingError
-from consentier.features.spark_gate import SparkGate
 from consentier.features.spark_workspace import rows_before
 from consentier.models.als import ALS
 from consentier.models.attribute_encoding import AttributeEncoder
@@ -54,6 +54,10 @@ _PARTS_PER_CORE = 4
 _FETCHED_AT_ONCE = 5_000_000  # numbers; Spark refuses results of more than 1 GB by default
 _STEPS = 2**16  # of a weight, so that sums do not depend on their order
 _EMPTY_HISTORY = 1e-6
+_FACTORS_OF_SPARK = ("userFactors", "itemFactors")
+
+Keep = Callable[[DataFrame], DataFrame]
+"""Keeps a table on the executors, and gives it back."""
 
 
 def require_frequency_penalty(tier: Tier, config: TierConfig) -> None:
@@ -134,7 +138,7 @@ def weigh_batches(batches: Iterator[pa.RecordBatch], weighing: Weighing) -> Iter
         yield pa.RecordBatch.from_arrays([pa.array(column) for column in columns], schema=_WEIGHTED)
 
 
-def weighted_persons(gate: SparkGate, rows: DataFrame, weighing: Weighing, parts: int) -> DataFrame:
+def weighted_persons(rows: DataFrame, weighing: Weighing, parts: int, keep: Keep) -> DataFrame:
     """What every person is interested in: columns person, input and weight, kept on the executors.
 
     Persons are numbered on the executors; the driver learns how many there are in each part. Which number
@@ -142,20 +146,18 @@ def weighted_persons(gate: SparkGate, rows: DataFrame, weighing: Weighing, parts
 
     Parameters
     ----------
-    gate
-        Keeps them.
     rows
         The columns of `SparkRows.rows`, and inputs, as for `spark_tasks.count_batches`.
     weighing
         How.
     parts
         Partitions to spread persons over.
+    keep
+        Keeps a table on the executors.
     """
     spread = rows.repartition(parts, "person").sortWithinPartitions("person")
     weigh = functools.partial(weigh_batches, weighing=weighing)
-    weighted = gate.keep(
-        spread.withColumn("part", functions.spark_partition_id()).mapInArrow(weigh, WEIGHTED)
-    )
+    weighted = keep(spread.withColumn("part", functions.spark_partition_id()).mapInArrow(weigh, WEIGHTED))
     sizes = weighted.groupBy("part").agg((functions.max("person") + 1).alias("persons")).toArrow()
     before = rows_before(
         dict(zip(sizes["part"].to_pylist(), sizes["persons"].to_pylist(), strict=True)),
@@ -293,7 +295,6 @@ def item_factors(model: recommendation.ALSModel, inputs: int) -> NDArray[np.floa
 
 
 def fitted_als(
-    gate: SparkGate,
     tier: Tier,
     config: TierConfig,
     rows: DataFrame,
@@ -301,13 +302,12 @@ def fitted_als(
     index: ItemIndex,
     encoder: AttributeEncoder,
     model: ALS,
+    keep: Keep,
 ) -> FittedTier:
     """Fit a tier's ALS with `pyspark.ml`, and export it into the form of any factor model.
 
     Parameters
     ----------
-    gate
-        Frees what is kept on the executors.
     tier, config
         Which, and its configuration.
     rows, until
@@ -316,6 +316,8 @@ def fitted_als(
         The items, and the encoder of the attributes behind them.
     model
         The estimator of one machine, not fitted: takes over the factors.
+    keep
+        Keeps a table on the executors, until its caller lets it go.
 
     Raises
     ------
@@ -331,7 +333,7 @@ def fitted_als(
     weighing = Weighing(
         tuple(index.ids(np.arange(len(index)))), encoder.input_count, until, matrix_settings(tier, config)
     )
-    weighted = weighted_persons(gate, rows, weighing, _PARTS_PER_CORE * cores)
+    weighted = weighted_persons(rows, weighing, _PARTS_PER_CORE * cores, keep)
     totals, counts = totals_of(weighted, inputs)
     rare = np.flatnonzero((counts > 0) & (counts < model.min_persons))
     if rare.size:
@@ -340,8 +342,10 @@ def fitted_als(
     if not totals.entries:
         raise TrainingError(f"the {tier} tier has permitted rows, but all of them weigh 0: see event_weights")
     objective = Objective.of(config, totals)
-    found = fit_als(weighted, objective, config, blocks=cores, seed=model.seed)
-    model.set_fitted(principal_axes(item_factors(found, inputs)), counts[: len(index)])
+    with _factors_freed(rows.sparkSession):
+        found = fit_als(weighted, objective, config, blocks=cores, seed=model.seed)
+        factors = item_factors(found, inputs)
+    model.set_fitted(principal_axes(factors), counts[: len(index)])
     solver = {
         "library": "pyspark.ml",
         "version": spark_version,
@@ -352,3 +356,16 @@ def fitted_als(
     }
     fitted = factor_tier(tier, config, index, model, objective.folding, encoder)
     return dataclasses.replace(fitted, run={"solver": solver})
+
+
+@contextlib.contextmanager
+def _factors_freed(session: SparkSession) -> Iterator[None]:
+    """Let go, at the end of the block, of what `pyspark.ml` keeps: factors of persons are among it."""
+    context = session.sparkContext._jsc
+    before = set(context.getPersistentRDDs())
+    try:
+        yield
+    finally:
+        for number, kept in dict(context.getPersistentRDDs()).items():
+            if number not in before and kept.name() in _FACTORS_OF_SPARK:
+                kept.unpersist()

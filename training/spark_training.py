@@ -254,9 +254,8 @@ class _OnSpark:
         rows = self._with_inputs(rows, encoder)
         model = estimator(self.tier, self.config, len(index), self.min_persons, 1, self.seed)
         if isinstance(model, ALS):
-            return fitted_als(
-                self.gate, self.tier, self.config, rows, self.permitted.until, index, encoder, model
-            )
+            until, keep = self.permitted.until, self.gate.keep
+            return fitted_als(self.tier, self.config, rows, until, index, encoder, model, keep)
         if not solves_counts(model):
             raise TypeError(f"{type(model).__name__} is not fitted from counts")
         inputs = len(index) + encoder.input_count
