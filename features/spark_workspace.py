@@ -6,18 +6,18 @@ import contextlib
 import dataclasses
 import itertools
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Self
 
 import ibis
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession, functions
 
 from consentier.consent.lifetimes import Lifetimes
 from consentier.features.consent_intervals import KIND_OF_GRANT, ConsentTables, lifetime_table
 from consentier.features.spark_tables import SparkTables
 
-__all__ = ["LedgerOnSpark", "SparkWorkspace"]
+__all__ = ["LedgerOnSpark", "SparkWorkspace", "rows_before"]
 
 _IN_FITTING_PARTS = "spark.sql.optimizer.canChangeCachedPlanOutputPartitioning"
 """Off in Spark 4.0, where a kept table of ten rows has 200 partitions, and each costs a task per query."""
@@ -114,3 +114,20 @@ class SparkWorkspace:
     def _name(self) -> str:
         self._views.append(f"{self._prefix}_{next(self._numbers)}")
         return self._views[-1]
+
+
+def rows_before(sizes: Mapping[int, int], partition: Column) -> Column:
+    """How many rows the partitions before a row's own have together, as a whole number of 64 bits.
+
+    Parameters
+    ----------
+    sizes
+        Rows of each partition that has any.
+    partition
+        The number of a row's partition.
+    """
+    starts, start = [], 0
+    for number in range(max(sizes, default=0) + 1):
+        starts.append(functions.lit(start).cast("long"))
+        start += sizes.get(number, 0)
+    return functions.element_at(functions.array(*starts), partition + 1)

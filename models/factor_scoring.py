@@ -8,6 +8,7 @@ at most a proven bound, and every item within it is scored again in the written 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from consentier.models.quantised_factors import QuantisedFactors
 from consentier.models.scoring import top_items
 
 __all__ = [
+    "MAY_BE_LEFT_OUT",
     "FoldIn",
     "approximate_scores",
     "contributions",
@@ -33,6 +35,9 @@ __all__ = [
 
 _ITEMS_PER_BLOCK = 4096  # a block of float64 sums stays in the first-level cache
 _ROUNDING = 2.0**-24  # of float32
+
+MAY_BE_LEFT_OUT = frozenset({"entry_regularisation", "observed_weight"})
+"""Settings of `FoldIn` that a manifest need not name: 0 then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +55,11 @@ class FoldIn:
     history_exponent, history_offset
         The weights of a history are divided by (its total weight + history_offset) to the power of
         history_exponent, so that long histories speak louder than short ones, but less than in proportion.
+    entry_regularisation
+        Further ridge penalty for each input of the history, whatever its weight.
+    observed_weight
+        How much of the unobserved weight pulls the inputs of the history to 1 instead of to 0: with all of
+        it, the unobserved weight is that of the other inputs only.
     """
 
     unobserved_weight: float
@@ -57,17 +67,37 @@ class FoldIn:
     frequency_exponent: float
     history_exponent: float = 0.0
     history_offset: float = 0.0
+    entry_regularisation: float = 0.0
+    observed_weight: float = 0.0
 
-    def ridge(self, total: float, others: int) -> float:
-        """Ridge penalty of a row of some total weight, of so many columns."""
-        return float(
-            self.regularisation * (total + self.unobserved_weight * others) ** self.frequency_exponent
-        )
+    def to_json(self) -> dict[str, float]:
+        """The settings as a manifest names them: the last two only where they are not 0."""
+        settings = dataclasses.asdict(self)
+        return {name: value for name, value in settings.items() if value or name not in MAY_BE_LEFT_OUT}
+
+    def ridge(self, total: float, others: int, entries: int) -> float:
+        """Ridge penalty of a row of some total weight in so many entries above 0, of so many columns."""
+        shared = self.regularisation * (total + self.unobserved_weight * others) ** self.frequency_exponent
+        return float(shared + self.entry_regularisation * entries)
 
     def scale(self, total: float) -> float:
         """What the weights of a history of some total weight are multiplied by."""
         whole = total + self.history_offset
         return float(whole**-self.history_exponent) if whole > 0 else 1.0
+
+    def missing(self, roots: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What inputs lack of 1, times their weight in it over its root: all of it, nothing being expected.
+
+        Parameters
+        ----------
+        roots
+            float64: roots of the (scaled) weights. Inputs of weight 0 are not there.
+        """
+        if not self.observed_weight:
+            return roots
+        more = np.zeros_like(roots)
+        np.divide(self.observed_weight, roots, out=more, where=roots > 0)
+        return roots + more
 
 
 def fold_in(
@@ -86,7 +116,8 @@ def fold_in(
     inputs, a is the unobserved weight and r the ridge penalty (Hu, Koren and Volinsky, "Collaborative
     filtering for implicit feedback datasets", ICDM 2008, equation 4, with the weights of Rendle et al.,
     "Revisiting the performance of iALS on item recommendation benchmarks", RecSys 2022; the mean as in
-    Agarwal and Chen, "Regression-based latent factor models", KDD 2009).
+    Agarwal and Chen, "Regression-based latent factor models", KDD 2009). With an observed weight o,
+    ``o Σ_i ((y · f_i - 1)² - ((y - p) · f_i)²)`` is added: with o = a, these are the weights of Hu et al.
 
     Parameters
     ----------
@@ -116,8 +147,11 @@ def fold_in(
     inputs, weights, prior = split_history(inputs, weights, priors, factors.shape[0])
     total = math.fsum(weights.tolist())
     root = np.sqrt(weights.astype(np.float64) * settings.scale(total))
-    missing = root if prior is None else root * (1.0 - exact_scores(factors, inputs, prior))
-    shrink = 1.0 / np.sqrt(settings.unobserved_weight * gram + settings.ridge(total, factors.shape[0]))
+    missing = settings.missing(root)
+    if prior is not None:
+        missing = missing * (1.0 - exact_scores(factors, inputs, prior))
+    ridge = settings.ridge(total, factors.shape[0], int(np.count_nonzero(weights)))
+    shrink = 1.0 / np.sqrt(settings.unobserved_weight * gram + ridge)
     scaled = (factors[inputs].astype(np.float64) * root[:, None]) * shrink
     if len(inputs) < len(gram):
         columns = np.ascontiguousarray(scaled.T)
@@ -134,7 +168,7 @@ def system_matrix(
     weights: NDArray[np.float32],
     settings: FoldIn,
 ) -> NDArray[np.float64]:
-    """The matrix A of the system ``A (y - p) = Σ_i c_i (1 - p · f_i) f_i`` that `fold_in` solves.
+    """The matrix A of the system ``A (y - p) = Σ_i (c_i + o) (1 - p · f_i) f_i`` that `fold_in` solves.
 
     Up to rounding.
     Arguments as there. Shape (factors, factors).
@@ -143,7 +177,8 @@ def system_matrix(
     given = factors[inputs].astype(np.float64)
     scaled = weights[:, None].astype(np.float64) * settings.scale(total)
     observed: NDArray[np.float64] = given.T @ (given * scaled)
-    return observed + np.diag(settings.unobserved_weight * gram + settings.ridge(total, factors.shape[0]))
+    ridge = settings.ridge(total, factors.shape[0], int(np.count_nonzero(weights)))
+    return observed + np.diag(settings.unobserved_weight * gram + ridge)
 
 
 def contributions(
@@ -167,7 +202,7 @@ def contributions(
     Returns
     -------
     ndarray of float64
-        Shape (n, m): of an input i with factors ``c_i (1 - p · f_i) f_item · A^-1 f_i``, with the A of
+        Shape (n, m): of an input i with factors ``(c_i + o) (1 - p · f_i) f_item · A^-1 f_i``, with the A of
         `system_matrix`; of an attribute its part of ``f_item · p``, p being what attributes let expect. A
         column sums to the item's score, up to rounding.
 
@@ -181,7 +216,8 @@ def contributions(
     found: NDArray[np.float64] = own @ np.linalg.solve(
         system_matrix(factors, gram, known, given, settings), wanted
     )
-    found *= (given.astype(np.float64) * settings.scale(math.fsum(given.tolist())))[:, None]
+    pulls = given.astype(np.float64) * settings.scale(math.fsum(given.tolist()))
+    found *= np.where(given > 0, pulls + settings.observed_weight, 0.0)[:, None]
     if prior is None or priors is None:
         return found
     found *= (1.0 - own @ prior)[:, None]

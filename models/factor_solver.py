@@ -60,12 +60,15 @@ def fold_in_rows(
     # Exact sums and powers in one place: compiled powers may differ in the last bit.
     others = factors.shape[0]
     totals = _exact_totals(matrix.indptr, weights)
-    ridges = np.array([settings.ridge(total, others) for total in totals])
+    entries = _entries_above_0(matrix.indptr, weights)
+    ridges = np.array(
+        [settings.ridge(total, others, count) for total, count in zip(totals, entries, strict=True)]
+    )
     scales = np.array([settings.scale(total) for total in totals])
     roots = np.sqrt(weights.astype(np.float64) * np.repeat(scales, np.diff(matrix.indptr)))
-    missing = roots
+    missing = settings.missing(roots)
     if priors is not None:
-        missing = roots.copy()
+        missing = missing.copy()
         _take_expected_away(matrix.indptr, matrix.indices, factors, expected, missing)
     scaled_gram = settings.unobserved_weight * gram
     given = (matrix.indptr, matrix.indices, roots, missing, factors, scaled_gram, ridges)
@@ -137,6 +140,13 @@ def _exact_totals(starts: NDArray[np.integer], weights: NDArray[np.float32]) -> 
     """Correctly rounded sums of the rows' weights, which no order of addition can change."""
     values, bounds = weights.tolist(), starts.tolist()
     return [math.fsum(values[a:b]) for a, b in pairwise(bounds)]
+
+
+def _entries_above_0(starts: NDArray[np.integer], weights: NDArray[np.float32]) -> list[int]:
+    """How many entries of each row are above 0."""
+    before = np.concatenate(([0], np.cumsum(weights > 0)))
+    counts: list[int] = np.diff(before[starts]).tolist()
+    return counts
 
 
 def _equal_work(starts: NDArray[np.integer], size: int, threads: int | None) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from consentier.errors import BundleMalformed
 from consentier.models.bundle import check_factors, check_prior_factors
 from consentier.models.factor_scoring import (
+    MAY_BE_LEFT_OUT,
     FoldIn,
     approximate_scores,
     contributions,
@@ -32,7 +33,7 @@ FACTOR_ALGORITHMS = frozenset({"als", "bpr", "spectral"})
 """Algorithms whose bundles hold factors."""
 
 
-_MAY_BE_0 = ("frequency_exponent", "history_exponent", "history_offset")
+_MAY_BE_0 = {"frequency_exponent", "history_exponent", "history_offset"} | MAY_BE_LEFT_OUT
 
 
 class FactorScorer(ItemScorer):
@@ -104,9 +105,13 @@ def take_folding(settings: dict[str, Any]) -> FoldIn:
         If that is missing, incomplete or out of range.
     """
     value = settings.pop("fold_in", None)
-    names = sorted(field.name for field in dataclasses.fields(FoldIn))
-    if not isinstance(value, Mapping) or sorted(value) != names:
-        raise BundleMalformed(f"manifest: scoring.fold_in must name exactly {', '.join(names)}")
+    names = {field.name for field in dataclasses.fields(FoldIn)}
+    needed = names - MAY_BE_LEFT_OUT
+    if not isinstance(value, Mapping) or not needed <= set(value) <= names:
+        raise BundleMalformed(
+            f"manifest: scoring.fold_in must name {', '.join(sorted(needed))}, and nothing but these and "
+            f"{', '.join(sorted(MAY_BE_LEFT_OUT))}"
+        )
     for name, number in value.items():
         if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < 1e9:
             raise BundleMalformed(f"manifest: scoring.fold_in.{name} must be a number of at least 0")

@@ -25,7 +25,7 @@ from consentier.errors import BundleError, DataError
 from consentier.features.consent_intervals import ConsentTables
 from consentier.features.spark_session import errors_of_tasks
 from consentier.features.spark_tables import SparkTables
-from consentier.features.spark_workspace import LedgerOnSpark, SparkWorkspace
+from consentier.features.spark_workspace import LedgerOnSpark, SparkWorkspace, rows_before
 from consentier.progress import progress
 from consentier.serving.batch import BatchSummary, ledger_as_of
 from consentier.serving.batch_answers import answering_bundles, shown_into, stopped_bundles
@@ -326,16 +326,9 @@ class _SparkBatch:
         for row in counted.to_pylist():
             sizes[row["partition"]] = sizes.get(row["partition"], 0) + row["count"]
             codes[row["code"]] = codes.get(row["code"], 0) + row["count"]
-        starts, start = [], 0
-        for partition in range(max(sizes, default=-1) + 1):
-            starts.append(functions.lit(start).cast("long"))
-            start += sizes.get(partition, 0)
-        if not starts:
-            starts = [functions.lit(0).cast("long")]
         # The lower 33 bits count the rows of a partition.
         within = functions.monotonically_increasing_id().bitwiseAND(2**33 - 1)
-        first = functions.element_at(functions.array(*starts), partition_id + 1)
-        placed = in_order.withColumn("place", first + within)
+        placed = in_order.withColumn("place", rows_before(sizes, partition_id) + within)
         part = functions.floor(functions.col("place") / size).cast("int")
         return self.space.keep(placed.withColumn("part", part)), codes
 

@@ -22,6 +22,7 @@ from consentier.features.interactions import CodedRows, Interactions, interactio
 from consentier.models.als import ALS
 from consentier.models.attribute_encoding import AttributeEncoder, category_text
 from consentier.models.bpr import BPR
+from consentier.models.factor_scoring import FoldIn
 from consentier.models.factors import FactorModel
 from consentier.models.gram import GramStatistics
 from consentier.models.item_index import ItemIndex
@@ -52,6 +53,7 @@ __all__ = [
     "encoder_of_counts",
     "estimator",
     "factor_arrays",
+    "factor_tier",
     "fit_facts",
     "fit_popular",
     "fit_tier",
@@ -95,6 +97,8 @@ class FittedTier:
         goes into a bundle.
     facts
         What the manifest's parameters say besides the configuration: ``item_metadata``, where items borrow.
+    run
+        What ``run.json`` says of the fit besides: ``solver``, where it was not one of `models`.
     """
 
     item_count: int
@@ -102,6 +106,7 @@ class FittedTier:
     scoring: dict[str, Any]
     statistics: Statistics | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    run: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -214,11 +219,8 @@ class TierRows:
         model = estimator(self.tier, config, items, self.min_persons, threads, seed)
         if isinstance(model, FactorModel):
             model.fit(data.matrix, show_progress, persons=data.persons)
-            scoring = {
-                **_scoring(self.tier, config, encoder),
-                "fold_in": dataclasses.asdict(model.folding),
-            }
-            return FittedTier(len(index), factor_arrays(index, model), scoring), Counted(None, None)
+            fitted = factor_tier(self.tier, config, index, model, model.folding, encoder)
+            return fitted, Counted(None, None)
         gram = None
         if solves_counts(model):
             with progress(f"Fitting {type(model).__name__}", items, enabled=show_progress) as advance:
@@ -630,6 +632,33 @@ def published_counts(gram: GramStatistics, items: int) -> NDArray[np.int64]:
 
 def _borrowing_settings(config: TierConfig) -> tuple[object, ...]:
     return config.metadata_persons, config.metadata_neighbours, config.metadata_columns, config.neighbours
+
+
+def factor_tier(
+    tier: Tier,
+    config: TierConfig,
+    index: ItemIndex,
+    model: FactorModel,
+    folding: FoldIn,
+    encoder: AttributeEncoder,
+) -> FittedTier:
+    """A factor model's tier.
+
+    Parameters
+    ----------
+    tier, config
+        Which, and its configuration.
+    index
+        The items that the model was fitted to.
+    model
+        The model, fitted.
+    folding
+        How histories are folded into its factors.
+    encoder
+        Of attributes, behind these items.
+    """
+    scoring = {**_scoring(tier, config, encoder), "fold_in": folding.to_json()}
+    return FittedTier(len(index), factor_arrays(index, model), scoring)
 
 
 def factor_arrays(index: ItemIndex, model: FactorModel) -> dict[str, NDArray[Any]]:

@@ -492,6 +492,7 @@ def _replace(tier: Tier, bundle: Bundle, outcome: _Outcome, fitted: FittedTier, 
     except BundleMissing:
         run = {}
     run.pop("rows_digest", None)  # of rows among which were those of the subjects
+    run.pop("solver", None)  # of the fit before
     deadline = Revocations.open(request.out).deadline_of(bundle.digest)
     gone = _gone(tier, circumstances, request)
     digest = write_bundle(

@@ -19,7 +19,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from consentier.features.gate import CANONICAL_ORDER, PermittedRows
-from consentier.features.interactions import CodedRows
+from consentier.features.interactions import CodedRows, Interactions
 from consentier.models.attribute_encoding import AttributeEncoder
 from consentier.models.gram import GramStatistics, gram_parts
 from consentier.models.local_ridge import LocalRidge
@@ -35,6 +35,7 @@ __all__ = [
     "Solving",
     "count_batches",
     "encode_batches",
+    "interactions_of",
     "solve_batches",
     "whole_persons",
 ]
@@ -154,15 +155,45 @@ def whole_persons(batches: Iterator[pa.RecordBatch], most_rows: int) -> Iterator
         yield pa.Table.from_batches(pending)
 
 
-def _counted(rows: pa.Table, counting: Counting) -> Iterator[pa.RecordBatch]:
+def interactions_of(
+    rows: pa.Table,
+    *,
+    by_session: bool,
+    item_ids: tuple[str, ...],
+    attribute_inputs: int,
+    until: int,
+    matrix: Mapping[str, Any],
+) -> Interactions | None:
+    """The matrix of the persons whose rows these are; None where they are of customers without any.
+
+    Parameters
+    ----------
+    rows
+        A table from `whole_persons`, with the columns of `count_batches`.
+    by_session, item_ids, attribute_inputs, until, matrix
+        As in `Counting`.
+    """
     attributes = rows.filter(rows["inputs"].is_valid())
     events = rows.filter(rows["inputs"].is_null()).drop_columns(["inputs"])
     if not events.num_rows:
-        return  # customers without rows: nobody to count
+        return None
     in_order = events.sort_by([(name, "ascending") for name in CANONICAL_ORDER])
-    permitted = PermittedRows(in_order, None, (), _NOBODY, counting.until)
-    coded = CodedRows.of(permitted, by_session=counting.by_session, item_ids=counting.item_ids)
-    data = coded.interactions(attributes=_attribute_matrix(coded, attributes, counting), **counting.matrix)
+    permitted = PermittedRows(in_order, None, (), _NOBODY, until)
+    coded = CodedRows.of(permitted, by_session=by_session, item_ids=item_ids)
+    return coded.interactions(attributes=_attribute_matrix(coded, attributes, attribute_inputs), **matrix)
+
+
+def _counted(rows: pa.Table, counting: Counting) -> Iterator[pa.RecordBatch]:
+    data = interactions_of(
+        rows,
+        by_session=counting.by_session,
+        item_ids=counting.item_ids,
+        attribute_inputs=counting.attribute_inputs,
+        until=counting.until,
+        matrix=counting.matrix,
+    )
+    if data is None:
+        return
     counts, parts = gram_parts(
         data.matrix,
         row_exponent=counting.row_exponent,
@@ -181,15 +212,15 @@ def _counted(rows: pa.Table, counting: Counting) -> Iterator[pa.RecordBatch]:
         yield _batch(ENTRY, part.rows, part.columns, part.values, part.forward, part.persons)
 
 
-def _attribute_matrix(coded: CodedRows, attributes: pa.Table, counting: Counting) -> sp.csr_matrix | None:
-    if not counting.attribute_inputs:
+def _attribute_matrix(coded: CodedRows, attributes: pa.Table, inputs_behind: int) -> sp.csr_matrix | None:
+    if not inputs_behind:
         return None
     positions = pc.index_in(attributes["person"], value_set=pa.array(coded.person_ids, pa.string()))
     known = attributes.filter(positions.is_valid())
     lengths = pc.list_value_length(known["inputs"]).to_numpy().astype(np.int64)
     rows = np.repeat(positions.drop_null().to_numpy().astype(np.int64), lengths)
-    inputs = pc.list_flatten(known["inputs"]).to_numpy().astype(np.int64) - len(counting.item_ids)
-    shape = (len(coded.person_ids), counting.attribute_inputs)
+    inputs = pc.list_flatten(known["inputs"]).to_numpy().astype(np.int64) - len(coded.item_ids)
+    shape = (len(coded.person_ids), inputs_behind)
     return sp.csr_matrix((np.ones(rows.size, np.float32), (rows, inputs)), shape=shape)
 
 

@@ -32,6 +32,7 @@ from consentier.features.consent_intervals import ConsentTables
 from consentier.features.spark_gate import SparkGate, SparkRows
 from consentier.features.spark_session import errors_of_tasks
 from consentier.features.spark_tables import SparkTables
+from consentier.models.als import ALS
 from consentier.models.attribute_encoding import AttributeEncoder
 from consentier.models.gram import (
     GramStatistics,
@@ -70,6 +71,7 @@ from consentier.training.fit import (
     solves_counts,
 )
 from consentier.training.run_facts import run_facts
+from consentier.training.spark_als import fitted_als, require_frequency_penalty
 from consentier.training.spark_tasks import (
     COUNTED,
     ENTRY,
@@ -110,7 +112,7 @@ def train_on_spark(
     until: dt.datetime | None = None,
     ledger: Ledger | None = None,
 ) -> TrainingResult:
-    """Train tiers on Spark and write one bundle each: those of `train`, to the last byte.
+    """Train tiers on Spark and write one bundle each: those of `train`, to the last byte, unless by ALS.
 
     Parameters
     ----------
@@ -119,7 +121,7 @@ def train_on_spark(
     shop
         The shop's tables, from `read_spark_tables` or `SparkTables.of`.
     config, out, tiers, policy, force, show_progress, until
-        As for `train`. Each tier's algorithm must be ``local_ridge`` or ``cosine``.
+        As for `train`. Each tier's algorithm must be ``local_ridge``, ``cosine`` or ``als``.
     ledger
         Consents and links; by default those of the shop's tables.
 
@@ -145,7 +147,7 @@ def train_on_spark(
     """
     policy = Policy.default() if policy is None else policy
     cutoff = config.training.cutoff or dt.datetime.now(dt.UTC)
-    _require_counted(config, tiers)
+    _require_fitted_here(config, tiers)
     require_free_slots(out, tiers, force=force)
     consents = None if ledger is None else ConsentTables.of(ledger)
     with (
@@ -157,19 +159,23 @@ def train_on_spark(
         )
 
     def write(tier: Tier, fit: Fit) -> str:
-        run = run_facts(config, ledger, fit.funnel, None, fit.seconds)
+        run = {**run_facts(config, ledger, fit.funnel, None, fit.seconds), **fit.model.run}
         return write_tier(tier, fit, run, out, cutoff, force=force)
 
     return publish(fitted, skipped, out, cutoff, write)
 
 
-def _require_counted(config: Config, tiers: Sequence[Tier]) -> None:
+def _require_fitted_here(config: Config, tiers: Sequence[Tier]) -> None:
     for tier in tiers:
-        algorithm = None if tier is Tier.POPULAR else getattr(config, tier).algorithm
-        if algorithm not in (None, "local_ridge", "cosine"):
+        if tier is Tier.POPULAR:
+            continue
+        tier_config: TierConfig = getattr(config, tier)
+        if tier_config.algorithm == "als":
+            require_frequency_penalty(tier, tier_config)
+        elif tier_config.algorithm not in ("local_ridge", "cosine"):
             raise ConfigError(
-                f"{tier}.algorithm is {algorithm!r}, which is not fitted on Spark: take local_ridge or "
-                "cosine there, or train this tier on one machine"
+                f"{tier}.algorithm is {tier_config.algorithm!r}, which is not fitted on Spark: take "
+                "local_ridge, cosine or als there, or train this tier on one machine"
             )
 
 
@@ -189,7 +195,9 @@ def _fit(session: SparkSession, tier: Tier, gate: SparkGate, config: Config, *, 
             gate.freeing(),
             scratch("gram") as folder,
         ):
-            one = _OnSpark(session, gate, tier, permitted, tier_config, min_persons, folder)
+            one = _OnSpark(
+                session, gate, tier, permitted, tier_config, min_persons, config.training.seed, folder
+            )
             model = one.fitted()
         facts = model.facts
     funnel = tuple(dataclasses.replace(each, tier=str(tier)) for each in funnel)
@@ -231,6 +239,7 @@ class _OnSpark:
     permitted: SparkRows
     config: TierConfig
     min_persons: int
+    seed: int
     folder: Path
 
     def fitted(self) -> FittedTier:
@@ -242,7 +251,11 @@ class _OnSpark:
         if len(index) < len(behind):
             rows = rows.join(functions.broadcast(self._ids(index)), "item_id")
         encoder = self._encoder(len(index))
-        model = estimator(self.tier, self.config, len(index), self.min_persons, 1)
+        rows = self._with_inputs(rows, encoder)
+        model = estimator(self.tier, self.config, len(index), self.min_persons, 1, self.seed)
+        if isinstance(model, ALS):
+            until, keep = self.permitted.until, self.gate.keep
+            return fitted_als(self.tier, self.config, rows, until, index, encoder, model, keep)
         if not solves_counts(model):
             raise TypeError(f"{type(model).__name__} is not fitted from counts")
         inputs = len(index) + encoder.input_count
@@ -278,6 +291,15 @@ class _OnSpark:
         counts = _value_counts(attributes)
         return encoder_of_counts(counts, first_input=items, config=self.config, min_persons=self.min_persons)
 
+    def _with_inputs(self, rows: DataFrame, encoder: AttributeEncoder) -> DataFrame:
+        """The rows, and one more for each customer with attributes: the numbers of their inputs."""
+        rows = rows.withColumn("inputs", functions.lit(None).cast("array<int>"))
+        if not encoder.input_count or self.permitted.attributes is None:
+            return rows
+        encode = functools.partial(encode_batches, encoder=encoder)
+        encoded = self.permitted.attributes.mapInArrow(encode, "person string, inputs array<int>")
+        return rows.unionByName(encoded, allowMissingColumns=True)
+
     def _counted(
         self, rows: DataFrame, index: ItemIndex, encoder: AttributeEncoder, model: LocalRidge | ItemKNN
     ) -> DataFrame:
@@ -295,11 +317,6 @@ class _OnSpark:
             distance_decay=model.distance_decay if isinstance(model, LocalRidge) else None,
             ordered=ridge and session,
         )
-        rows = rows.withColumn("inputs", functions.lit(None).cast("array<int>"))
-        if encoder.input_count and self.permitted.attributes is not None:
-            encode = functools.partial(encode_batches, encoder=encoder)
-            encoded = self.permitted.attributes.mapInArrow(encode, "person string, inputs array<int>")
-            rows = rows.unionByName(encoded, allowMissingColumns=True)
         counted = (
             rows.repartition("person")
             .sortWithinPartitions("person")

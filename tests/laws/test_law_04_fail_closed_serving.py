@@ -443,12 +443,17 @@ def test_a_bundle_with_malformed_settings_does_not_answer(tmp_path: Path, scorin
     assert f"crm: {asked.problems[Tier.CRM]}" in found.basis.reasons
 
 
-FOLDING = {"unobserved_weight": 0.1, "regularisation": 0.1, "frequency_exponent": 1.0}
+FOLDING = {
+    "unobserved_weight": 0.1, "regularisation": 0.1, "frequency_exponent": 1.0,
+    "history_exponent": 0.0, "history_offset": 0.0,
+}  # fmt: skip
 MALFORMED_FOLDING: tuple[Any, ...] = (
     None, 3, {}, {"regularisation": 1.0}, {**FOLDING, "unheard_of": 1}, {**FOLDING, "regularisation": 0},
     {**FOLDING, "unobserved_weight": 0.0}, {**FOLDING, "frequency_exponent": -1},
     {**FOLDING, "regularisation": "1"}, {**FOLDING, "regularisation": True},
-    {**FOLDING, "frequency_exponent": 1e300},
+    {**FOLDING, "frequency_exponent": 1e300}, {**FOLDING, "observed_weight": -0.1},
+    {**FOLDING, "entry_regularisation": None},
+    {name: value for name, value in FOLDING.items() if name != "history_offset"} | {"observed_weight": 0.1},
 )  # fmt: skip
 
 

@@ -51,6 +51,8 @@ settings = st.builds(
     frequency_exponent=st.sampled_from([0.0, 0.5, 1.0]),
     history_exponent=st.sampled_from([0.0, 0.5, 1.0]),
     history_offset=st.sampled_from([0.0, 7.0]),
+    entry_regularisation=st.sampled_from([0.0, 0.3]),
+    observed_weight=st.sampled_from([0.0, 0.1]),
 )
 
 
@@ -92,10 +94,11 @@ def test_a_history_moves_away_from_what_attributes_let_expect(
         ridge = folding.regularisation * (total + folding.unobserved_weight * items) ** (
             folding.frequency_exponent
         )
+        ridge += folding.entry_regularisation * np.count_nonzero(known)
         if total + folding.history_offset > 0:
             known /= (total + folding.history_offset) ** folding.history_exponent
         system = exact.T @ (known[:, None] * exact) + np.diag(folding.unobserved_weight * gram + ridge)
-        right = exact.T @ (known * (1 - exact @ mean))
+        right = exact.T @ (with_observed(known, folding) * (1 - exact @ mean))
         np.testing.assert_allclose(system @ (solved - mean), right, rtol=1e-6, atol=1e-8)
 
 
@@ -110,13 +113,57 @@ def test_folding_in_solves_the_normal_equations(size: int, inputs: int, folding:
         ridge = (
             folding.regularisation
             * (total + folding.unobserved_weight * inputs) ** folding.frequency_exponent
-        )
+        ) + folding.entry_regularisation * np.count_nonzero(weights)
         if total + folding.history_offset > 0:
             weights /= (total + folding.history_offset) ** folding.history_exponent
         if ridge < 1e-5:
             continue  # too near to a singular system to compare
         system = exact.T @ (weights[:, None] * exact) + np.diag(folding.unobserved_weight * gram + ridge)
-        np.testing.assert_allclose(system @ solved, exact.T @ weights, rtol=1e-8, atol=1e-10)
+        right = exact.T @ with_observed(weights, folding)
+        np.testing.assert_allclose(system @ solved, right, rtol=1e-8, atol=1e-10)
+
+
+def with_observed(weights: NDArray[np.float64], folding: FoldIn) -> NDArray[np.float64]:
+    """What each input counts for 1: its weight, and what it gets of the unobserved weight."""
+    return weights + folding.observed_weight * (weights > 0)
+
+
+@given(st.integers(1, 12), st.integers(1, 30), settings, st.integers(0, 99))
+def test_contributions_sum_to_the_score(size: int, inputs: int, folding: FoldIn, seed: int) -> None:
+    if folding.regularisation < 1e-5:
+        return  # too near to a singular system to compare
+    matrix, factors = histories(4, inputs, seed), axes(inputs, size, seed)
+    gram, items = gram_diagonal(factors), np.arange(inputs)
+    for row in range(4):
+        own = slice(matrix.indptr[row], matrix.indptr[row + 1])
+        inside, weights = matrix.indices[own].astype(np.int64), matrix.data[own].copy()
+        weights[::3] = 0  # not there
+        found = factor_scoring.contributions(factors, gram, inside, weights, folding, None, items)
+        vector = fold_in(factors, gram, inside, weights, folding)
+        np.testing.assert_allclose(
+            found.sum(axis=0), factors.astype(np.float64) @ vector, rtol=1e-6, atol=1e-8
+        )
+        assert not found[::3].any()
+        there = weights > 0
+        same = fold_in(factors, gram, inside[there], weights[there], folding)
+        np.testing.assert_allclose(vector, same, rtol=1e-9, atol=1e-12)
+
+
+def test_a_history_is_folded_in_as_hu_koren_and_volinsky_do() -> None:
+    """With all of the unobserved weight, what a history holds is not pulled to 0."""
+    factors = axes(9, 4)
+    exact = factors.astype(np.float64)
+    inputs, weights = np.array([1, 3, 8]), np.array([1, 0.25, 4], np.float32)
+    folding = FoldIn(
+        unobserved_weight=0.2, regularisation=1e-12, frequency_exponent=0.0,
+        entry_regularisation=0.06, observed_weight=0.2,
+    )  # fmt: skip
+    confidence, wanted = np.ones(9), np.zeros(9)
+    confidence[inputs], wanted[inputs] = 1 + weights / 0.2, 1
+    system = exact.T @ (confidence[:, None] * exact) + 3 * 0.06 / 0.2 * np.eye(4)
+    expected = np.linalg.solve(system, exact.T @ (confidence * wanted))
+    found = fold_in(factors, gram_diagonal(factors), inputs, weights, folding)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_long_and_short_histories_are_one_formula() -> None:

@@ -228,8 +228,8 @@ def test_a_row_that_breaks_the_contract_ends_the_run(
 def test_what_spark_does_not_do_is_refused(
     session: SparkSession, shop: ShopTables, config: Config, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"fused\.algorithm is 'als'"):
-        on_spark(session, shop, changed(config, Tier.FUSED, algorithm="als"), tmp_path, tiers=[Tier.FUSED])
+    with pytest.raises(ConfigError, match=r"fused\.algorithm is 'bpr'"):
+        on_spark(session, shop, changed(config, Tier.FUSED, algorithm="bpr"), tmp_path, tiers=[Tier.FUSED])
     nobody = dataclasses.replace(shop, consents=shop.consents.slice(0, 0))
     with pytest.raises(DataError, match="no consents, no training"):
         on_spark(session, nobody, config, tmp_path, tiers=[Tier.CRM])

@@ -27,7 +27,7 @@ from consentier.errors import BundleMissing, BundleUnsupported
 from consentier.features.gate import ledger_of
 from consentier.features.simulator import SimulationConfig, simulate, write_shop
 from consentier.features.tables import ShopTables, read_shop
-from consentier.models.bundle import open_bundle, read_run, write_bundle
+from consentier.models.bundle import open_bundle, read_run, write_bundle, write_run
 from consentier.models.statistics import StatisticsError, read_statistics
 from consentier.serving.revocation import Revocations, revoke
 from consentier.training import forget as forgetting
@@ -243,6 +243,8 @@ def test_rows_that_were_purged_or_changed_make_it_a_fit(trained: Trained) -> Non
     gone: Subject = ("customer", trained.customer)
     theirs = pc.equal(trained.shop.orders["customer_id"], trained.customer)
     purged = dataclasses.replace(trained.shop, orders=trained.shop.orders.filter(pc.invert(theirs)))
+    path = trained.out / Tier.CRM
+    write_run(path, {**read_run(path), "solver": {"library": "another than that of the new fit"}})
     done = trained.forget(gone, shop=purged, tiers=[Tier.CRM])[Tier.CRM]
     assert done.how == "refitted"
     assert "not there any more, or have changed" in str(done.reason)
@@ -250,6 +252,7 @@ def test_rows_that_were_purged_or_changed_make_it_a_fit(trained: Trained) -> Non
     facts = read_run(trained.out / Tier.CRM)
     assert facts["ledger_position"] == ledger_of(purged).position
     assert facts["rows_digest"].startswith("sha256:")
+    assert "solver" not in facts
 
 
 def test_a_dissolved_link_makes_the_joint_model_a_fit(trained: Trained) -> None:
