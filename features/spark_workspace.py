@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -14,6 +14,7 @@ import ibis
 from pyspark.sql import DataFrame, SparkSession
 
 from consentier.consent.lifetimes import Lifetimes
+from consentier.consent.records import SubjectKind
 from consentier.features.consent_intervals import KIND_OF_GRANT, ConsentTables, lifetime_table
 from consentier.features.spark_tables import SparkTables
 
@@ -27,6 +28,32 @@ class LedgerOnSpark:
     records: ibis.Table
     lifetimes: ibis.Table
     links: ibis.Table
+
+    def without(self, subjects: Mapping[SubjectKind, Sequence[str]]) -> LedgerOnSpark:
+        """The entries without those of some subjects, given as ids by kind.
+
+        As for tables in memory, two things stay known: that a record's id was used by somebody else too, and
+        that a device was shared with somebody else.
+        """
+        if not any(subjects.values()):
+            return self
+        visitors, customers = (tuple(subjects.get(kind, ())) for kind in ("visitor", "customer"))
+        records, links = self.records, self.links
+        forgotten = ((records.subject_kind == "visitor") & records.subject_id.isin(visitors)) | (
+            (records.subject_kind == "customer") & records.subject_id.isin(customers)
+        )
+        links = links.filter(~links.visitor_id.isin(visitors))
+        return dataclasses.replace(
+            self,
+            records=_unless(records, forgotten, "record_id"),
+            links=_unless(links, links.customer_id.isin(customers), "visitor_id"),
+        )
+
+
+def _unless(table: ibis.Table, leaving: ibis.expr.types.BooleanValue, shared: str) -> ibis.Table:
+    """The rows that do not leave, and of the others those whose value in a column stays in use."""
+    staying = table.filter(~leaving)
+    return ibis.union(staying, table.filter(leaving).semi_join(staying, shared))
 
 
 class SparkWorkspace:

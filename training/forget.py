@@ -345,7 +345,7 @@ def _without_subjects(
         if interrupted:
             raise NotExactError("a run before was killed, and whom it had taken out was not noted")
         kept = statistics_of(tier, bundle, request.restricted)
-        circumstances = circumstances_of(kept, request.policy)
+        circumstances = circumstances_of(kept.facts, request.policy)
         exchange = _exchange(tier, bundle, kept.statistics, circumstances, request)
         if exchange is None:
             return _Outcome("unchanged", _NOT_IN_IT, circumstances)

@@ -374,7 +374,7 @@ def _unless_counted(bundle: Bundle, fit: Fit, run: _Run) -> None:
 
 def _same_circumstances(bundle: Bundle, kept: KeptStatistics, run: _Run) -> bool:
     """Whether the gate of the fit lets the same rows through as that of this run."""
-    then = circumstances_of(kept, None)
+    then = circumstances_of(kept.facts, None)
     return (
         dt.datetime.fromisoformat(bundle.manifest.cutoff) == then.cutoff == run.gate.cutoff
         and then.until is None
@@ -447,7 +447,7 @@ def _exchanged(
     ):
         raise _UnchangedError
     _require_worth(course, len(kept.statistics.fingerprints), len(compared.names))
-    then = circumstances_of(kept, None)
+    then = circumstances_of(kept.facts, None)
     if tier is Tier.SESSION and config.session_half_life and (then.until or then.cutoff) != run.gate.cutoff:
         raise NotExactError("sessions count by their age at the cut-off (session_half_life): all change")
     if kept.statistics.gram is None:
@@ -525,7 +525,7 @@ def _counted_rows(
     persons = pa.concat_arrays([compared.named(compared.known & ~compared.same), *gone])
     if not len(persons):
         return of_persons(permitted, persons)
-    then = circumstances_of(kept, None)
+    then = circumstances_of(kept.facts, None)
     subjects = [_subject(name) for name in persons.to_pylist()]
     part = around(run.shop, _consents_of(tier, run), subjects)
     gate = ConsentGate(*part, then.cutoff, then.policy, until=then.until)

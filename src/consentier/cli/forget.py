@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime as dt
 import os
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consentier.cli.ledgers import TrainingLedgerUrl
+from consentier.cli.ledgers import TrainingLedgerUrl, opened_ledger
 from consentier.cli.output import (
     AsJson,
     BadRows,
@@ -28,7 +27,7 @@ from consentier.cli.output import (
     short,
 )
 from consentier.cli.promote import has_registry
-from consentier.consent import Ledger, Policy
+from consentier.consent import Policy
 
 if TYPE_CHECKING:
     from consentier.training.forget import Subject
@@ -87,8 +86,7 @@ def forget(
     shop = read_shop(data, on_bad_rows=on_bad_rows.value)
     chosen: list[Subject] = [(kind.value, subject) for subject in subjects]
     place = Restricted.beside(out) if restricted is None else Restricted(restricted)
-    opening = contextlib.nullcontext() if ledger is None else Ledger.open(ledger, create=False)
-    with opening as opened:
+    with opened_ledger(ledger) as opened:
         result = forget_in_bundles(
             shop,
             chosen,
