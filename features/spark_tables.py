@@ -100,7 +100,7 @@ class SparkTables:
 
     def entries(self) -> int:
         """How many entries a ledger of these consents and links has: its position. Two aggregations."""
-        return self.consents.distinct().count() + self.identities.distinct().count()
+        return sum(int(table.distinct().count()) for table in (self.consents, self.identities))
 
     def without(self, subjects: Mapping[SubjectKind, Sequence[str]]) -> SparkTables:
         """The tables without the rows of some subjects, given as ids by kind. Consents and links stay."""

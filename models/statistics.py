@@ -14,8 +14,9 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -319,7 +320,7 @@ def _read_array(path: Path, name: str, sha256: str) -> NDArray[Any]:
         ) from error
 
 
-def require_unaltered(file: BinaryIO, name: str, path: Path, sha256: str) -> None:
+def require_unaltered(file: BufferedReader, name: str, path: Path, sha256: str) -> None:
     """Check a file, which is open at its beginning, of the statistics in a directory.
 
     Raises

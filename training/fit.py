@@ -45,6 +45,7 @@ __all__ = [
     "PERSONS",
     "Counted",
     "FittedTier",
+    "GateSettings",
     "TierRows",
     "attribute_counts",
     "counted_tier",

@@ -84,6 +84,10 @@ class HashedRows:
         hashes = self.hashes.join(persons, "person_hash", "left_semi")
         return HashedRows(rows, self.attributes.join(hashes.select("person"), "person", "left_semi"), hashes)
 
+    def plain(self) -> DataFrame:
+        """The rows without their hashes."""
+        return self.rows.drop("person_hash", "row_hash")
+
     def together_with(self, others: HashedRows) -> HashedRows:
         """The rows of these persons and of different ones."""
         pairs = ((mine, theirs) for mine, theirs in zip(self._frames(), others._frames(), strict=True))
@@ -201,6 +205,14 @@ class Draft:
         pq.write_table(items, self.place / _ITEMS / "part.parquet")
         self.tables = True
 
+    def clear_unless_tables(self) -> None:
+        """Before the bundle is written, delete statistics in whose place none will be put.
+
+        The bundle may have the digest of that to which they belong, and yet be of other persons.
+        """
+        if not self.tables:
+            shutil.rmtree(self.restricted.statistics(self.tier), ignore_errors=True)
+
     def members(self) -> Iterator[str]:
         """The names of those who were counted, in pieces."""
         for file in _parts(self.place / _MEMBERS):
@@ -314,11 +326,13 @@ def tables_of(session: SparkSession, tier: Tier, bundle: Bundle, restricted: Res
             with (path / name).open("rb") as file:
                 require_unaltered(file, name, path, sha256)
         items = pq.read_table(path / _ITEMS / "part.parquet")
+        counts, fingerprints = (
+            session.read.parquet(*(_url(path / name) for name in files if name.startswith(f"{folder}/")))
+            for folder in (_COUNTS, _PERSONS)
+        )
         return TablesOnSpark(
-            *(
-                session.read.parquet(*(_url(path / name) for name in files if name.startswith(f"{folder}/")))
-                for folder in (_COUNTS, _PERSONS)
-            ),
+            counts,
+            fingerprints,
             dict(zip(items["item_id"].to_pylist(), items["persons"].to_pylist(), strict=True)),
             bytes.fromhex(document["key"]),
             document["facts"],

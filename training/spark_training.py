@@ -14,7 +14,6 @@ import datetime as dt
 import functools
 import itertools
 import math
-import shutil
 import time
 import uuid
 import warnings
@@ -97,6 +96,7 @@ __all__ = [
     "TierOnSpark",
     "distinct_behind",
     "fit_on_spark",
+    "keep_on_spark",
     "put_on_spark",
     "require_counted",
     "run_facts_on_spark",
@@ -219,18 +219,35 @@ def put_on_spark(
 
     As on one machine the tables come last: where they belong to the bundle, all else is in place.
     """
-    if draft is not None and not draft.tables:
-        # Of an earlier fit, on the other engine: the new bundle may have the same digest, of other persons.
-        shutil.rmtree(draft.restricted.statistics(tier), ignore_errors=True)
+    if draft is not None:
+        draft.clear_unless_tables()
     digest = write_tier(tier, fit, run, out, gate.cutoff, force=force)
     if draft is not None:
-        position = run["ledger_position"]
-        draft.restricted.lineage().record_names(
-            digest, str(tier), draft.members(), cutoff=gate.cutoff, ledger_position=position
-        )
-        names = ("config_hash", "ledger_position", "ledger_head")
-        draft.keep(digest, {**fit_facts(gate), **{name: run[name] for name in names}})
+        keep_on_spark(tier, digest, gate, draft, facts=run)
     return digest
+
+
+def keep_on_spark(
+    tier: Tier, digest: str, gate: SparkGate, draft: Draft, *, facts: Mapping[str, Any]
+) -> None:
+    """Keep, on the training side, whom a bundle holds and what its weights were computed from.
+
+    Parameters
+    ----------
+    tier, digest
+        Which bundle.
+    gate
+        What the rows passed.
+    draft
+        What was written of it.
+    facts
+        What is true of the fit, with ``ledger_position`` and ``ledger_head``.
+    """
+    position = facts["ledger_position"]
+    draft.restricted.lineage().record_names(
+        digest, str(tier), draft.members(), cutoff=gate.cutoff, ledger_position=position
+    )
+    draft.keep(digest, {**fit_facts(gate), "ledger_position": position, "ledger_head": facts["ledger_head"]})
 
 
 def require_counted(config: Config, tiers: Sequence[Tier]) -> None:

@@ -13,7 +13,13 @@ if TYPE_CHECKING:
 
     from consentier.features.spark_tables import SparkTables
 
-__all__ = ["spark_shop"]
+__all__ = ["require_no_master", "spark_shop"]
+
+
+def require_no_master(master: str | None) -> None:
+    """Refuse a master where Spark is not asked for."""
+    if master is not None:
+        raise typer.BadParameter("--master is for --engine spark")
 
 
 def spark_shop(data: str, master: str | None, on_bad_rows: BadRows) -> tuple[SparkSession, SparkTables]:

@@ -29,7 +29,7 @@ from consentier.cli.output import (
     short,
 )
 from consentier.cli.settings import settings_of
-from consentier.cli.spark import spark_shop
+from consentier.cli.spark import require_no_master, spark_shop
 from consentier.consent import Policy, Tier
 
 if TYPE_CHECKING:
@@ -83,9 +83,8 @@ def train(
     }
     if engine is EngineChoice.SPARK:
         result = _on_spark(data, settings, out, restricted, on_bad_rows, master, ledger, run)
-    elif master is not None:
-        raise typer.BadParameter("--master is for --engine spark")
     else:
+        require_no_master(master)
         result = _embedded(data, settings, out, restricted, on_bad_rows, ledger, run)
     if as_json:
         print_json({**dataclasses.asdict(result), "out": str(result.out)})
