@@ -58,7 +58,7 @@ from consentier.training.forget import (
 from consentier.training.restricted import Restricted
 from consentier.training.retrain import COUNTED_ANEW, UnchangedError, ledger_at_fit
 from consentier.training.spark_retraining import Comparison, EarlierGates, exchanged_on_spark
-from consentier.training.spark_statistics import Draft, TablesOnSpark, tables_of
+from consentier.training.spark_statistics import Draft, TablesOnSpark, facts_of, tables_of
 from consentier.training.spark_training import (
     TierOnSpark,
     fit_on_spark,
@@ -189,10 +189,11 @@ def _without_subjects(
     try:
         if interrupted:
             raise NotExactError(INTERRUPTED)
+        facts = facts_of(tier, bundle, request.restricted)
+        circumstances = circumstances_of(facts, request.policy)
         if tier is Tier.POPULAR:
             raise NotExactError(COUNTED_ANEW)
         tables = tables_of(request.session, tier, bundle, request.restricted)
-        circumstances = circumstances_of(tables.facts, request.policy)
         if not _may_hold(tier, tables, request.subjects):
             return Outcome("unchanged", NOT_IN_IT, circumstances)
     except NotExactError as error:
@@ -225,10 +226,10 @@ def _without_subjects(
         return Outcome("removed", str(error), circumstances)
     run = run_facts_on_spark(config, request.ledger, request.entries, fit)
     names = ("ledger_position", "ledger_head", "ledger_conflicts", "lifetimes", "rows_digest", "funnel")
-    facts = {name: run[name] for name in names}
+    run = {name: run[name] for name in names}
     if reason is not None:
-        return Outcome("refitted", reason, circumstances, fit.model, run=facts)
-    return Outcome("decremented", None, circumstances, fit.model, solved, facts)
+        return Outcome("refitted", reason, circumstances, fit.model, run=run)
+    return Outcome("decremented", None, circumstances, fit.model, solved, run)
 
 
 def _may_hold(tier: Tier, tables: TablesOnSpark, subjects: Sequence[Subject]) -> bool:

@@ -35,7 +35,7 @@ from consentier.training.lineage import subject_name
 from consentier.training.restricted import Restricted
 from consentier.writing import flush, put_directory, workplace
 
-__all__ = ["Draft", "HashedRows", "TablesOnSpark", "tables_of"]
+__all__ = ["Draft", "HashedRows", "TablesOnSpark", "facts_of", "tables_of"]
 
 _MANIFEST = "tables.json"
 """Another name than that of statistics in arrays: neither engine takes the other's for its own."""
@@ -184,7 +184,7 @@ class Draft:
         """Name those whose rows these are as the index of members does: columns kind and subject_id."""
         name = functools.partial(_keyed_names, keyring=self.restricted.path / "keys.json")
         names = subjects.distinct().mapInArrow(name, "name string")
-        names.write.parquet(_url(self.place / _MEMBERS))
+        self._write(names, _MEMBERS)
 
     def write_tables(self, counted: DataFrame, fingerprints: DataFrame, behind: Mapping[str, int]) -> None:
         """Write what was counted.
@@ -198,15 +198,15 @@ class Draft:
         behind
             Distinct persons by item, of all items with permitted rows.
         """
-        counted.write.parquet(_url(self.place / _COUNTS))
-        fingerprints.write.parquet(_url(self.place / _PERSONS))
+        self._write(counted, _COUNTS)
+        self._write(fingerprints, _PERSONS)
         items = pa.table({"item_id": list(behind), "persons": pa.array(behind.values(), pa.int64())})
         (self.place / _ITEMS).mkdir()
         pq.write_table(items, self.place / _ITEMS / "part.parquet")
         self.tables = True
 
     def clear_unless_tables(self) -> None:
-        """Before the bundle is written, delete statistics in whose place none will be put.
+        """Before the bundle is written, delete statistics in whose place no others will be put.
 
         The bundle may have the digest of that to which they belong, and yet be of other persons.
         """
@@ -221,20 +221,20 @@ class Draft:
                     yield from batch.column("name").to_pylist()
 
     def keep(self, digest: str, facts: Mapping[str, Any]) -> None:
-        """Put the tables into their place, once the bundle of this digest stands and the index knows it.
+        """Put what was written into place, once the bundle of this digest stands and the index knows it.
+
+        Without tables, as for the popular list, only the facts are kept.
 
         Raises
         ------
         StatisticsError
             They cannot be put there.
         """
-        if not self.tables:
-            return
         target = self.restricted.statistics(self.tier)
         try:
             shutil.rmtree(self.place / _MEMBERS)
             files = {}
-            for folder in (_COUNTS, _PERSONS, _ITEMS):
+            for folder in (_COUNTS, _PERSONS, _ITEMS) if self.tables else ():
                 for file in _parts(self.place / folder):
                     flush(file)
                     with file.open("rb") as opened:
@@ -253,6 +253,20 @@ class Draft:
                 shutil.rmtree(replaced)
         except OSError as error:
             raise StatisticsError(f"statistics {target}: cannot be written: {error}") from error
+
+    def _write(self, frame: DataFrame, name: str) -> None:
+        """Have the executors write a table; one that would write it where nobody looks ends the run."""
+        shared = frame.mapInArrow(functools.partial(_where_shared, place=self.place), frame.schema)
+        shared.write.parquet(_url(self.place / name))
+
+
+def _where_shared(batches: Iterator[pa.RecordBatch], place: Path) -> Iterator[pa.RecordBatch]:
+    if not place.is_dir():
+        raise StatisticsError(
+            f"statistics {place.parent}: an executor does not see what the driver made there: put the "
+            "restricted directory where all machines see it under one name"
+        )
+    yield from batches
 
 
 def _parts(folder: Path) -> list[Path]:
@@ -304,6 +318,28 @@ class TablesOnSpark:
         return ItemIndex.from_ids(item for item, count in self.behind.items() if count >= min_persons)
 
 
+def facts_of(tier: Tier, bundle: Bundle, restricted: Restricted) -> Mapping[str, Any]:
+    """What was noted of the fit of a bundle.
+
+    Raises
+    ------
+    NotExactError
+        Nothing was, it was altered, or belongs to another bundle.
+    """
+    facts: Mapping[str, Any] = _document(restricted.statistics(tier), bundle)["facts"]
+    return facts
+
+
+def _document(path: Path, bundle: Bundle) -> dict[str, Any]:
+    try:
+        document = read_manifest(path / _MANIFEST)
+    except StatisticsError as error:
+        raise NotExactError(str(error)) from error
+    if document["bundle_digest"] != bundle.digest:
+        raise NotExactError(OTHER_BUNDLE)
+    return document
+
+
 def tables_of(session: SparkSession, tier: Tier, bundle: Bundle, restricted: Restricted) -> TablesOnSpark:
     """What a bundle was computed from.
 
@@ -317,10 +353,8 @@ def tables_of(session: SparkSession, tier: Tier, bundle: Bundle, restricted: Res
     One SHA-256 over all files, in the driver.
     """
     path = restricted.statistics(tier)
+    document = _document(path, bundle)
     try:
-        document = read_manifest(path / _MANIFEST)
-        if document["bundle_digest"] != bundle.digest:
-            raise NotExactError(OTHER_BUNDLE)
         files: Mapping[str, str] = document["files"]
         for name, sha256 in files.items():
             with (path / name).open("rb") as file:

@@ -23,6 +23,7 @@ from consentier.features.gate import ConsentGate, ledger_of
 from consentier.features.simulator import SimulationConfig, simulate, write_shop
 from consentier.features.tables import ShopTables, read_shop
 from consentier.models.bundle import open_bundle, read_run
+from consentier.models.statistics import StatisticsError
 from consentier.training.config import Config, TrackingConfig, load_config
 from consentier.training.counted import OTHER_BUNDLE, distinct
 from consentier.training.decrement import CHANGED
@@ -297,3 +298,13 @@ def test_no_id_of_a_person_stands_in_what_is_kept(workshop: Trained) -> None:
     order = np.argsort(persons)
     assert np.array_equal(persons[order], expected.persons)
     assert np.array_equal(rows[order], expected.rows)
+
+
+def test_an_executor_that_does_not_share_the_directory_ends_the_run(tmp_path: Path) -> None:
+    """It would write its part of a table where nobody looks for it."""
+    from consentier.training.spark_statistics import _where_shared
+
+    batches = [pa.RecordBatch.from_pydict({"value": [1]})]
+    assert list(_where_shared(iter(batches), tmp_path)) == batches
+    with pytest.raises(StatisticsError, match="an executor does not see"):
+        list(_where_shared(iter(batches), tmp_path / "elsewhere"))
