@@ -109,7 +109,10 @@ class SparkGate:
         self.until = until
         without = without or {}
         self._shop = shop = shop.without(without)
-        subjects, links = self._standings(self._space.ledger(shop, consents).without(without))
+        ledger = self._space.ledger(shop, consents)
+        if any(without.values()):
+            ledger = self._space.kept_ledger(ledger.without(without))
+        subjects, links = self._standings(ledger)
         orders, usage = (
             self._space.table(frame.select("customer_id", "item_id", "ts", *more))
             for frame, more in ((shop.orders, ["status"]), (shop.product_usage, []))

@@ -35,8 +35,6 @@ class LedgerOnSpark:
         As for tables in memory, two things stay known: that a record's id was used by somebody else too, and
         that a device was shared with somebody else.
         """
-        if not any(subjects.values()):
-            return self
         visitors, customers = (tuple(subjects.get(kind, ())) for kind in ("visitor", "customer"))
         records, links = self.records, self.links
         forgotten = ((records.subject_kind == "visitor") & records.subject_id.isin(visitors)) | (
@@ -122,6 +120,12 @@ class SparkWorkspace:
         kinds = shop.consents.select(*KIND_OF_GRANT).distinct().toArrow()
         lifetimes = ibis.memtable(lifetime_table(kinds, Lifetimes.default()))
         return LedgerOnSpark(self.table(records), lifetimes, self.table(shop.identities))
+
+    def kept_ledger(self, ledger: LedgerOnSpark) -> LedgerOnSpark:
+        """The entries, computed once: how subjects stand is asked of them in a dozen places."""
+        return dataclasses.replace(
+            ledger, records=self.kept_table(ledger.records), links=self.kept_table(ledger.links)
+        )
 
     def _free(self, but: int) -> None:
         while len(self._kept) > but:
