@@ -111,7 +111,7 @@ class SparkGate:
         self._shop = shop = shop.without(without)
         ledger = self._space.ledger(shop, consents)
         if any(without.values()):
-            ledger = self._space.kept_ledger(ledger.without(without))
+            ledger = self._space.ledger_without(ledger, without)
         subjects, links = self._standings(ledger)
         orders, usage = (
             self._space.table(frame.select("customer_id", "item_id", "ts", *more))

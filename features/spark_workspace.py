@@ -29,30 +29,6 @@ class LedgerOnSpark:
     lifetimes: ibis.Table
     links: ibis.Table
 
-    def without(self, subjects: Mapping[SubjectKind, Sequence[str]]) -> LedgerOnSpark:
-        """The entries without those of some subjects, given as ids by kind.
-
-        As for tables in memory, two things stay known: that a record's id was used by somebody else too, and
-        that a device was shared with somebody else.
-        """
-        visitors, customers = (tuple(subjects.get(kind, ())) for kind in ("visitor", "customer"))
-        records, links = self.records, self.links
-        forgotten = ((records.subject_kind == "visitor") & records.subject_id.isin(visitors)) | (
-            (records.subject_kind == "customer") & records.subject_id.isin(customers)
-        )
-        links = links.filter(~links.visitor_id.isin(visitors))
-        return dataclasses.replace(
-            self,
-            records=_unless(records, forgotten, "record_id"),
-            links=_unless(links, links.customer_id.isin(customers), "visitor_id"),
-        )
-
-
-def _unless(table: ibis.Table, leaving: ibis.expr.types.BooleanValue, shared: str) -> ibis.Table:
-    """The rows that do not leave, and of the others those whose value in a column stays in use."""
-    staying = table.filter(~leaving)
-    return ibis.union(staying, table.filter(leaving).semi_join(staying, shared))
-
 
 class SparkWorkspace:
     """Names for tables and queries, and what the executors keep. A context manager: it frees all of it.
@@ -121,11 +97,32 @@ class SparkWorkspace:
         lifetimes = ibis.memtable(lifetime_table(kinds, Lifetimes.default()))
         return LedgerOnSpark(self.table(records), lifetimes, self.table(shop.identities))
 
-    def kept_ledger(self, ledger: LedgerOnSpark) -> LedgerOnSpark:
-        """The entries, computed once: how subjects stand is asked of them in a dozen places."""
-        return dataclasses.replace(
-            ledger, records=self.kept_table(ledger.records), links=self.kept_table(ledger.links)
+    def ledger_without(
+        self, ledger: LedgerOnSpark, subjects: Mapping[SubjectKind, Sequence[str]]
+    ) -> LedgerOnSpark:
+        """The entries without those of some subjects, given as ids by kind.
+
+        As for tables in memory, two things stay known: that a record's id was used by somebody else too, and
+        that a device was shared with somebody else. Which these are is fetched, for they are few; worked out
+        by joins they would stand a dozen times in each plan, and planning would take longer than the work.
+        """
+        visitors, customers = (tuple(subjects.get(kind, ())) for kind in ("visitor", "customer"))
+        records = ledger.records
+        forgotten = ((records.subject_kind == "visitor") & records.subject_id.isin(visitors)) | (
+            (records.subject_kind == "customer") & records.subject_id.isin(customers)
         )
+        links = ledger.links.filter(~ledger.links.visitor_id.isin(visitors))
+        return dataclasses.replace(
+            ledger,
+            records=self._unless(records, forgotten, "record_id"),
+            links=self._unless(links, links.customer_id.isin(customers), "visitor_id"),
+        )
+
+    def _unless(self, table: ibis.Table, leaving: ibis.expr.types.BooleanValue, column: str) -> ibis.Table:
+        """The rows that do not leave, and of the others those whose value in a column stays in use."""
+        shared = table.filter(leaving).select(column).distinct().semi_join(table.filter(~leaving), column)
+        values = tuple(self.frame(shared).toArrow()[column].to_pylist())
+        return table.filter(~leaving | table[column].isin(values))
 
     def _free(self, but: int) -> None:
         while len(self._kept) > but:

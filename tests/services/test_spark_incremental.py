@@ -10,14 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ibis
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from shops import consent, link, shop
 from spark_sessions import spark_session
 
 from consentier.consent import ConsentRecord, Ledger, Policy, Tier
+from consentier.consent.lifetimes import Lifetimes
+from consentier.consent.records import SubjectKind
 from consentier.features.consent_intervals import ConsentTables
 from consentier.features.gate import ConsentGate, ledger_of
 from consentier.features.simulator import SimulationConfig, simulate, write_shop
@@ -308,3 +312,33 @@ def test_an_executor_that_does_not_share_the_directory_ends_the_run(tmp_path: Pa
     assert list(_where_shared(iter(batches), tmp_path)) == batches
     with pytest.raises(StatisticsError, match="an executor does not see"):
         list(_where_shared(iter(batches), tmp_path / "elsewhere"))
+
+
+def test_a_ledger_without_some_subjects_is_that_of_one_machine(session: SparkSession) -> None:
+    """It goes on to know that a record's id was used by others, and that a device was shared with others."""
+    from consentier.features.spark_workspace import LedgerOnSpark, SparkWorkspace
+
+    told = ConsentTables.of_shop(
+        shop(
+            consents=[
+                consent("c1", "crm", record_id="shared"), consent("c2", "crm", record_id="shared"),
+                consent("c1", "crm", at=2), consent("v1", "online"), consent("v3", "online"),
+                consent("c3", "crm"),
+            ],
+            identities=[
+                link("v1", "c1"), link("v1", "c2"), link("v2", "c1"), link("v3", "c3"), link("v4", "c3"),
+            ],
+        ),
+        Lifetimes.default(),
+    )  # fmt: skip
+    gone: dict[SubjectKind, list[str]] = {"customer": ["c1"], "visitor": ["v3"]}
+    _, expected = without_subjects(
+        ShopTables.empty(), told, [(kind, each) for kind, ids in gone.items() for each in ids]
+    )
+    with SparkWorkspace(session) as space:
+        ledger = LedgerOnSpark(*(ibis.memtable(each) for each in (told.records, told.lifetimes, told.links)))
+        found = space.ledger_without(ledger, gone)
+        for mine, theirs, count in ((found.records, expected.records, 4), (found.links, expected.links, 3)):
+            rows = space.frame(mine).toArrow().to_pylist()
+            assert sorted(map(repr, rows)) == sorted(map(repr, theirs.to_pylist()))
+            assert len(rows) == count
