@@ -32,8 +32,9 @@ from consentier.training.config import Config, TrackingConfig, load_config
 from consentier.training.counted import OTHER_BUNDLE, distinct
 from consentier.training.decrement import CHANGED
 from consentier.training.fingerprints import fingerprints
-from consentier.training.forget import without_subjects
+from consentier.training.forget import Subject, forget, without_subjects
 from consentier.training.restricted import Restricted
+from consentier.training.retrain import COUNTED_ANEW
 from consentier.training.train import train
 
 if TYPE_CHECKING:
@@ -342,3 +343,26 @@ def test_a_ledger_without_some_subjects_is_that_of_one_machine(session: SparkSes
             rows = space.frame(mine).toArrow().to_pylist()
             assert sorted(map(repr, rows)) == sorted(map(repr, theirs.to_pylist()))
             assert len(rows) == count
+
+
+def test_the_popular_list_is_counted_anew_without_the_forgotten(trained: Trained) -> None:
+    from consentier.training.spark_forgetting import forget_on_spark
+    from consentier.training.spark_training import train_on_spark
+
+    train_on_spark(
+        trained.session, trained.tables(), trained.earlier, trained.out, tiers=[Tier.POPULAR],
+        restricted=trained.restricted, show_progress=False,
+    )  # fmt: skip
+    subjects: list[Subject] = [("customer", trained.shop.orders["customer_id"][0].as_py())]
+    done = forget_on_spark(
+        trained.session, trained.tables(), subjects, trained.out, trained.restricted,
+        tiers=[Tier.POPULAR], show_progress=False,
+    )  # fmt: skip
+    trained.from_scratch([Tier.POPULAR], trained.earlier)
+    out = trained.out.with_name("scratch")
+    expected = forget(
+        trained.shop, subjects, out, Restricted.beside(out), tiers=[Tier.POPULAR], show_progress=False
+    )
+    assert (done.tiers[0].how, done.tiers[0].reason) == ("refitted", COUNTED_ANEW)
+    assert done.tiers[0].before == expected.tiers[0].before
+    assert done.tiers[0].after == expected.tiers[0].after != done.tiers[0].before
