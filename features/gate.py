@@ -44,6 +44,7 @@ __all__ = [
     "metadata_of",
     "own_standings",
     "passed_rows",
+    "passed_subjects",
     "purchase_rows",
     "require_persons",
     "sensitive_items",
@@ -431,6 +432,18 @@ def passed_rows(judged: Mapping[Source, ibis.Table]) -> ibis.Table:
                 "ts",
                 event_type=rows.event_type.cases(("ordered", "order"), else_=rows.event_type),
                 source=ibis.literal(str(source)),
+            )
+            for source, rows in judged.items()
+        )
+    )
+
+
+def passed_subjects(judged: Mapping[Source, ibis.Table]) -> ibis.Table:
+    """Whose rows passed, of judged rows: columns kind and subject_id. They repeat."""
+    return ibis.union(
+        *(
+            rows.filter(rows.verdict == _PASSED).select(
+                kind=ibis.literal(_KIND_OF[source]), subject_id="subject"
             )
             for source, rows in judged.items()
         )

@@ -10,16 +10,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
 import ibis
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, SparkSession, functions
 
 from consentier.consent import Policy, Source, Tier, microseconds
+from consentier.consent.records import SubjectKind
 from consentier.features.consent_intervals import (
     ConsentTables,
     lawful_links,
@@ -32,13 +33,14 @@ from consentier.features.gate import (
     judged_strangers,
     metadata_of,
     passed_rows,
+    passed_subjects,
     purchase_rows,
     sensitive_items,
     standings_of_attributes,
     verdicts_of,
 )
 from consentier.features.spark_tables import SparkTables
-from consentier.features.spark_workspace import SparkWorkspace
+from consentier.features.spark_workspace import LedgerOnSpark, SparkWorkspace
 
 __all__ = ["SparkGate", "SparkRows"]
 
@@ -53,12 +55,15 @@ class SparkRows:
         The columns of `PermittedRows.rows`, in no order.
     attributes
         Columns person and one per attribute; None where the tier reads none.
+    subjects
+        Columns kind and subject_id, which repeat: whose rows and attributes these are.
     funnel, until, items
         As in `PermittedRows`.
     """
 
     rows: DataFrame
     attributes: DataFrame | None
+    subjects: DataFrame
     funnel: tuple[Funnel, ...]
     until: int
     items: pa.Table | None
@@ -77,10 +82,13 @@ class SparkGate:
         As for `ConsentGate`.
     consents
         The ledger's entries; by default the shop's own ``consents`` and ``identities``.
+    without
+        Ids of subjects, by kind, who are taken not to be there: what a fit without them sees.
 
     Notes
     -----
-    The standings are computed once and kept on the executors until the gate is closed.
+    The standings are computed once and kept on the executors until the gate is closed. `session`,
+    `cutoff`, `policy` and `until` are attributes too.
     """
 
     def __init__(
@@ -92,12 +100,19 @@ class SparkGate:
         *,
         until: dt.datetime | None = None,
         consents: ConsentTables | None = None,
+        without: Mapping[SubjectKind, Sequence[str]] | None = None,
     ) -> None:
         self._space = SparkWorkspace(session)
-        self._policy = policy
-        self._until = microseconds(until or cutoff)
-        self._shop = shop
-        subjects, links = self._standings(consents, microseconds(cutoff))
+        self.session = session
+        self.cutoff = cutoff
+        self.policy = policy
+        self.until = until
+        without = without or {}
+        self._shop = shop = shop.without(without)
+        ledger = self._space.ledger(shop, consents)
+        if any(without.values()):
+            ledger = self._space.ledger_without(ledger, without)
+        subjects, links = self._standings(ledger)
         orders, usage = (
             self._space.table(frame.select("customer_id", "item_id", "ts", *more))
             for frame, more in ((shop.orders, ["status"]), (shop.product_usage, []))
@@ -120,14 +135,17 @@ class SparkGate:
 
     def permitted(self, tier: Tier) -> SparkRows:
         """The rows and attributes that one of the four tiers may be trained on."""
-        judged = judged_rows(self._tables, tier, self._policy, self._until)
-        readable = standings_of_attributes(self._tables, tier, self._policy)
-        attributes = None if readable is None else self._attributes(readable)
-        return self._released(tier, judged, attributes)
+        judged = judged_rows(self._tables, tier, self.policy, self._end)
+        readable = standings_of_attributes(self._tables, tier, self.policy)
+        found = self._released(tier, judged)
+        if readable is None:
+            return found
+        customers, attributes = self._attributes(readable)
+        return dataclasses.replace(found, attributes=attributes, subjects=found.subjects.unionAll(customers))
 
     def anonymous_rows(self) -> SparkRows:
         """Rows of visitors who were never asked, for counts without any key; none under the strict policy."""
-        return self._released(Tier.POPULAR, judged_strangers(self._tables, self._policy, self._until), None)
+        return self._released(Tier.POPULAR, judged_strangers(self._tables, self.policy, self._end))
 
     def keep(self, frame: DataFrame) -> DataFrame:
         """Keep a table on the executors, in memory and on their disks, until the gate is closed."""
@@ -137,10 +155,14 @@ class SparkGate:
         """Let go, at the end of a block, of what is kept within it."""
         return self._space.freeing()
 
-    def _standings(self, consents: ConsentTables | None, at: int) -> tuple[ibis.Table, ibis.Table]:
+    @property
+    def _end(self) -> int:
+        return microseconds(self.until or self.cutoff)
+
+    def _standings(self, ledger: LedgerOnSpark) -> tuple[ibis.Table, ibis.Table]:
         """How all subjects stand at the cut-off, and which links hold."""
-        ledger = self._space.ledger(self._shop, consents)
-        switches = self._policy.switches
+        at = microseconds(self.cutoff)
+        switches = self.policy.switches
         found = standings(
             ledger.records,
             ledger.lifetimes,
@@ -151,9 +173,7 @@ class SparkGate:
         subjects = self._space.kept_table(found)
         return subjects, self._space.kept_table(lawful_links(subjects, ledger.links, at=at))
 
-    def _released(
-        self, tier: Tier, judged: Mapping[Source, ibis.Table], attributes: DataFrame | None
-    ) -> SparkRows:
+    def _released(self, tier: Tier, judged: Mapping[Source, ibis.Table]) -> SparkRows:
         verdicts = (
             rows.group_by("verdict").aggregate(rows=rows.count()).mutate(source=ibis.literal(str(source)))
             for source, rows in judged.items()
@@ -161,19 +181,24 @@ class SparkGate:
         counted = self._space.frame(ibis.union(*verdicts)).toArrow()
         return SparkRows(
             rows=self._space.frame(passed_rows(judged)),
-            attributes=attributes,
+            attributes=None,
+            subjects=self._space.frame(passed_subjects(judged)),
             funnel=tuple(
                 verdicts_of(tier, source, counted.filter(pc.field("source") == str(source)))
                 for source in judged
             ),
-            until=self._until,
+            until=self._end,
             items=metadata_of(self._shop.items),
         )
 
-    def _attributes(self, readable: ibis.Table) -> DataFrame:
-        """Attributes of the customers whose CRM permission holds at the cut-off."""
+    def _attributes(self, readable: ibis.Table) -> tuple[DataFrame, DataFrame]:
+        """The customers whose CRM permission holds at the cut-off, and their attributes."""
         held = self._space.frame(readable.filter(readable.held).select("subject", "person"))
         customers = self._shop.customers
         names = [name for name in customers.columns if name != "customer_id"]
         joined = customers.join(held, customers["customer_id"] == held["subject"])
-        return joined.select(held["person"], *(customers[name] for name in names))
+        kind = functions.lit("customer").alias("kind")
+        return (
+            joined.select(kind, held["subject"].alias("subject_id")),
+            joined.select(held["person"], *(customers[name] for name in names)),
+        )

@@ -10,13 +10,16 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from consentier.errors import BundleError, ConfigError, DataError, TrainingError
+from consentier.models.statistics import StatisticsError
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 __all__ = ["errors_of_tasks", "open_session"]
 
-_TOLD = {error.__name__: error for error in (BundleError, DataError, TrainingError, OverflowError)}
+_TOLD = {
+    error.__name__: error for error in (BundleError, DataError, StatisticsError, TrainingError, OverflowError)
+}
 _IN_A_TASK = re.compile(rf"^(?:[\w.]+\.)?({'|'.join(_TOLD)}): (.+)$", re.MULTILINE)
 
 

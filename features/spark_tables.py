@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import pyarrow as pa
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession, functions, types
 
+from consentier.consent.records import SubjectKind
 from consentier.errors import DataError
 from consentier.features.consent_intervals import FOREVER, MISSING
 from consentier.features.schemas import SCHEMAS, ColumnType, TableSchema, arrow_schema
@@ -96,6 +97,24 @@ class SparkTables:
         if read["consents"].isEmpty():
             raise DataError("table consents: empty table: it must have at least one row")
         return cls(**read, items=_items(tables.get("items")))
+
+    def entries(self) -> int:
+        """How many entries a ledger of these consents and links has: its position. Two aggregations."""
+        return sum(int(table.distinct().count()) for table in (self.consents, self.identities))
+
+    def without(self, subjects: Mapping[SubjectKind, Sequence[str]]) -> SparkTables:
+        """The tables without the rows of some subjects, given as ids by kind. Consents and links stay."""
+        if not any(subjects.values()):
+            return self
+        visitors, customers = (list(subjects.get(kind, ())) for kind in ("visitor", "customer"))
+        return dataclasses.replace(
+            self,
+            events=self.events.filter(~functions.col("visitor_id").isin(visitors)),
+            **{
+                name: getattr(self, name).filter(~functions.col("customer_id").isin(customers))
+                for name in ("orders", "product_usage", "customers")
+            },
+        )
 
 
 def read_spark_tables(session: SparkSession, folder: str) -> SparkTables:

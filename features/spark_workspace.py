@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -14,6 +14,7 @@ import ibis
 from pyspark.sql import Column, DataFrame, SparkSession, functions
 
 from consentier.consent.lifetimes import Lifetimes
+from consentier.consent.records import SubjectKind
 from consentier.features.consent_intervals import KIND_OF_GRANT, ConsentTables, lifetime_table
 from consentier.features.spark_tables import SparkTables
 
@@ -106,6 +107,33 @@ class SparkWorkspace:
         kinds = shop.consents.select(*KIND_OF_GRANT).distinct().toArrow()
         lifetimes = ibis.memtable(lifetime_table(kinds, Lifetimes.default()))
         return LedgerOnSpark(self.table(records), lifetimes, self.table(shop.identities))
+
+    def ledger_without(
+        self, ledger: LedgerOnSpark, subjects: Mapping[SubjectKind, Sequence[str]]
+    ) -> LedgerOnSpark:
+        """The entries without those of some subjects, given as ids by kind.
+
+        As for tables in memory, two things stay known: that a record's id was used by somebody else too, and
+        that a device was shared with somebody else. Which these are is fetched, for they are few; worked out
+        by joins they would stand a dozen times in each plan, and planning would take longer than the work.
+        """
+        visitors, customers = (tuple(subjects.get(kind, ())) for kind in ("visitor", "customer"))
+        records = ledger.records
+        forgotten = ((records.subject_kind == "visitor") & records.subject_id.isin(visitors)) | (
+            (records.subject_kind == "customer") & records.subject_id.isin(customers)
+        )
+        links = ledger.links.filter(~ledger.links.visitor_id.isin(visitors))
+        return dataclasses.replace(
+            ledger,
+            records=self._unless(records, forgotten, "record_id"),
+            links=self._unless(links, links.customer_id.isin(customers), "visitor_id"),
+        )
+
+    def _unless(self, table: ibis.Table, leaving: ibis.expr.types.BooleanValue, column: str) -> ibis.Table:
+        """The rows that do not leave, and of the others those whose value in a column stays in use."""
+        shared = table.filter(leaving).select(column).distinct().semi_join(table.filter(~leaving), column)
+        values = tuple(self.frame(shared).toArrow()[column].to_pylist())
+        return table.filter(~leaving | table[column].isin(values))
 
     def _free(self, but: int) -> None:
         while len(self._kept) > but:

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,10 @@ __all__ = [
     "Statistics",
     "StatisticsError",
     "ValueCounts",
+    "read_manifest",
     "read_statistics",
+    "require_unaltered",
+    "write_manifest",
     "write_statistics",
 ]
 
@@ -171,7 +175,6 @@ def write_statistics(
     """
     arrays = _arrays(statistics)
     document: dict[str, Any] = {
-        "format": _FORMAT,
         "bundle_digest": bundle_digest,
         "facts": dict(facts),
         "counts": sorted(statistics.counts),
@@ -186,7 +189,7 @@ def write_statistics(
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with workplace(path, mode=0o700) as partial:
             document["files"] = {name: _write_array(partial, name, array) for name, array in arrays.items()}
-            write_new(partial / _MANIFEST, _canonical({**document, "digest": _digest(document)}))
+            write_manifest(partial / _MANIFEST, document)
             flush(partial)
             replaced = put_directory(partial, path)
         if replaced is not None:
@@ -207,7 +210,7 @@ def read_statistics(path: Path) -> KeptStatistics:
     -----
     O(bytes), with one SHA-256 over all of them.
     """
-    document = _read_manifest(path)
+    document = read_manifest(path / _MANIFEST)
     try:
         arrays = {name: _read_array(path, name, sha256) for name, sha256 in document["files"].items()}
         return KeptStatistics(
@@ -308,10 +311,7 @@ def _read_array(path: Path, name: str, sha256: str) -> NDArray[Any]:
     try:
         with place.open("rb") as file:
             # Before it is parsed: NumPy reads headers of files that nobody altered.
-            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                raise StatisticsError(
-                    f"statistics {path}: {place.name} was altered after it was written: fit again"
-                )
+            require_unaltered(file, place.name, path, sha256)
             file.seek(0)
             return np.asarray(np.load(file, allow_pickle=False))
     except OSError as error:
@@ -320,9 +320,35 @@ def _read_array(path: Path, name: str, sha256: str) -> NDArray[Any]:
         ) from error
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def require_unaltered(file: BufferedReader, name: str, path: Path, sha256: str) -> None:
+    """Check a file, which is open at its beginning, of the statistics in a directory.
+
+    Raises
+    ------
+    StatisticsError
+        Its SHA-256 is another one.
+    """
+    if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+        raise StatisticsError(f"statistics {path}: {name} was altered after it was written: fit again")
+
+
+def write_manifest(file: Path, document: Mapping[str, Any]) -> None:
+    """Write what is to be known of statistics, with a digest of itself, into a file that is not there yet."""
+    document = {**document, "format": _FORMAT}
+    write_new(file, _canonical({**document, "digest": _digest(document)}))
+
+
+def read_manifest(file: Path) -> dict[str, Any]:
+    """Read what `write_manifest` wrote.
+
+    Raises
+    ------
+    StatisticsError
+        There is none, it was altered, or another release wrote it.
+    """
+    path, name = file.parent, file.name
     try:
-        payload = (path / _MANIFEST).read_bytes()
+        payload = file.read_bytes()
     except FileNotFoundError:
         raise StatisticsError(f"statistics {path}: there are none") from None
     except OSError as error:
@@ -335,9 +361,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             )
         digest = document.pop("digest")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise StatisticsError(f"statistics {path}: {_MANIFEST} is malformed: fit again") from error
+        raise StatisticsError(f"statistics {path}: {name} is malformed: fit again") from error
     if digest != _digest(document):
-        raise StatisticsError(f"statistics {path}: {_MANIFEST} was altered after it was written: fit again")
+        raise StatisticsError(f"statistics {path}: {name} was altered after it was written: fit again")
     return dict(document)
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import datetime as dt
 import fcntl
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,7 @@ from consentier.writing import remove_remnants_in
 
 __all__ = [
     "COLUMNS",
+    "OTHER_BUNDLE",
     "Circumstances",
     "Subject",
     "Tables",
@@ -74,6 +76,9 @@ COLUMNS: Mapping[SubjectKind, tuple[str, tuple[str, ...]]] = {
 """Where a subject's rows stand."""
 
 
+OTHER_BUNDLE = "the kept statistics belong to another bundle"
+
+
 def statistics_of(tier: Tier, bundle: Bundle, restricted: Restricted) -> KeptStatistics:
     """What a bundle was computed from.
 
@@ -87,19 +92,20 @@ def statistics_of(tier: Tier, bundle: Bundle, restricted: Restricted) -> KeptSta
     except StatisticsError as error:
         raise NotExactError(str(error)) from error
     if kept.bundle_digest != bundle.digest:
-        raise NotExactError("the kept statistics belong to another bundle")
+        raise NotExactError(OTHER_BUNDLE)
     return kept
 
 
-def circumstances_of(kept: KeptStatistics, policy: Policy | None) -> Circumstances:
-    """Under what statistics were computed; `policy` says which of its switches must be the same.
+def circumstances_of(facts: Mapping[str, Any], policy: Policy | None) -> Circumstances:
+    """Under what statistics were computed, by the facts that were kept with them.
+
+    `policy` says which of its switches must be the same.
 
     Raises
     ------
     NotExactError
         They are not.
     """
-    facts = kept.facts
     switches = Switches(**facts["switches"])
     if policy is not None and policy.switches != switches:
         raise NotExactError("the policy's switches are not those of the fit")

@@ -49,6 +49,7 @@ from consentier.training.fit import (
 __all__ = [
     "CHANGED",
     "AttributePlaces",
+    "Columns",
     "Exchange",
     "NotExactError",
     "Renewed",
@@ -60,6 +61,7 @@ __all__ = [
     "exchanged_counts",
     "min_persons_of",
     "seed_of",
+    "spanned",
     "with_items",
 ]
 
@@ -204,7 +206,7 @@ def exchanged(
     O(entries of the statistics + squared lengths of the exchanged histories), and what is solved.
     """
     config, min_persons = config_of(bundle), min_persons_of(bundle)
-    old, new = _spanned(
+    old, new = spanned(
         _published(statistics.items, statistics.counts[PERSONS], min_persons),
         encoder_of(bundle),
         _published(after.items, after.persons, min_persons),
@@ -365,7 +367,7 @@ def _input_keys(encoder: AttributeEncoder) -> list[tuple[str, ...]]:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Columns:
+class Columns:
     """The inputs of a model, its published items and the attributes behind them, among those of two models.
 
     Attributes
@@ -405,10 +407,16 @@ class _Columns:
         return dataclasses.replace(data, matrix=over_inputs)
 
 
-def _spanned(
+def spanned(
     shown: ItemIndex, encoder: AttributeEncoder, shown_after: ItemIndex, encoder_after: AttributeEncoder
-) -> tuple[_Columns, _Columns]:
-    """The inputs of a model before and after an exchange, in one order that both keep."""
+) -> tuple[Columns, Columns]:
+    """The inputs of a model before and after an exchange, in one order that both keep.
+
+    Raises
+    ------
+    NotExactError
+        The attributes come in another order.
+    """
     before, after = (items.ids(np.arange(len(items))) for items in (shown, shown_after))
     together = shown if before == after else ItemIndex.from_ids({*before, *after})
     attributes = attribute_places(encoder, encoder_after)
@@ -418,8 +426,8 @@ def _spanned(
         for ids, places in ((before, attributes.old), (after, attributes.new))
     )
     return (
-        _Columns(shown, encoder, old, items, size),
-        _Columns(shown_after, encoder_after, new, items, size),
+        Columns(shown, encoder, old, items, size),
+        Columns(shown_after, encoder_after, new, items, size),
     )
 
 
@@ -443,8 +451,8 @@ def _solved_again(
     model: LocalRidge,
     bundle: Bundle,
     gram: GramStatistics,
-    old: _Columns,
-    new: _Columns,
+    old: Columns,
+    new: Columns,
     touched: NDArray[np.int64],
 ) -> tuple[sp.csr_matrix, int]:
     """The old weights with the touched items' replaced, and how many these are."""

@@ -18,7 +18,15 @@ from consentier.features.gate import PermittedRows
 from consentier.models.compiled import compiled
 from consentier.models.statistics import Fingerprints
 
-__all__ = ["fingerprints", "named_fingerprints", "new_key", "rows_by_person", "text_hashes"]
+__all__ = [
+    "attribute_hashes",
+    "fingerprints",
+    "named_fingerprints",
+    "new_key",
+    "row_hashes",
+    "rows_by_person",
+    "text_hashes",
+]
 
 _COLUMNS = ("session_id", "item_id", "event_type", "source")
 
@@ -68,7 +76,7 @@ def _sums(permitted: PermittedRows, key: bytes) -> tuple[pa.Array, NDArray[np.ui
     chunks = [chunk for table in tables for chunk in table["person"].chunks]
     names = pc.unique(pa.chunked_array(chunks, pa.string()))
     sums = np.zeros(len(names), dtype=np.uint64)
-    for table, hashes in zip(tables, (_row_hashes, _attribute_hashes), strict=False):
+    for table, hashes in zip(tables, (row_hashes, attribute_hashes), strict=False):
         owners = pc.index_in(table["person"], value_set=names).to_numpy(zero_copy_only=False)
         np.add.at(sums, owners.astype(np.int64), hashes(table, key))
     return names, sums
@@ -92,14 +100,15 @@ def text_hashes(texts: pa.Array | pa.ChunkedArray, key: bytes) -> NDArray[np.uin
     return np.concatenate(parts)
 
 
-def _row_hashes(rows: pa.Table, key: bytes) -> NDArray[np.uint64]:
+def row_hashes(rows: pa.Table, key: bytes) -> NDArray[np.uint64]:
+    """A hash of each row: those of a person add up, modulo 2**64, to the fingerprint of the rows."""
     hashes = _mixed(rows["ts"].to_numpy().astype(np.int64).view(np.uint64))
     for name in _COLUMNS:
         hashes = _mixed(hashes ^ text_hashes(rows[name], key))
     return hashes
 
 
-def _attribute_hashes(attributes: pa.Table, key: bytes) -> NDArray[np.uint64]:
+def attribute_hashes(attributes: pa.Table, key: bytes) -> NDArray[np.uint64]:
     """A person's attributes as the sum over the columns: a null adds nothing."""
     hashes = np.zeros(attributes.num_rows, dtype=np.uint64)
     for name in attributes.column_names:

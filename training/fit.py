@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeGuard, TypeVar, cast
+from typing import Any, Protocol, TypeGuard, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ import pyarrow.types as pt
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from consentier.consent import Side, Tier
+from consentier.consent import Policy, Side, Tier
 from consentier.errors import NothingPermitted
 from consentier.features.attributes import fit_attributes
 from consentier.features.gate import ConsentGate, Funnel, PermittedRows
@@ -45,6 +46,7 @@ __all__ = [
     "PERSONS",
     "Counted",
     "FittedTier",
+    "GateSettings",
     "TierRows",
     "attribute_counts",
     "counted_tier",
@@ -408,7 +410,20 @@ def linked_devices(gate: ConsentGate) -> dict[str, str]:
     return dict(zip(links["visitor_id"].to_pylist(), links["customer_id"].to_pylist(), strict=True))
 
 
-def fit_facts(gate: ConsentGate) -> dict[str, Any]:
+class GateSettings(Protocol):
+    """What decides which rows pass a gate, on any engine."""
+
+    @property
+    def cutoff(self) -> dt.datetime: ...
+
+    @property
+    def until(self) -> dt.datetime | None: ...
+
+    @property
+    def policy(self) -> Policy: ...
+
+
+def fit_facts(gate: GateSettings) -> dict[str, Any]:
     """What a later run must know of the gate, so that the same rows pass again."""
     return {
         "cutoff": gate.cutoff.isoformat(),

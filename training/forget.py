@@ -14,7 +14,7 @@ import datetime as dt
 import functools
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,7 +78,22 @@ from consentier.training.run_facts import rows_digest
 from consentier.training.withdrawal import READERS
 from consentier.writing import remove_directory, remove_remnants_in
 
-__all__ = ["ForgetResult", "ForgottenTier", "Subject", "forget", "without_subjects"]
+__all__ = [
+    "INTERRUPTED",
+    "NOT_IN_IT",
+    "ForgetResult",
+    "ForgottenTier",
+    "Outcome",
+    "Subject",
+    "carried_over",
+    "checked",
+    "concluded",
+    "forget",
+    "holds_others",
+    "present_tiers",
+    "replaced",
+    "without_subjects",
+]
 
 How = Literal["decremented", "refitted", "unchanged", "removed"]
 
@@ -183,14 +198,26 @@ def forget(
     items whose strongest neighbours include one of the subjects'; where items borrow by their metadata, all
     are solved again.
     """
-    chosen = _checked(subjects)
-    present = [tier for tier in tiers if (out / tier / "manifest.json").is_file()]
-    if not present:
-        raise BundleMissing(f"{out}: there is no bundle to forget anybody in; train first")
+    chosen = checked(subjects)
+    present = present_tiers(out, tiers)
     with one_at_a_time(restricted):
         remove_remnants_in(out)  # of a run that was killed: a former bundle holds whom it was to forget
         request = _Request(shop, ledger, chosen, out, restricted, policy, threads, show_progress)
         return ForgetResult(tuple(_forget_in(tier, request) for tier in present))
+
+
+def present_tiers(out: Path, tiers: Sequence[Tier]) -> list[Tier]:
+    """The tiers that have a bundle.
+
+    Raises
+    ------
+    BundleMissing
+        None of them has.
+    """
+    present = [tier for tier in tiers if (out / tier / "manifest.json").is_file()]
+    if not present:
+        raise BundleMissing(f"{out}: there is no bundle to forget anybody in; train first")
+    return present
 
 
 def without_subjects(
@@ -274,8 +301,20 @@ class _Request:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Outcome:
-    """What is to become of a bundle, before anything is written."""
+class Outcome:
+    """What is to become of a bundle, before anything is written.
+
+    Attributes
+    ----------
+    how, reason, solved
+        As in `ForgottenTier`.
+    circumstances
+        Under what it was, and is to be, fitted.
+    fitted
+        The new model; None where there is none, or the old one stays.
+    run
+        What is true of the new fit, for ``run.json``.
+    """
 
     how: How
     reason: str | None
@@ -285,7 +324,8 @@ class _Outcome:
     run: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-_NOT_IN_IT = "none of the subjects is in it"
+NOT_IN_IT = "none of the subjects is in it"
+INTERRUPTED = "a run before was killed, and whom it had taken out was not noted"
 
 
 def _forget_in(tier: Tier, request: _Request) -> ForgottenTier:
@@ -294,35 +334,63 @@ def _forget_in(tier: Tier, request: _Request) -> ForgottenTier:
     circumstances = Circumstances(
         dt.datetime.fromisoformat(bundle.manifest.cutoff), None, request.policy or Policy.default()
     )
-    interrupted = _carried_over(tier, bundle, request)
-    outcome = _Outcome("unchanged", _NOT_IN_IT, circumstances)
+    interrupted = carried_over(tier, bundle, request.out, request.restricted)
+    outcome = Outcome("unchanged", NOT_IN_IT, circumstances)
     # What a tier reads of one kind of subjects does not depend on the other kind.
     if any(kind in HOLDERS[tier] for kind, _ in request.subjects):
         with progress(f"forgetting in the {tier} tier", None, enabled=request.show_progress):
             outcome = _without_subjects(tier, bundle, circumstances, request, interrupted=interrupted)
-    after: str | None = bundle.digest
+    fitted = outcome.fitted
+    after = None if fitted is None else _replace(tier, bundle, outcome, fitted, request)
+    return concluded(tier, bundle, outcome, after, request.out, request.restricted, started)
+
+
+def concluded(
+    tier: Tier,
+    bundle: Bundle,
+    outcome: Outcome,
+    after: str | None,
+    out: Path,
+    restricted: Restricted,
+    started: float,
+) -> ForgottenTier:
+    """What became of a bundle; it is removed here where nothing is left to fit it on.
+
+    Parameters
+    ----------
+    tier, bundle, outcome
+        Which, as it was, and what was to become of it.
+    after
+        Digest of the bundle that took its place, if one did.
+    out, restricted
+        Where they are.
+    started
+        Reading of `time.perf_counter` when it began.
+    """
     items = bundle.manifest.item_count
     if outcome.fitted is not None:
-        after, items = _replace(tier, bundle, outcome, outcome.fitted, request), outcome.fitted.item_count
+        items = outcome.fitted.item_count
     elif outcome.how == "removed":
-        _remove(tier, bundle.digest, request)
-        after, items = None, 0
+        _remove(tier, bundle.digest, out, restricted)
+        items = 0
+    else:
+        after = bundle.digest
     seconds = round(time.perf_counter() - started, 3)
     return ForgottenTier(
         tier, outcome.how, outcome.reason, bundle.digest, after, outcome.solved, items, seconds
     )
 
 
-def _carried_over(tier: Tier, bundle: Bundle, request: _Request) -> bool:
+def carried_over(tier: Tier, bundle: Bundle, out: Path, restricted: Restricted) -> bool:
     """Mend the index of who is in which bundle after a run that was killed before it wrote there.
 
     What is known of the bundle before is noted of this one, until this run knows better. Says whether it was
     so.
     """
-    lineage = request.restricted.lineage()
+    lineage = restricted.lineage()
     known = set(lineage.digests())
     try:
-        formers = read_run(request.out / tier).get("forgot_from", ())
+        formers = read_run(out / tier).get("forgot_from", ())
     except BundleMissing:
         return False
     former = next((digest for digest in reversed(formers) if digest in known), None)
@@ -339,27 +407,27 @@ def _without_subjects(
     request: _Request,
     *,
     interrupted: bool,
-) -> _Outcome:
+) -> Outcome:
     """The model without the subjects: by subtraction if that is exact, by another fit if not."""
     try:
         if interrupted:
-            raise NotExactError("a run before was killed, and whom it had taken out was not noted")
+            raise NotExactError(INTERRUPTED)
         kept = statistics_of(tier, bundle, request.restricted)
-        circumstances = circumstances_of(kept, request.policy)
+        circumstances = circumstances_of(kept.facts, request.policy)
         exchange = _exchange(tier, bundle, kept.statistics, circumstances, request)
         if exchange is None:
-            return _Outcome("unchanged", _NOT_IN_IT, circumstances)
+            return Outcome("unchanged", NOT_IN_IT, circumstances)
         fitted, solved = decremented(tier, bundle, kept.statistics, exchange, request.threads)
-        return _Outcome("decremented", None, circumstances, fitted, solved)
+        return Outcome("decremented", None, circumstances, fitted, solved)
     except NotExactError as error:
         reason = str(error)
     except TrainingError as error:
-        return _Outcome("removed", str(error), circumstances)
+        return Outcome("removed", str(error), circumstances)
     try:
         fitted, run = _refitted(tier, bundle, circumstances, request)
     except TrainingError as error:
-        return _Outcome("removed", str(error), circumstances)
-    return _Outcome("refitted", reason, circumstances, fitted, run=run)
+        return Outcome("removed", str(error), circumstances)
+    return Outcome("refitted", reason, circumstances, fitted, run=run)
 
 
 # ---- What was counted --------------------------------------------------------------------------------------
@@ -481,20 +549,66 @@ def _refitted(
 # ---- Writing -----------------------------------------------------------------------------------------------
 
 
-def _replace(tier: Tier, bundle: Bundle, outcome: _Outcome, fitted: FittedTier, request: _Request) -> str:
+def _replace(tier: Tier, bundle: Bundle, outcome: Outcome, fitted: FittedTier, request: _Request) -> str:
+    circumstances = outcome.circumstances
+    gone = _gone(tier, circumstances, request)
+
+    def keep(digest: str) -> None:
+        if outcome.how == "refitted":
+            gate = request.gate("without", circumstances)
+            keep_statistics(request.restricted, tier, fitted, bundle_digest=digest, gate=gate)
+        elif fitted.statistics is not None:
+            facts = fit_facts(request.gate("around", circumstances))
+            place = request.restricted.statistics(tier)
+            write_statistics(place, fitted.statistics, bundle_digest=digest, facts=facts)
+        request.restricted.lineage().replaced(bundle.digest, digest, without=gone)
+
+    def holds() -> bool:
+        ledger = ledger_of(request.shop) if request.ledger is None else request.ledger
+        return holds_others(tier, bundle.digest, gone, request.restricted, ledger)
+
+    return replaced(
+        tier, bundle, outcome, fitted, request.out,
+        subjects=len(request.subjects), holds_others=holds, keep=keep,
+    )  # fmt: skip
+
+
+def replaced(
+    tier: Tier,
+    bundle: Bundle,
+    outcome: Outcome,
+    fitted: FittedTier,
+    out: Path,
+    *,
+    subjects: int,
+    holds_others: Callable[[], bool],
+    keep: Callable[[str], None],
+) -> str:
     """Put the new bundle in the place of the old one, then the statistics; return the digest.
 
     Killed in between, the new bundle stands beside statistics of another one, which are not used.
+
+    Parameters
+    ----------
+    tier, bundle, outcome, fitted
+        Which, as it was, and the new model.
+    out
+        The directory of the bundles.
+    subjects
+        How many were to be forgotten.
+    holds_others
+        Whether others who refused since the fit are in it: the deadline of the old bundle is theirs too.
+    keep
+        Keeps, given the digest, the statistics and who is in the bundle.
     """
-    path, manifest, circumstances = request.out / tier, bundle.manifest, outcome.circumstances
+    path, manifest, circumstances = out / tier, bundle.manifest, outcome.circumstances
     try:
         run = read_run(path)
     except BundleMissing:
         run = {}
     run.pop("rows_digest", None)  # of rows among which were those of the subjects
     run.pop("solver", None)  # of the fit before
-    deadline = Revocations.open(request.out).deadline_of(bundle.digest)
-    gone = _gone(tier, circumstances, request)
+    deadline = Revocations.open(out).deadline_of(bundle.digest)
     digest = write_bundle(
         path,
         tier=tier,
@@ -510,29 +624,22 @@ def _replace(tier: Tier, bundle: Bundle, outcome: _Outcome, fitted: FittedTier, 
         run={**run, "forgot_from": [*run.get("forgot_from", ()), bundle.digest]},
         overwrite=True,
     )
-    if deadline is not None and digest != bundle.digest and _holds_others(tier, bundle.digest, gone, request):
-        revoke(request.out, [digest], deadline, "withdrawal")
+    if deadline is not None and digest != bundle.digest and holds_others():
+        revoke(out, [digest], deadline, "withdrawal")
     origins = [origin for origin in run.get("forgot_from", ()) if origin != bundle.digest]
     write_run(
         path,
         {
             **run,
             **outcome.run,
-            "forgot": run.get("forgot", 0) + len(request.subjects),
+            "forgot": run.get("forgot", 0) + subjects,
             "forgot_at": dt.datetime.now(dt.UTC).isoformat(),
             "forgot_by": outcome.how,
             # All that were fitted with somebody whom this one was made without: the registry may hold them.
             "forgot_from": [each for each in (*origins, bundle.digest) if each != digest],
         },
     )
-    if outcome.how == "refitted":
-        gate = request.gate("without", circumstances)
-        keep_statistics(request.restricted, tier, fitted, bundle_digest=digest, gate=gate)
-    elif fitted.statistics is not None:
-        facts = fit_facts(request.gate("around", circumstances))
-        place = request.restricted.statistics(tier)
-        write_statistics(place, fitted.statistics, bundle_digest=digest, facts=facts)
-    request.restricted.lineage().replaced(bundle.digest, digest, without=gone)
+    keep(digest)
     return digest
 
 
@@ -553,13 +660,14 @@ def _gone(tier: Tier, circumstances: Circumstances, request: _Request) -> set[Su
     return gone
 
 
-def _holds_others(tier: Tier, digest: str, gone: Iterable[Subject], request: _Request) -> bool:
+def holds_others(
+    tier: Tier, digest: str, gone: Iterable[Subject], restricted: Restricted, ledger: Ledger
+) -> bool:
     """Whether a bundle without some holds others who refused since it was fitted: its deadline is theirs too.
 
     A later grant does not change that. What cannot be known counts as yes.
     """
-    lineage = request.restricted.lineage()
-    ledger = ledger_of(request.shop) if request.ledger is None else request.ledger
+    lineage = restricted.lineage()
     try:
         position = lineage.bundle(digest).ledger_position
         members = lineage.members(digest)
@@ -582,17 +690,24 @@ def _bears_on(tier: Tier, record: ConsentRecord) -> bool:
     return not record.permission.startswith("contact")
 
 
-def _remove(tier: Tier, digest: str, request: _Request) -> None:
+def _remove(tier: Tier, digest: str, out: Path, restricted: Restricted) -> None:
     """Take a bundle away that nothing is left to fit on; last, so that a run after a kill finds it again."""
-    shutil.rmtree(request.restricted.statistics(tier), ignore_errors=True)
-    request.restricted.lineage().drop([digest])
-    remove_directory(request.out / tier)
+    shutil.rmtree(restricted.statistics(tier), ignore_errors=True)
+    restricted.lineage().drop([digest])
+    remove_directory(out / tier)
 
 
 # ---- Small helpers -----------------------------------------------------------------------------------------
 
 
-def _checked(subjects: Iterable[Subject]) -> tuple[Subject, ...]:
+def checked(subjects: Iterable[Subject]) -> tuple[Subject, ...]:
+    """The subjects, each once.
+
+    Raises
+    ------
+    ValueError
+        There are none, or one of them is malformed.
+    """
     chosen = tuple(dict.fromkeys(subjects))
     if not chosen:
         raise ValueError("name somebody to forget")

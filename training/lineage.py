@@ -18,7 +18,7 @@ from consentier.consent.keyring import Keyring
 from consentier.consent.records import SubjectKind
 from consentier.errors import ConsentierError
 
-__all__ = ["HeldBundle", "Lineage", "LineageError"]
+__all__ = ["HeldBundle", "Lineage", "LineageError", "subject_name"]
 
 _VERSION = 1
 
@@ -105,6 +105,13 @@ class Lineage:
 
         Costs about 10 µs and 100 bytes a subject.
         """
+        names = (self._keyring.digest("lineage", subject_name(*subject)) for subject in subjects)
+        return self.record_names(digest, tier, names, cutoff=cutoff, ledger_position=ledger_position)
+
+    def record_names(
+        self, digest: str, tier: str, names: Iterable[str], *, cutoff: dt.datetime, ledger_position: int
+    ) -> int:
+        """As `record`, of subjects who were named elsewhere already, under the current key (`names`)."""
         with self._transaction() as connection:
             connection.execute("DELETE FROM bundles WHERE digest = ?", (digest,))
             bundle = connection.execute(
@@ -114,7 +121,7 @@ class Lineage:
             before = connection.total_changes
             connection.executemany(
                 "INSERT OR IGNORE INTO members (subject, bundle) VALUES (?, ?)",
-                ((self._keyring.digest("lineage", _name(subject)), bundle) for subject in subjects),
+                ((name, bundle) for name in names),
             )
             return connection.total_changes - before
 
@@ -159,7 +166,7 @@ class Lineage:
 
     def names(self, kind: SubjectKind, subject_id: str) -> list[str]:
         """What a subject is called in the index, under every key that is still held."""
-        return self._keyring.digests("lineage", _name((kind, subject_id)))
+        return self._keyring.digests("lineage", subject_name(kind, subject_id))
 
     def replaced(
         self, old_digest: str, new_digest: str, *, without: Iterable[tuple[SubjectKind, str]]
@@ -171,11 +178,7 @@ class Lineage:
                 return
             connection.executemany(
                 "DELETE FROM members WHERE bundle = ? AND subject = ?",
-                (
-                    (row[0], digest)
-                    for subject in without
-                    for digest in self._keyring.digests("lineage", _name(subject))
-                ),
+                ((row[0], digest) for subject in without for digest in self.names(*subject)),
             )
             if new_digest != old_digest:
                 connection.execute("DELETE FROM bundles WHERE digest = ?", (new_digest,))
@@ -227,6 +230,6 @@ def _held(digest: str, tier: str, cutoff: int, position: int) -> HeldBundle:
     return HeldBundle(digest, tier, _EPOCH + dt.timedelta(microseconds=cutoff), position)
 
 
-def _name(subject: tuple[SubjectKind, str]) -> str:
-    kind, subject_id = subject
+def subject_name(kind: str, subject_id: str) -> str:
+    """What a subject is called before a key makes that unreadable."""
     return f"{kind}:{subject_id}"

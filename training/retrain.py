@@ -14,7 +14,7 @@ import datetime as dt
 import functools
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,8 +52,8 @@ from consentier.training.bundles import (
     put,
     retire,
 )
-from consentier.training.cold_items import borrowing
-from consentier.training.config import Config, TierConfig
+from consentier.training.cold_items import Borrowing, borrowing
+from consentier.training.config import Config, TierConfig, TrackingConfig
 from consentier.training.counted import (
     COLUMNS,
     Subject,
@@ -79,18 +79,35 @@ from consentier.training.decrement import (
     with_items,
 )
 from consentier.training.fingerprints import named_fingerprints, text_hashes
-from consentier.training.fit import PERSONS, FittedTier, attribute_counts, fit_tier
+from consentier.training.fit import PERSONS, FittedTier, GateSettings, attribute_counts, fit_tier
 from consentier.training.record import record_run, unrecorded
 from consentier.training.restricted import Restricted
 from consentier.training.retired_versions import stop_versions
 from consentier.training.run_facts import run_facts
 from consentier.writing import remove_remnants_in
 
-__all__ = ["MOST_EXCHANGED", "RetrainResult", "RetrainedTier", "retrain"]
+__all__ = [
+    "COUNTED_ANEW",
+    "MOST_EXCHANGED",
+    "Course",
+    "How",
+    "RetrainResult",
+    "RetrainedTier",
+    "UnchangedError",
+    "brought_up",
+    "ledger_at_fit",
+    "require_exchangeable",
+    "require_same_parameters",
+    "result_of",
+    "retrain",
+]
 
 MOST_EXCHANGED = 0.5
 """Share of persons whose rows changed above which a fit from scratch is taken to be the quicker way. A guess:
 above it, more rows would be exchanged than a fit counts."""
+
+COUNTED_ANEW = "counting anew is as quick as exchanging counts"
+"""Why a popular list is never trained on by an exchange."""
 
 How = Literal["unchanged", "incremental", "refitted", "removed"]
 
@@ -214,22 +231,36 @@ def retrain(
         ledger = ledger_of(shop) if ledger is None else ledger
         gate = ConsentGate(shop, ledger, cutoff, policy)
         run = _Run(shop, config, out, restricted, ledger, gate, show_progress)
-        done = [_retrained(tier, run) for tier in tiers]
-        told = tuple(each for each, _ in done)
-        if all(each.how == "removed" for each in told):
-            raise TrainingError("; ".join(each.reason or "" for each in told))
-        written = [each for each in told if each.how in ("incremental", "refitted")]
-        trained = TrainingResult(
-            out,
-            _digests(written),
-            {str(each.tier): each.reason or "" for each in told if each.how == "removed"},
-            [dataclasses.asdict(funnel) for _, funnels in done for funnel in funnels],
-            {str(each.tier): each.seconds for each in written},
-            cutoff,
-        )
+        result = result_of([_retrained(tier, run) for tier in tiers], out, cutoff)
         if config.tracking.enabled:
-            unchanged = [each for each in told if each.how == "unchanged"]
-            trained = _recorded(run, trained, _digests(unchanged), name)
+            unchanged = [each for each in result.tiers if each.how == "unchanged"]
+            recorded = _recorded(run, result.training, _digests(unchanged), name)
+            result = dataclasses.replace(result, training=recorded)
+    return result
+
+
+def result_of(
+    done: Sequence[tuple[RetrainedTier, tuple[Funnel, ...]]], out: Path, cutoff: dt.datetime
+) -> RetrainResult:
+    """What a run did, from what it did to each tier, and what the gate kept out of it.
+
+    Raises
+    ------
+    TrainingError
+        No tier has anything to train on.
+    """
+    told = tuple(each for each, _ in done)
+    if all(each.how == "removed" for each in told):
+        raise TrainingError("; ".join(each.reason or "" for each in told))
+    written = [each for each in told if each.how in ("incremental", "refitted")]
+    trained = TrainingResult(
+        out,
+        _digests(written),
+        {str(each.tier): each.reason or "" for each in told if each.how == "removed"},
+        [dataclasses.asdict(funnel) for _, funnels in done for funnel in funnels],
+        {str(each.tier): each.seconds for each in written},
+        cutoff,
+    )
     return RetrainResult(told, trained)
 
 
@@ -278,13 +309,13 @@ class _Run:
         return ids
 
 
-class _UnchangedError(Exception):
+class UnchangedError(Exception):
     """There is nothing to do."""
 
 
 @dataclasses.dataclass(slots=True)
-class _Course:
-    """How a tier's fit goes, as it comes to light."""
+class Course:
+    """How a tier's fit goes, as it comes to light: the fields of `RetrainedTier`."""
 
     reason: str | None = None
     changed: int | None = None
@@ -294,37 +325,71 @@ class _Course:
 
 
 def _retrained(tier: Tier, run: _Run) -> tuple[RetrainedTier, tuple[Funnel, ...]]:
-    """Fit a tier in the one way or the other, and put it in place; also say what the gate kept out of it."""
+    def write(fit: Fit, how: How) -> str:
+        facts = run_facts(run.config, run.ledger, fit.funnel, fit.rows_digest, fit.seconds)
+        facts["data_summary"] = fit.summary
+        facts["retrained"] = how
+        return put(
+            tier, fit, facts, run.out, gate=run.gate, ledger=run.ledger, restricted=run.restricted, force=True
+        )
+
+    def fit(before: Bundle | None, course: Course) -> Fit:
+        return _fitted(tier, before, run, course)
+
+    return brought_up(
+        tier, run.out, run.restricted, run.config.tracking, fit, write, show_progress=run.show_progress
+    )
+
+
+def brought_up(
+    tier: Tier,
+    out: Path,
+    restricted: Restricted,
+    tracking: TrackingConfig,
+    fit_tier_anew: Callable[[Bundle | None, Course], Fit],
+    write: Callable[[Fit, How], str],
+    *,
+    show_progress: bool,
+) -> tuple[RetrainedTier, tuple[Funnel, ...]]:
+    """Fit a tier in the one way or the other, and put it in place; also say what the gate kept out of it.
+
+    Parameters
+    ----------
+    tier, out, restricted
+        Which, and where its bundle and statistics are.
+    tracking
+        Where its versions are registered: they stop if the tier loses its bundle.
+    fit_tier_anew
+        The model, given the bundle that stands, if one does. Raises `UnchangedError` where that is the one
+        that would come out, and says in the course why it had to fit from scratch.
+    write
+        Puts the bundle and what is kept of persons in place; gives the digest.
+    """
     started = time.perf_counter()
-    course = _Course()
+    course = Course()
     before, fit = None, None
     how: How = "incremental"
     try:
-        before = open_bundle(run.out / tier)
+        before = open_bundle(out / tier)
     except BundleError as error:
         course.reason = "there is no bundle yet" if isinstance(error, BundleMissing) else str(error)
     try:
-        with progress(f"retraining the {tier} tier", None, enabled=run.show_progress):
-            fit = _fitted(tier, before, run, course)
+        with progress(f"retraining the {tier} tier", None, enabled=show_progress):
+            fit = fit_tier_anew(before, course)
         how = "incremental" if course.reason is None else "refitted"
-    except _UnchangedError:
+    except UnchangedError:
         how = "unchanged"
     except NothingPermitted as error:
         # They are of persons who may not be learnt from any more. Before the bundle goes: a run after a kill
         # finds it again.
-        stop_versions(run.config.tracking, run.out, run.restricted, tier)
-        shutil.rmtree(run.restricted.statistics(tier), ignore_errors=True)
-        run.restricted.lineage().drop([] if before is None else [before.digest])
-        how, course.reason = "removed", str(error) + (RETIRED if retire(run.out / tier) else "")
+        stop_versions(tracking, out, restricted, tier)
+        shutil.rmtree(restricted.statistics(tier), ignore_errors=True)
+        restricted.lineage().drop([] if before is None else [before.digest])
+        how, course.reason = "removed", str(error) + (RETIRED if retire(out / tier) else "")
     after = None if before is None or how == "removed" else before.digest
     items = 0 if before is None or how == "removed" else before.manifest.item_count
     if fit is not None:
-        facts = run_facts(run.config, run.ledger, fit.funnel, fit.rows_digest, fit.seconds)
-        facts["data_summary"] = fit.summary
-        facts["retrained"] = how
-        after = put(
-            tier, fit, facts, run.out, gate=run.gate, ledger=run.ledger, restricted=run.restricted, force=True
-        )
+        after = write(fit, how)
         items = fit.model.item_count
     seconds = round(time.perf_counter() - started, 3)
     told = RetrainedTier(
@@ -334,16 +399,16 @@ def _retrained(tier: Tier, run: _Run) -> tuple[RetrainedTier, tuple[Funnel, ...]
     return told, () if fit is None else fit.funnel
 
 
-def _fitted(tier: Tier, before: Bundle | None, run: _Run, course: _Course) -> Fit:
+def _fitted(tier: Tier, before: Bundle | None, run: _Run, course: Course) -> Fit:
     """The tier's model at the new cut-off.
 
-    Raises `_UnchangedError` where the bundle that stands is the one that would come out.
+    Raises `UnchangedError` where the bundle that stands is the one that would come out.
     """
     if tier is Tier.POPULAR:
         fit = fit_one(tier, run.gate, run.config, show_progress=False, keep=True)
         if before is not None:
             _unless_counted(before, fit, run)
-            course.reason = "counting anew is as quick as exchanging counts"
+            course.reason = COUNTED_ANEW
         return fit
 
     def fit_model(tier: Tier, permitted: PermittedRows, config: TierConfig, /, **options: Any) -> FittedTier:
@@ -358,7 +423,7 @@ def _fitted(tier: Tier, before: Bundle | None, run: _Run, course: _Course) -> Fi
 
 
 def _unless_counted(bundle: Bundle, fit: Fit, run: _Run) -> None:
-    """Raise `_UnchangedError` where a popular list, counted from the same rows, stands already."""
+    """Raise `UnchangedError` where a popular list, counted from the same rows, stands already."""
     try:
         kept = read_statistics(run.restricted.statistics(Tier.POPULAR))
         rows = read_run(bundle.path).get("rows_digest")
@@ -367,20 +432,20 @@ def _unless_counted(bundle: Bundle, fit: Fit, run: _Run) -> None:
     if (
         kept.bundle_digest == bundle.digest
         and rows == fit.rows_digest
-        and _same_circumstances(bundle, kept, run)
+        and _same_circumstances(bundle, kept.facts, run.gate)
         and bundle.manifest.parameters == fit.parameters
         and all(np.array_equal(bundle.arrays[name], array) for name, array in fit.model.arrays.items())
     ):
-        raise _UnchangedError
+        raise UnchangedError
 
 
-def _same_circumstances(bundle: Bundle, kept: KeptStatistics, run: _Run) -> bool:
+def _same_circumstances(bundle: Bundle, facts: Mapping[str, Any], gate: GateSettings) -> bool:
     """Whether the gate of the fit lets the same rows through as that of this run."""
-    then = circumstances_of(kept, None)
+    then = circumstances_of(facts, None)
     return (
-        dt.datetime.fromisoformat(bundle.manifest.cutoff) == then.cutoff == run.gate.cutoff
+        dt.datetime.fromisoformat(bundle.manifest.cutoff) == then.cutoff == gate.cutoff
         and then.until is None
-        and then.policy.switches == run.gate.policy.switches
+        and then.policy.switches == gate.policy.switches
     )
 
 
@@ -423,16 +488,14 @@ class _Comparison:
         return self.names.filter(pa.array(marked))
 
 
-def _exchanged(
-    tier: Tier, bundle: Bundle, permitted: PermittedRows, run: _Run, course: _Course
-) -> FittedTier:
+def _exchanged(tier: Tier, bundle: Bundle, permitted: PermittedRows, run: _Run, course: Course) -> FittedTier:
     """The tier's model by an exchange of rows.
 
-    Raises `NotExactError` where that would not give what a fit gives, and `_UnchangedError` where there is
+    Raises `NotExactError` where that would not give what a fit gives, and `UnchangedError` where there is
     nothing to exchange.
     """
     kept = statistics_of(tier, bundle, run.restricted)
-    _require_same_parameters(tier, bundle, run.config)
+    require_same_parameters(tier, bundle, run.config)
     config: TierConfig = getattr(run.config, tier)
     if not config.attribute_weight:
         permitted = dataclasses.replace(permitted, attributes=None)
@@ -441,17 +504,10 @@ def _exchanged(
     course.new = int((~compared.known).sum())
     course.gone = int(compared.gone.size)
     borrow = None if config.algorithm in FACTOR_ALGORITHMS else borrowing(config, permitted.items)
-    facts = None if borrow is None else borrow.facts()
-    if (
-        not course.changed + course.new + course.gone
-        and _same_circumstances(bundle, kept, run)
-        and facts == bundle.manifest.parameters.get("item_metadata")
-    ):
-        raise _UnchangedError
-    _require_worth(course, len(kept.statistics.fingerprints), len(compared.names))
-    then = circumstances_of(kept, None)
-    if tier is Tier.SESSION and config.session_half_life and (then.until or then.cutoff) != run.gate.cutoff:
-        raise NotExactError("sessions count by their age at the cut-off (session_half_life): all change")
+    require_exchangeable(
+        tier, bundle, config, kept.facts, run.gate, course,
+        borrow=borrow, persons=max(len(kept.statistics.fingerprints), len(compared.names)),
+    )  # fmt: skip
     if kept.statistics.gram is None:
         raise NotExactError(f"{bundle.manifest.algorithm} is no function of counts")
     if kept.statistics.gram.truncated:
@@ -495,7 +551,55 @@ def _exchanged(
     return fitted
 
 
-def _require_same_parameters(tier: Tier, bundle: Bundle, config: Config) -> None:
+def require_exchangeable(
+    tier: Tier,
+    bundle: Bundle,
+    config: TierConfig,
+    facts: Mapping[str, Any],
+    gate: GateSettings,
+    course: Course,
+    *,
+    borrow: Borrowing | None,
+    persons: int,
+) -> None:
+    """Check, once it is known who changed, that an exchange of rows is to be made.
+
+    Parameters
+    ----------
+    tier, bundle, config
+        Which, as it stands, and how it is to be fitted.
+    facts
+        What was kept with the statistics.
+    gate
+        What the rows pass now.
+    course
+        With the persons who changed.
+    borrow
+        How items are to borrow.
+    persons
+        How many there were or are, whichever is more.
+
+    Raises
+    ------
+    UnchangedError
+        There is nothing to exchange.
+    NotExactError
+        It would not give what a fit gives, or take longer.
+    """
+    metadata = None if borrow is None else borrow.facts()
+    if (
+        not (course.changed or course.new or course.gone)
+        and _same_circumstances(bundle, facts, gate)
+        and metadata == bundle.manifest.parameters.get("item_metadata")
+    ):
+        raise UnchangedError
+    _require_worth(course, persons)
+    then = circumstances_of(facts, None)
+    if tier is Tier.SESSION and config.session_half_life and (then.until or then.cutoff) != gate.cutoff:
+        raise NotExactError("sessions count by their age at the cut-off (session_half_life): all change")
+
+
+def require_same_parameters(tier: Tier, bundle: Bundle, config: Config) -> None:
     """Raise `NotExactError` where a bundle was fitted with another configuration."""
     now = parameters_of(tier, config)
     then = {name: value for name, value in bundle.manifest.parameters.items() if name != "item_metadata"}
@@ -504,10 +608,10 @@ def _require_same_parameters(tier: Tier, bundle: Bundle, config: Config) -> None
         raise NotExactError(f"the configuration has changed since ({', '.join(others)})")
 
 
-def _require_worth(course: _Course, counted: int, now: int) -> None:
+def _require_worth(course: Course, persons: int) -> None:
     """Raise `NotExactError` where an exchange would take longer than a fit."""
     exchanged = (course.changed or 0) + (course.new or 0) + (course.gone or 0)
-    most = max(counted, now, 1)
+    most = max(persons, 1)
     if exchanged > MOST_EXCHANGED * most:
         raise NotExactError(f"the rows of {exchanged:,} of {most:,} persons changed: a fit is as quick")
 
@@ -527,7 +631,7 @@ def _counted_rows(
     persons = pa.concat_arrays([compared.named(compared.known & ~compared.same), *gone])
     if not len(persons):
         return of_persons(permitted, persons)
-    then = circumstances_of(kept, None)
+    then = circumstances_of(kept.facts, None)
     subjects = [_subject(name) for name in persons.to_pylist()]
     part = around(run.shop, _consents_of(tier, run), subjects)
     gate = ConsentGate(*part, then.cutoff, then.policy, until=then.until)
@@ -546,18 +650,21 @@ def _subject(person: str) -> Subject:
 
 
 def _consents_of(tier: Tier, run: _Run) -> ConsentTables:
-    """What the ledger held at the fit, where it is the same ledger; else what it holds now."""
-    ledger = run.ledger
+    return ConsentTables.of(ledger_at_fit(run.out / tier, run.ledger))
+
+
+def ledger_at_fit(bundle: Path, ledger: Ledger) -> Ledger:
+    """What the ledger held when a bundle was fitted, where it is the same ledger; else what it holds now."""
     try:
-        facts = read_run(run.out / tier)
+        facts = read_run(bundle)
     except BundleError:
         facts = {}
     position, head = facts.get("ledger_position"), facts.get("ledger_head")
     if isinstance(position, int) and 0 <= position <= ledger.position:
         then = ledger.as_of(position)
         if then.head == head:
-            ledger = then
-    return ConsentTables.of(ledger)
+            return then
+    return ledger
 
 
 def _encoder(permitted: PermittedRows, config: TierConfig, min_persons: int, items: int) -> AttributeEncoder:

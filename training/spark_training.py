@@ -8,6 +8,7 @@ weights; the ridge systems are solved on the executors.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
 import functools
@@ -16,9 +17,9 @@ import math
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +30,7 @@ from pyspark.sql import DataFrame, SparkSession, Window, functions, types
 from consentier.consent import Ledger, Policy, Tier
 from consentier.errors import ConfigError
 from consentier.features.consent_intervals import ConsentTables
+from consentier.features.gate import Funnel
 from consentier.features.spark_gate import SparkGate, SparkRows
 from consentier.features.spark_session import errors_of_tasks
 from consentier.features.spark_tables import SparkTables
@@ -58,11 +60,13 @@ from consentier.training.bundles import (
 )
 from consentier.training.cold_items import borrowing
 from consentier.training.config import Config, TierConfig
+from consentier.training.counted import one_at_a_time
 from consentier.training.fit import (
     FittedTier,
     counted_tier,
     encoder_of_counts,
     estimator,
+    fit_facts,
     matrix_settings,
     nothing_to_train_on,
     popular_arrays,
@@ -70,8 +74,11 @@ from consentier.training.fit import (
     published_counts,
     solves_counts,
 )
+from consentier.training.restricted import Restricted
+from consentier.training.retired_versions import stop_versions
 from consentier.training.run_facts import run_facts
 from consentier.training.spark_als import fitted_als, require_frequency_penalty
+from consentier.training.spark_statistics import Draft, HashedRows
 from consentier.training.spark_tasks import (
     COUNTED,
     ENTRY,
@@ -87,7 +94,18 @@ from consentier.training.spark_tasks import (
 )
 from consentier.writing import scratch
 
-__all__ = ["train_on_spark"]
+__all__ = [
+    "FitOnSpark",
+    "TierOnSpark",
+    "distinct_behind",
+    "fit_on_spark",
+    "keep_on_spark",
+    "put_on_spark",
+    "require_counted",
+    "run_facts_on_spark",
+    "summed",
+    "train_on_spark",
+]
 
 _FETCHED_AT_ONCE = 5_000_000
 """Entries that come to the driver at once; Spark refuses results of more than 1 GB by default."""
@@ -111,6 +129,7 @@ def train_on_spark(
     show_progress: bool = True,
     until: dt.datetime | None = None,
     ledger: Ledger | None = None,
+    restricted: Restricted | None = None,
 ) -> TrainingResult:
     """Train tiers on Spark and write one bundle each: those of `train`, to the last byte, unless by ALS.
 
@@ -124,6 +143,10 @@ def train_on_spark(
         As for `train`. Each tier's algorithm must be ``local_ridge``, ``cosine`` or ``als``.
     ledger
         Consents and links; by default those of the shop's tables.
+    restricted
+        Where to keep whom each bundle holds, and the tables from which a person can be subtracted again: a
+        directory that driver and executors see under one name. None keeps neither: forgetting then fits anew,
+        and a withdrawal takes each bundle to hold everybody.
 
     Raises
     ------
@@ -138,34 +161,126 @@ def train_on_spark(
 
     Notes
     -----
-    Neither the index of who is in which bundle nor statistics to subtract persons from are kept: a withdrawal
-    takes each bundle to hold everybody, and forgetting fits again.
-
     Memory of the driver: the items, the distinct values of attributes, the weights, 5,000,000 entries at a
     time, and the page cache for the co-occurrences (12 bytes an entry; 20 with `min_persons` above 1; 8 more
     in sessions), which stand in a temporary directory.
     """
     policy = Policy.default() if policy is None else policy
     cutoff = config.training.cutoff or dt.datetime.now(dt.UTC)
-    _require_fitted_here(config, tiers)
+    require_fitted_here(config, tiers)
     require_free_slots(out, tiers, force=force)
     consents = None if ledger is None else ConsentTables.of(ledger)
+    drafts: dict[Tier, Draft | None] = {}
     with (
+        contextlib.nullcontext() if restricted is None else one_at_a_time(restricted),
         errors_of_tasks(),
         SparkGate(session, shop, cutoff, policy, until=until, consents=consents) as gate,
+        contextlib.ExitStack() as opened,
     ):
-        fitted, skipped = fit_each(
-            tiers, lambda tier: _fit(session, tier, gate, config, show_progress=show_progress)
-        )
 
-    def write(tier: Tier, fit: Fit) -> str:
-        run = {**run_facts(config, ledger, fit.funnel, None, fit.seconds), **fit.model.run}
-        return write_tier(tier, fit, run, out, cutoff, force=force)
+        def fit(tier: Tier) -> Fit:
+            draft = None
+            if restricted is not None:
+                draft = opened.enter_context(Draft.open(session, restricted, tier))
+            drafts[tier] = draft
+            return fit_on_spark(tier, gate, config, draft, show_progress=show_progress)
 
-    return publish(fitted, skipped, out, cutoff, write)
+        def write(tier: Tier, fit: Fit) -> str:
+            run = run_facts_on_spark(config, ledger, entries, fit)
+            return put_on_spark(tier, fit, run, out, gate=gate, draft=drafts[tier], force=force)
+
+        fitted, skipped = fit_each(tiers, fit)
+        entries = shop.entries() if ledger is None else ledger.position
+        retiring = None
+        if restricted is not None:
+            retiring = functools.partial(stop_versions, config.tracking, out, restricted)
+        return publish(fitted, skipped, out, cutoff, write, restricted=restricted, retiring=retiring)
 
 
-def _require_fitted_here(config: Config, tiers: Sequence[Tier]) -> None:
+def run_facts_on_spark(config: Config, ledger: Ledger | None, entries: int, fit: Fit) -> dict[str, Any]:
+    """What is true of a run on Spark but not of the model.
+
+    Parameters
+    ----------
+    config, ledger, fit
+        What it was made with. None where the consents are tables of Spark's.
+    entries
+        How many entries these, or the ledger, hold.
+    """
+    run = run_facts(config, ledger, fit.funnel, fit.rows_digest, fit.seconds)
+    return {**run, **fit.model.run, "ledger_position": entries}
+
+
+def put_on_spark(
+    tier: Tier,
+    fit: Fit,
+    run: Mapping[str, Any],
+    out: Path,
+    *,
+    gate: SparkGate,
+    draft: Draft | None,
+    force: bool,
+) -> str:
+    """Write a tier's bundle, and then what is kept of it on the training side; return its digest.
+
+    As on one machine the tables come last: where they belong to the bundle, all else is in place.
+    """
+    if draft is not None:
+        draft.clear_unless_tables()
+    digest = write_tier(tier, fit, run, out, gate.cutoff, force=force)
+    if draft is not None:
+        keep_on_spark(tier, digest, gate, draft, facts=run)
+    return digest
+
+
+def keep_on_spark(
+    tier: Tier, digest: str, gate: SparkGate, draft: Draft, *, facts: Mapping[str, Any]
+) -> None:
+    """Keep, on the training side, whom a bundle holds and what its weights were computed from.
+
+    Parameters
+    ----------
+    tier, digest
+        Which bundle.
+    gate
+        What the rows passed.
+    draft
+        What was written of it.
+    facts
+        What is true of the fit, with ``ledger_position`` and ``ledger_head``.
+    """
+    position = facts["ledger_position"]
+    draft.restricted.lineage().record_names(
+        digest, str(tier), draft.members(), cutoff=gate.cutoff, ledger_position=position
+    )
+    draft.keep(digest, {**fit_facts(gate), "ledger_position": position, "ledger_head": facts["ledger_head"]})
+
+
+def require_counted(config: Config, tiers: Sequence[Tier]) -> None:
+    """Check that the models of tiers are computed from counts, in which rows can be exchanged.
+
+    Raises
+    ------
+    ConfigError
+        If that of one is not.
+    """
+    for tier in tiers:
+        algorithm = None if tier is Tier.POPULAR else getattr(config, tier).algorithm
+        if algorithm not in (None, "local_ridge", "cosine"):
+            raise ConfigError(
+                f"{tier}.algorithm is {algorithm!r}: on Spark rows are exchanged for local_ridge and cosine "
+                "only. Train this tier anew, or take one machine"
+            )
+
+
+def require_fitted_here(config: Config, tiers: Sequence[Tier]) -> None:
+    """Check that Spark can fit the models of tiers.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot fit one of them.
+    """
     for tier in tiers:
         if tier is Tier.POPULAR:
             continue
@@ -179,12 +294,44 @@ def _require_fitted_here(config: Config, tiers: Sequence[Tier]) -> None:
             )
 
 
-def _fit(session: SparkSession, tier: Tier, gate: SparkGate, config: Config, *, show_progress: bool) -> Fit:
+class FitOnSpark(Protocol):
+    """Fits one of the four models, as `TierOnSpark.fitted` does."""
+
+    def __call__(self, one: TierOnSpark, /) -> FittedTier:
+        """The model of a tier."""
+        ...
+
+
+def fit_on_spark(
+    tier: Tier,
+    gate: SparkGate,
+    config: Config,
+    draft: Draft | None,
+    *,
+    show_progress: bool,
+    fit_model: FitOnSpark | None = None,
+) -> Fit:
+    """Fit one tier on what the gate lets through, and draft what is to be kept of persons.
+
+    Parameters
+    ----------
+    tier, gate, config, show_progress
+        Which, on what and how.
+    draft
+        Where the members are written, and what they were counted by; None keeps nothing.
+    fit_model
+        How a model comes out of permitted rows; by default from scratch. The popular list is always counted.
+
+    Raises
+    ------
+    TrainingError
+        If nothing is left to train on.
+    """
     started = time.perf_counter()
     min_persons = config.training.min_persons
     if tier is Tier.POPULAR:
         with progress("counting for the popular list", None, enabled=show_progress):
-            model, funnel = _popular(gate, min_persons)
+            model, funnel = _popular(gate, min_persons, draft)
         facts: Mapping[str, Any] = {}
     else:
         tier_config: TierConfig = getattr(config, tier)
@@ -195,10 +342,11 @@ def _fit(session: SparkSession, tier: Tier, gate: SparkGate, config: Config, *, 
             gate.freeing(),
             scratch("gram") as folder,
         ):
-            one = _OnSpark(
-                session, gate, tier, permitted, tier_config, min_persons, config.training.seed, folder
-            )
-            model = one.fitted()
+            seed = config.training.seed
+            one = TierOnSpark(gate, tier, permitted, tier_config, min_persons, seed, folder, draft)
+            model = one.fitted() if fit_model is None else fit_model(one)
+            if draft is not None:
+                draft.write_members(permitted.subjects)
         facts = model.facts
     funnel = tuple(dataclasses.replace(each, tier=str(tier)) for each in funnel)
     parameters = {**parameters_of(tier, config), **facts}
@@ -208,19 +356,21 @@ def _fit(session: SparkSession, tier: Tier, gate: SparkGate, config: Config, *, 
 # ---- The popular list --------------------------------------------------------------------------------------
 
 
-def _popular(gate: SparkGate, min_persons: int) -> tuple[FittedTier, tuple[Any, ...]]:
+def _popular(gate: SparkGate, min_persons: int, draft: Draft | None) -> tuple[FittedTier, tuple[Funnel, ...]]:
     online, crm = gate.permitted(Tier.ONLINE), gate.permitted(Tier.CRM)
     anonymous = gate.anonymous_rows()
     items, counts = popular_counts(
-        _distinct_behind(online.rows, "person"),
-        _distinct_behind(crm.rows, "person"),
-        _distinct_behind(anonymous.rows, "session_id"),
+        distinct_behind(online.rows, "person"),
+        distinct_behind(crm.rows, "person"),
+        distinct_behind(anonymous.rows, "session_id"),
     )
     index, arrays = popular_arrays(items, counts, min_persons)
+    if draft is not None:
+        draft.write_members(online.subjects.unionAll(crm.subjects))
     return FittedTier(len(index), arrays, {}), (*online.funnel, *crm.funnel)
 
 
-def _distinct_behind(rows: DataFrame, key: str) -> dict[str, int]:
+def distinct_behind(rows: DataFrame, key: str) -> dict[str, int]:
     """How many distinct persons, or sessions, stand behind each item."""
     pairs = rows.select("item_id", key).distinct().groupBy("item_id").count().toArrow()
     return dict(zip(pairs["item_id"].to_pylist(), pairs["count"].to_pylist(), strict=True))
@@ -230,10 +380,21 @@ def _distinct_behind(rows: DataFrame, key: str) -> dict[str, int]:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _OnSpark:
-    """One tier's fit."""
+class TierOnSpark:
+    """One tier's fit.
 
-    session: SparkSession
+    Attributes
+    ----------
+    gate, tier, permitted
+        Which, and what it may be fitted on.
+    config, min_persons
+        How.
+    folder
+        For temporary files.
+    draft
+        Where to keep what is counted; None keeps nothing.
+    """
+
     gate: SparkGate
     tier: Tier
     permitted: SparkRows
@@ -241,25 +402,51 @@ class _OnSpark:
     min_persons: int
     seed: int
     folder: Path
+    draft: Draft | None
+
+    @property
+    def attributes(self) -> DataFrame | None:
+        """The attributes that are inputs of the model."""
+        return self.permitted.attributes if self.config.attribute_weight else None
+
+    @property
+    def session(self) -> SparkSession:
+        """Spark."""
+        return self.gate.session
 
     def fitted(self) -> FittedTier:
+        """The model from scratch."""
         rows = self.gate.keep(self.permitted.rows)
-        behind = _distinct_behind(rows, "person")
+        behind = distinct_behind(rows, "person")
         index = ItemIndex.from_ids(item for item, count in behind.items() if count >= self.min_persons)
         if not len(index):
             raise nothing_to_train_on(self.tier, self.permitted.funnel)
-        if len(index) < len(behind):
-            rows = rows.join(functions.broadcast(self._ids(index)), "item_id")
-        encoder = self._encoder(len(index))
-        rows = self._with_inputs(rows, encoder)
+        encoder = self.encoder(len(index))
         model = estimator(self.tier, self.config, len(index), self.min_persons, 1, self.seed)
         if isinstance(model, ALS):
+            published = self.with_items(rows, index.ids(np.arange(len(index))))
+            given = self._with_inputs(published, self.attributes, encoder)
             until, keep = self.permitted.until, self.gate.keep
-            return fitted_als(self.tier, self.config, rows, until, index, encoder, model, keep)
-        if not solves_counts(model):
-            raise TypeError(f"{type(model).__name__} is not fitted from counts")
+            return fitted_als(self.tier, self.config, given, until, index, encoder, model, keep)
+        counted = self.counted(rows, self.attributes, index, encoder, self.permitted.until)
+        fitted = self.solved(counted, index, encoder)
+        if self.draft is not None:
+            hashed = HashedRows.of(rows, self.attributes, self.draft.key)
+            self.draft.write_tables(counted, hashed.fingerprints(), behind)
+        return fitted
+
+    def solved(self, counted: DataFrame, index: ItemIndex, encoder: AttributeEncoder) -> FittedTier:
+        """The model from its counts.
+
+        Parameters
+        ----------
+        counted
+            From `counted`.
+        index, encoder
+            The items that are published, and the attributes behind them.
+        """
+        model = self._model(len(index))
         inputs = len(index) + encoder.input_count
-        counted = self._counted(rows, index, encoder, model)
         counts, repeats = _small_counts(counted, inputs)
         statistics, files = self._statistics(counted, counts, model)
         weights = (
@@ -279,37 +466,64 @@ class _OnSpark:
             repeats if self.tier is Tier.SESSION else None,
         )
 
-    def _ids(self, index: ItemIndex) -> DataFrame:
-        ids = index.ids(np.arange(len(index)))
-        return self.session.createDataFrame([(item,) for item in ids], "item_id string")
+    def _model(self, items: int) -> LocalRidge | ItemKNN:
+        model = estimator(self.tier, self.config, items, self.min_persons, 1)
+        if not solves_counts(model):
+            raise TypeError(f"{type(model).__name__} is not fitted from counts")
+        return model
 
-    def _encoder(self, items: int) -> AttributeEncoder:
+    def with_items(self, rows: DataFrame, ids: Iterable[str]) -> DataFrame:
+        """The rows that have one of some items."""
+        wanted = self.session.createDataFrame([(item,) for item in ids], "item_id string")
+        return rows.join(functions.broadcast(wanted), "item_id", "left_semi")
+
+    def encoder(self, items: int) -> AttributeEncoder:
         """Learnt from how many customers have each value of an attribute, counted on the executors."""
-        attributes = self.permitted.attributes
-        if attributes is None or not self.config.attribute_weight:
+        attributes = self.attributes
+        if attributes is None:
             return AttributeEncoder(())
         counts = _value_counts(attributes)
         return encoder_of_counts(counts, first_input=items, config=self.config, min_persons=self.min_persons)
 
-    def _with_inputs(self, rows: DataFrame, encoder: AttributeEncoder) -> DataFrame:
+    def _with_inputs(
+        self, rows: DataFrame, attributes: DataFrame | None, encoder: AttributeEncoder
+    ) -> DataFrame:
         """The rows, and one more for each customer with attributes: the numbers of their inputs."""
         rows = rows.withColumn("inputs", functions.lit(None).cast("array<int>"))
-        if not encoder.input_count or self.permitted.attributes is None:
+        if not encoder.input_count or attributes is None:
             return rows
         encode = functools.partial(encode_batches, encoder=encoder)
-        encoded = self.permitted.attributes.mapInArrow(encode, "person string, inputs array<int>")
+        encoded = attributes.mapInArrow(encode, "person string, inputs array<int>")
         return rows.unionByName(encoded, allowMissingColumns=True)
 
-    def _counted(
-        self, rows: DataFrame, index: ItemIndex, encoder: AttributeEncoder, model: LocalRidge | ItemKNN
+    def counted(
+        self,
+        rows: DataFrame,
+        attributes: DataFrame | None,
+        index: ItemIndex,
+        encoder: AttributeEncoder,
+        until: int,
     ) -> DataFrame:
-        """All counts, summed: columns of `COUNTED`, kept on the executors."""
+        """All counts, summed: columns of `COUNTED`, kept on the executors.
+
+        Parameters
+        ----------
+        rows, attributes
+            The columns of `SparkRows.rows` and `SparkRows.attributes`, of whole persons.
+        index, encoder
+            The items that are counted, and the inputs of attributes behind them.
+        until
+            Microseconds since the epoch: all rows are from before it.
+        """
+        model = self._model(len(index))
+        if self.min_persons > 1:
+            rows = self.with_items(rows, index.ids(np.arange(len(index))))
         ridge = isinstance(model, LocalRidge)
         session = self.tier is Tier.SESSION
         counting = Counting(
             item_ids=tuple(index.ids(np.arange(len(index)))),
             attribute_inputs=encoder.input_count,
-            until=self.permitted.until,
+            until=until,
             by_session=session,
             matrix=matrix_settings(self.tier, self.config),
             row_exponent=model.row_exponent if isinstance(model, LocalRidge) else 0.0,
@@ -317,13 +531,13 @@ class _OnSpark:
             distance_decay=model.distance_decay if isinstance(model, LocalRidge) else None,
             ordered=ridge and session,
         )
+        rows = self._with_inputs(rows, attributes, encoder)
         counted = (
             rows.repartition("person")
             .sortWithinPartitions("person")
             .mapInArrow(functools.partial(count_batches, counting=counting), COUNTED)
         )
-        sums = [functions.try_sum(name).alias(name) for name in ("value", "forward", "persons")]
-        return self.gate.keep(counted.groupBy("kind", "i", "j").agg(*sums))
+        return self.gate.keep(summed(counted))
 
     def _statistics(
         self, counted: DataFrame, counts: NDArray[np.int64], model: LocalRidge | ItemKNN
@@ -388,6 +602,12 @@ class _OnSpark:
         starts = _fetch(self.gate, solved, "item", lengths, columns, {"inputs": inputs, "weights": data})
         all_inputs = np.load(self.folder / names["counts"], mmap_mode="r").size
         return sp.csc_matrix((data, inputs, starts), shape=(all_inputs, items)).tocsr()
+
+
+def summed(counts: DataFrame) -> DataFrame:
+    """Counts added up; where a sum does not fit, it is null."""
+    sums = [functions.try_sum(name).alias(name) for name in ("value", "forward", "persons")]
+    return counts.groupBy("kind", "i", "j").agg(*sums)
 
 
 def _value_counts(attributes: DataFrame) -> dict[str, ValueCounts]:

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime as dt
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from consentier.cli.ledgers import TrainingLedgerUrl
+from consentier.cli.ledgers import TrainingLedgerUrl, opened_ledger
 from consentier.cli.options import (
     AsJson,
     BadRows,
     ConfigPath,
+    EngineChoice,
+    EngineOption,
     Kind,
     KindOption,
+    MasterUrl,
     OnBadRowsOption,
     RestrictedPath,
 )
 from consentier.cli.output import note, print_json, print_table, say, short
-from consentier.consent import Ledger, Policy
+from consentier.cli.spark import require_no_master, spark_shop
+from consentier.consent import Policy
 
 if TYPE_CHECKING:
     from consentier.training.forget import Subject
@@ -59,6 +62,8 @@ def forget(
     ] = None,
     config: ConfigPath = None,
     on_bad_rows: OnBadRowsOption = BadRows.ERROR,
+    engine: EngineOption = EngineChoice.EMBEDDED,
+    master: MasterUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Take subjects out of the bundles: each becomes, byte for byte, what a fit without them gives.
@@ -67,10 +72,8 @@ def forget(
     Run it before the subjects' rows are deleted. Where bundles are registered, the new ones are too, take the
     place of a champion that they were made from, and versions that hold the subjects are revoked.
     """
-    from consentier.features.tables import read_shop
     from consentier.training.bundles import TRAINED_TIERS
     from consentier.training.config import load_config
-    from consentier.training.forget import forget as forget_in_bundles
     from consentier.training.restricted import Restricted
     from consentier.training.track import has_store
 
@@ -80,20 +83,23 @@ def forget(
         out = bundles.absolute().parent
         tiers = [tier for tier in TRAINED_TIERS if tier == bundles.absolute().name]
     settings = load_config(config, data=data, environ=os.environ)
-    shop = read_shop(data, on_bad_rows=on_bad_rows.value)
     chosen: list[Subject] = [(kind.value, subject) for subject in subjects]
-    place = Restricted.beside(out) if restricted is None else Restricted(restricted)
-    opening = contextlib.nullcontext() if ledger is None else Ledger.open(ledger, create=False)
-    with opening as opened:
-        result = forget_in_bundles(
-            shop,
-            chosen,
-            out,
-            place,
-            ledger=opened,
-            tiers=tiers,
-            policy=None if policy is None else Policy.load(policy),
-        )
+    place = Restricted.beside(out) if restricted is None else Restricted(restricted.absolute())
+    run: dict[str, Any] = {"tiers": tiers, "policy": None if policy is None else Policy.load(policy)}
+    if engine is EngineChoice.SPARK:
+        session, tables = spark_shop(data, master, on_bad_rows)
+        from consentier.training.spark_forgetting import forget_on_spark
+
+        with opened_ledger(ledger) as opened:
+            result = forget_on_spark(session, tables, chosen, out, place, ledger=opened, **run)
+    else:
+        require_no_master(master)
+        from consentier.features.tables import read_shop
+        from consentier.training.forget import forget as forget_in_bundles
+
+        shop = read_shop(data, on_bad_rows=on_bad_rows.value)
+        with opened_ledger(ledger) as opened:
+            result = forget_in_bundles(shop, chosen, out, place, ledger=opened, **run)
     registered = []
     if has_store(settings.tracking, out):
         from consentier.training.forgotten_versions import register_forgotten

@@ -20,6 +20,7 @@ __all__ = [
     "TrainingLedgerUrl",
     "ledger_for",
     "ledger_from",
+    "opened_ledger",
 ]
 
 LedgerUrl = Annotated[
@@ -60,6 +61,11 @@ def ledger_from(url: str | None, data: str | None) -> Iterator[Ledger]:
 
     with ledger_for(read_shop(str(data)), None) as opened:
         yield opened
+
+
+def opened_ledger(url: str | None) -> contextlib.AbstractContextManager[Ledger | None]:
+    """The ledger at a URL, if one is named."""
+    return contextlib.nullcontext() if url is None else Ledger.open(url, create=False)
 
 
 @contextlib.contextmanager

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from consentier.cli.ledgers import TrainingLedgerUrl, ledger_for
+from consentier.cli.ledgers import TrainingLedgerUrl, ledger_for, opened_ledger
 from consentier.cli.options import (
     AsJson,
     BadRows,
     BundlesPath,
     ConfigPath,
     Cutoff,
+    EngineChoice,
+    EngineOption,
+    MasterUrl,
     OnBadRowsOption,
     PolicyPath,
     RestrictedPath,
@@ -20,7 +26,13 @@ from consentier.cli.options import (
 )
 from consentier.cli.output import name_of, print_json, print_table, say, short
 from consentier.cli.settings import settings_of
+from consentier.cli.spark import require_no_master, spark_shop
 from consentier.consent import Policy
+
+if TYPE_CHECKING:
+    from consentier.training.config import Config
+    from consentier.training.restricted import Restricted
+    from consentier.training.retrain import RetrainResult
 
 
 def retrain(
@@ -33,6 +45,8 @@ def retrain(
     ledger: TrainingLedgerUrl = None,
     restricted: RestrictedPath = None,
     on_bad_rows: OnBadRowsOption = BadRows.ERROR,
+    engine: EngineOption = EngineChoice.EMBEDDED,
+    master: MasterUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Bring the bundles to a new cut-off: each becomes, byte for byte, what 'consentier train' would make.
@@ -40,23 +54,19 @@ def retrain(
     Rows that changed are exchanged in the statistics of the earlier fit, where that is exact; else the tier
     is fitted from scratch, and it says why. May be killed at any moment, and run again.
     """
-    from consentier.features.tables import read_shop
     from consentier.training.restricted import Restricted
-    from consentier.training.retrain import retrain as retrain_bundles
 
     settings = settings_of(config, data, cutoff)
-    shop = read_shop(data, on_bad_rows=on_bad_rows.value)
-    with ledger_for(shop, ledger) as opened:
-        result = retrain_bundles(
-            shop,
-            settings,
-            bundles,
-            Restricted.beside(bundles) if restricted is None else Restricted(restricted),
-            tiers=chosen_tiers(tier or []),
-            policy=None if policy is None else Policy.load(policy),
-            ledger=opened,
-            name=name_of(data),
-        )
+    place = Restricted.beside(bundles) if restricted is None else Restricted(restricted.absolute())
+    run: dict[str, Any] = {
+        "tiers": chosen_tiers(tier or []),
+        "policy": None if policy is None else Policy.load(policy),
+    }
+    if engine is EngineChoice.SPARK:
+        result = _on_spark(data, settings, bundles, place, on_bad_rows, master, ledger, run)
+    else:
+        require_no_master(master)
+        result = _embedded(data, settings, bundles, place, on_bad_rows, ledger, run)
     if as_json:
         told = dataclasses.asdict(result)
         print_json({**told, "training": {**told["training"], "out": str(bundles)}})
@@ -80,3 +90,37 @@ def retrain(
     late = ", ".join(tier for tier in versions if tier not in result.training.digests)
     if late:
         say(f"an earlier run was killed before it recorded these: {late}")
+
+
+def _embedded(
+    data: str,
+    settings: Config,
+    bundles: Path,
+    restricted: Restricted,
+    on_bad_rows: BadRows,
+    ledger: str | None,
+    run: Mapping[str, Any],
+) -> RetrainResult:
+    from consentier.features.tables import read_shop
+    from consentier.training.retrain import retrain as retrain_bundles
+
+    shop = read_shop(data, on_bad_rows=on_bad_rows.value)
+    with ledger_for(shop, ledger) as opened:
+        return retrain_bundles(shop, settings, bundles, restricted, ledger=opened, name=name_of(data), **run)
+
+
+def _on_spark(
+    data: str,
+    settings: Config,
+    bundles: Path,
+    restricted: Restricted,
+    on_bad_rows: BadRows,
+    master: str | None,
+    ledger: str | None,
+    run: Mapping[str, Any],
+) -> RetrainResult:
+    session, shop = spark_shop(data, master, on_bad_rows)
+    from consentier.training.spark_retraining import retrain_on_spark
+
+    with opened_ledger(ledger) as opened:
+        return retrain_on_spark(session, shop, settings, bundles, restricted, ledger=opened, **run)

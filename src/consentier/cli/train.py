@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from consentier.cli.ledgers import TrainingLedgerUrl, ledger_for
+from consentier.cli.ledgers import TrainingLedgerUrl, ledger_for, opened_ledger
 from consentier.cli.options import (
     AsJson,
     BadRows,
@@ -26,7 +26,8 @@ from consentier.cli.options import (
 )
 from consentier.cli.output import name_of, note, print_json, print_table, say, short
 from consentier.cli.settings import settings_of
-from consentier.consent import Ledger, Policy, Tier
+from consentier.cli.spark import require_no_master, spark_shop
+from consentier.consent import Policy, Tier
 
 if TYPE_CHECKING:
     from consentier.training.config import Config
@@ -62,15 +63,9 @@ def train(
         "force": force,
     }
     if engine is EngineChoice.SPARK:
-        if restricted is not None or on_bad_rows is not BadRows.ERROR:
-            raise typer.BadParameter(
-                "--restricted and --on-bad-rows are for the embedded engine: on Spark nothing is kept of "
-                "persons, and a bad row ends the run"
-            )
-        result = _on_spark(data, settings, out, master, ledger, run)
-    elif master is not None:
-        raise typer.BadParameter("--master is for --engine spark")
+        result = _on_spark(data, settings, out, restricted, on_bad_rows, master, ledger, run)
     else:
+        require_no_master(master)
         result = _embedded(data, settings, out, restricted, on_bad_rows, ledger, run)
     if as_json:
         print_json({**dataclasses.asdict(result), "out": str(result.out)})
@@ -100,19 +95,22 @@ def _embedded(
 
 
 def _on_spark(
-    data: str, settings: Config, out: Path, master: str | None, ledger: str | None, run: Mapping[str, Any]
+    data: str,
+    settings: Config,
+    out: Path,
+    restricted: Path | None,
+    on_bad_rows: BadRows,
+    master: str | None,
+    ledger: str | None,
+    run: Mapping[str, Any],
 ) -> TrainingResult:
-    from consentier.features.spark_session import open_session
-
-    session = open_session(master)
-    from consentier.features.spark_tables import read_spark_tables
+    session, shop = spark_shop(data, master, on_bad_rows)
+    from consentier.training.restricted import Restricted
     from consentier.training.spark_training import train_on_spark
 
-    shop = read_spark_tables(session, data)
-    if ledger is None:
-        return train_on_spark(session, shop, settings, out, **run)
-    with Ledger.open(ledger, create=False) as opened:
-        return train_on_spark(session, shop, settings, out, ledger=opened, **run)
+    place = Restricted.beside(out) if restricted is None else Restricted(restricted.absolute())
+    with opened_ledger(ledger) as opened:
+        return train_on_spark(session, shop, settings, out, ledger=opened, restricted=place, **run)
 
 
 def print_training(result: TrainingResult) -> None:
