@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from consentier.cli.ledgers import TrainingLedgerUrl, ledger_for
+from consentier.cli.ledgers import TrainingLedgerUrl, ledger_for, opened_ledger
 from consentier.cli.options import (
     AsJson,
     At,
@@ -26,7 +26,8 @@ from consentier.cli.options import (
 )
 from consentier.cli.output import place_of, print_json, print_table, say
 from consentier.cli.recommend import warn_of_problems
-from consentier.consent import Channel, Ledger
+from consentier.cli.spark import require_no_master, spark_shop
+from consentier.consent import Channel
 
 if TYPE_CHECKING:
     from consentier.serving.batch import BatchSummary
@@ -96,10 +97,13 @@ def score(
                 "master says how many tasks work at once, and a bad row ends the run"
             )
         shown: object = out
-        summary = _on_spark(data, bundles, Path(out), master, ledger, asked)
-    elif master is not None:
-        raise typer.BadParameter("--master is for --engine spark")
+        session, tables = spark_shop(data, master, on_bad_rows)
+        from consentier.serving.spark_batch import score_on_spark
+
+        with opened_ledger(ledger) as opened:
+            summary = score_on_spark(session, tables, bundles, out=Path(out), ledger=opened, **asked)
     else:
+        require_no_master(master)
         shown = place = place_of(out, table)
         summary = _embedded(data, bundles, place, on_bad_rows, workers, ledger, asked)
     if as_json:
@@ -135,19 +139,3 @@ def _embedded(
     with contextlib.ExitStack() as stack:
         opened = None if ledger is None else stack.enter_context(ledger_for(shop, ledger))
         return score_customers(shop, recommender, opened, out=place, workers=workers, **asked)
-
-
-def _on_spark(
-    data: str, bundles: Path, out: Path, master: str | None, ledger: str | None, asked: dict[str, Any]
-) -> BatchSummary:
-    from consentier.features.spark_session import open_session
-
-    session = open_session(master)
-    from consentier.features.spark_tables import read_spark_tables
-    from consentier.serving.spark_batch import score_on_spark
-
-    shop = read_spark_tables(session, data)
-    if ledger is None:
-        return score_on_spark(session, shop, bundles, out=out, **asked)
-    with Ledger.open(ledger, create=False) as opened:
-        return score_on_spark(session, shop, bundles, out=out, ledger=opened, **asked)
