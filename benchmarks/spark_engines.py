@@ -7,7 +7,7 @@ For each shop, `consentier train` and `consentier score` run once on either engi
 with the whole machine. Told are the digest of every bundle, whether the lists of all persons are the same
 rows, wall and processor seconds of all processes of a command (Spark's virtual machine and its Python workers
 with it), and the largest memory that they held at one time (proportional set size: a page that several map
-counts once; read twice a second). Of Spark also what its event log tells of the tasks (`spark_event_log`).
+counts once; read once a second). Of Spark also what its event log tells of the tasks (`spark_event_log`).
 
 ``--data`` is a directory of published data sets (see docs/benchmarks.md), each of which is imported first;
 ``--shop`` takes a shop's own directory. A shop that is to be scored may name a channel per ``--channel``.
@@ -209,14 +209,14 @@ def consentier(*words: object, memory: str = "4g") -> tuple[str, Cost]:
 
 
 def watched(process: subprocess.Popen[str], started: float) -> Cost:
-    """Wait for a command, and read what its session of processes uses, twice a second."""
+    """Wait for a command, and read what its session of processes uses, once a second."""
     cpu: dict[int, float] = {}
     peak = 0.0
     while process.poll() is None:
         members = list(session_members(process.pid))
         cpu.update(members)
         peak = max(peak, sum(proportional_megabytes(pid) for pid, _ in members))
-        time.sleep(0.5)
+        time.sleep(1.0)
     return Cost(round(time.perf_counter() - started, 2), round(sum(cpu.values()), 2), round(peak, 1))
 
 
