@@ -10,7 +10,9 @@ with it), and the largest memory that they held at one time (proportional set si
 counts once; read once a second). Of Spark also what its event log tells of the tasks (`spark_event_log`).
 
 ``--data`` is a directory of published data sets (see docs/benchmarks.md), each of which is imported first;
-``--shop`` takes a shop's own directory. A shop that is to be scored may name a channel per ``--channel``.
+``--shop`` takes a shop's own directory. Published data sets hold no contact permissions, without which nobody
+is mailed: their customers are given one for e-mail each, for this comparison only. Scored are the channels of
+``--channel``; by default ``shop`` where there are events, and ``email`` where there are orders.
 Spark runs as ``local[2]``; its memory is set by ``--driver-memory``, for local mode has one process for all.
 
 Prints a Markdown row a shop and engine and, with ``--out``, writes them as JSON lines.
@@ -69,8 +71,8 @@ class Trained:
 
     digests: dict[str, str]
     training: Cost
-    rows: pa.Table | None
-    scoring: Cost | None
+    lists: dict[str, pa.Table]
+    scoring: dict[str, Cost]
 
 
 def main() -> None:
@@ -84,7 +86,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="Directory of published data sets.")
     parser.add_argument("--set", choices=FOLDERS, action="append", default=[])
     parser.add_argument("--tier", action="append", default=[], help="Only these; by default all.")
-    parser.add_argument("--channel", help="Score this channel too, such as shop or email.")
+    parser.add_argument("--channel", action="append", default=[], help="Only these channels.")
     parser.add_argument("--master", default="local[2]")
     parser.add_argument("--driver-memory", default="4g")
     parser.add_argument("--out", type=Path, help="Append JSON lines to this file.")
@@ -92,8 +94,8 @@ def main() -> None:
     if arguments.set and arguments.data is None:
         parser.error("--set needs --data")
     with tempfile.TemporaryDirectory() as folder:
-        print("| shop | rows | engine | train: s | CPU s | MB | score: s | CPU s | MB | lists | equal |")
-        print("|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---|")
+        print("| shop | rows | engine | command | s | CPU s | MB | equal |")
+        print("|---|---:|---|---|---:|---:|---:|---|")
         for name, shop in shops(arguments, Path(folder)):
             told = compared(name, shop, arguments, Path(folder) / "results")
             print("\n".join(table_rows(told)), flush=True)
@@ -110,7 +112,9 @@ def shops(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Pa
     for name in arguments.set:
         shop = folder / name
         consentier("import", name, arguments.data / FOLDERS[name], shop)
+        permit_mail(shop)
         yield name, shop
+        shutil.rmtree(shop)
     for customers in arguments.simulate:
         shop = folder / f"simulated-{customers}"
         consentier("simulate", shop, "--customers", customers, "--items", arguments.items)
@@ -118,50 +122,68 @@ def shops(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Pa
         shutil.rmtree(shop)
 
 
+def permit_mail(shop: Path) -> None:
+    """Give each customer with a CRM permission one for e-mail."""
+    path = shop / "consents.parquet"
+    consents = pq.read_table(path)
+    granted = consents.filter(pc.equal(consents["permission"], "crm"))
+    for name, column in (
+        ("record_id", pc.binary_join_element_wise("email", granted["record_id"], " ")),
+        ("permission", pa.repeat(pa.scalar("contact:email"), granted.num_rows)),
+    ):
+        place = granted.schema.get_field_index(name)
+        granted = granted.set_column(
+            place, granted.schema.field(name), column.cast(granted.schema.types[place])
+        )
+    pq.write_table(pa.concat_tables([consents, granted]), path)
+
+
 def compared(name: str, shop: Path, arguments: argparse.Namespace, results: Path) -> dict[str, Any]:
     """Train and score on both engines, and say what agrees."""
     results.mkdir()
-    made = {engine: trained(engine, shop, arguments, results) for engine in ENGINES}
+    channels = arguments.channel or [
+        channel
+        for channel, table in (("shop", "events"), ("email", "orders"))
+        if (shop / f"{table}.parquet").exists()
+    ]
+    made = {engine: trained(engine, shop, channels, arguments, results) for engine in ENGINES}
     one, other = made.values()
-    tiers = sorted(one.digests.keys() | other.digests.keys())
-    equal = {tier: one.digests.get(tier) == other.digests.get(tier) for tier in tiers}
-    lists = None
-    if one.rows is not None and other.rows is not None:
-        lists = one.rows.equals(other.rows)
     return {
         "shop": name,
         "rows": {table.stem: pq.read_metadata(table).num_rows for table in sorted(shop.glob("*.parquet"))},
         "digests": one.digests,
-        "digests_equal": equal,
-        "lists": None if one.rows is None else one.rows.num_rows,
-        "lists_equal": lists,
+        "digests_equal": one.digests == other.digests,
+        "lists": {channel: rows.num_rows for channel, rows in one.lists.items()},
+        "lists_equal": {channel: one.lists[channel].equals(other.lists[channel]) for channel in channels},
         "engines": {
             engine: {
                 "train": dataclasses.asdict(each.training),
-                "score": None if each.scoring is None else dataclasses.asdict(each.scoring),
+                **{f"score {channel}": dataclasses.asdict(cost) for channel, cost in each.scoring.items()},
             }
             for engine, each in made.items()
         },
     }
 
 
-def trained(engine: str, shop: Path, arguments: argparse.Namespace, results: Path) -> Trained:
-    """Train, and score if a channel is named, with one engine."""
+def trained(
+    engine: str, shop: Path, channels: Sequence[str], arguments: argparse.Namespace, results: Path
+) -> Trained:
+    """Train, and score the channels, with one engine."""
     on_spark = ["--engine", "spark", "--master", arguments.master] if engine == "spark" else []
     bundles = results / f"bundles-{engine}"
     tiers = [word for tier in arguments.tier for word in ("--tier", tier)]
     said, training = consentier(
         "train", shop, "--out", bundles, "--json", *tiers, *on_spark, memory=arguments.driver_memory
     )
-    digests = json.loads(said)["digests"]
-    if arguments.channel is None:
-        return Trained(digests, training, None, None)
-    lists = results / f"lists-{engine}"
-    _, scoring = consentier(
-        "score", shop, "--bundles", bundles, "--channel", arguments.channel, "--out", lists, "--at",
-        cutoff_of(shop), *on_spark, memory=arguments.driver_memory,
-    )  # fmt: skip
-    return Trained(digests, training, rows_of(lists), scoring)
+    made = Trained(json.loads(said)["digests"], training, {}, {})
+    for channel in channels:
+        out = results / f"lists-{engine}-{channel}"
+        _, made.scoring[channel] = consentier(
+            "score", shop, "--bundles", bundles, "--channel", channel, "--out", out, "--at", cutoff_of(shop),
+            *on_spark, memory=arguments.driver_memory,
+        )  # fmt: skip
+        made.lists[channel] = rows_of(out)
+    return made
 
 
 def cutoff_of(shop: Path) -> str:
@@ -240,21 +262,19 @@ def proportional_megabytes(pid: int) -> float:
     return sum(int(number) for number in re.findall(r"^Pss:\s+(\d+)", text, re.M)) / 1024
 
 
-def table_rows(told: dict[str, Any]) -> Sequence[str]:
+def table_rows(told: dict[str, Any]) -> Iterator[str]:
     """Markdown rows of a shop."""
-    agree = all(told["digests_equal"].values())
-    equal = f"{len(told['digests'])} digests {'yes' if agree else 'NO'}"
-    if told["lists_equal"] is not None:
-        equal += f", lists {'yes' if told['lists_equal'] else 'NO'}"
-    rows = []
-    for engine, costs in told["engines"].items():
-        cells = [told["shop"], f"{sum(told['rows'].values()):,}", engine]
-        for cost in (costs["train"], costs["score"]):
-            measured = ("wall_seconds", "cpu_seconds", "peak_megabytes")
-            cells += ["" if cost is None else f"{cost[name]:,.0f}" for name in measured]
-        cells += ["" if told["lists"] is None else f"{told['lists']:,}", equal]
-        rows.append(f"| {' | '.join(cells)} |")
-    return rows
+    for engine, commands in told["engines"].items():
+        for command, cost in commands.items():
+            if command == "train":
+                equal = f"{len(told['digests'])} digests: {'yes' if told['digests_equal'] else 'NO'}"
+            else:
+                channel = command.removeprefix("score ")
+                same = "yes" if told["lists_equal"][channel] else "NO"
+                equal = f"{told['lists'][channel]:,} rows: {same}"
+            measured = (f"{cost[name]:,.0f}" for name in ("wall_seconds", "cpu_seconds", "peak_megabytes"))
+            rows = f"{sum(told['rows'].values()):,}"
+            yield f"| {' | '.join([told['shop'], rows, engine, command, *measured, equal])} |"
 
 
 if __name__ == "__main__":
