@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession, functions, types
 
@@ -23,7 +24,7 @@ from consentier.features.consent_intervals import FOREVER, MISSING
 from consentier.features.schemas import SCHEMAS, ColumnType, TableSchema, arrow_schema
 from consentier.features.validation import Chunk, TableValidator, check_header, validate_table
 
-__all__ = ["SparkTables", "read_spark_tables"]
+__all__ = ["SparkTables", "read_spark_tables", "rows_with", "rows_without", "values_in"]
 
 _SPARK_TYPES = {
     ColumnType.TEXT: types.StringType(),
@@ -109,9 +110,9 @@ class SparkTables:
         visitors, customers = (list(subjects.get(kind, ())) for kind in ("visitor", "customer"))
         return dataclasses.replace(
             self,
-            events=self.events.filter(~functions.col("visitor_id").isin(visitors)),
+            events=rows_without(self.events, "visitor_id", visitors),
             **{
-                name: getattr(self, name).filter(~functions.col("customer_id").isin(customers))
+                name: rows_without(getattr(self, name), "customer_id", customers)
                 for name in ("orders", "product_usage", "customers")
             },
         )
@@ -150,6 +151,34 @@ def read_spark_tables(session: SparkSession, folder: str) -> SparkTables:
             f"{folder}: no table there: on Spark tables are NAME.parquet, or NAME/ with Parquet parts"
         )
     return SparkTables.of(session, **found)
+
+
+def rows_with(frame: DataFrame, column: str, values: Collection[str] | Collection[int]) -> DataFrame:
+    """The rows that have one of some values in a column.
+
+    The values travel with the function that looks at the rows. In a condition they would stand in the plan of
+    the query, which Spark writes into its log and shows on its pages: these may be ids of persons.
+    """
+    return frame.mapInArrow(functools.partial(_chosen, column=column, values=values, of=True), frame.schema)
+
+
+def rows_without(frame: DataFrame, column: str, values: Collection[str] | Collection[int]) -> DataFrame:
+    """The rows that have none of some values in a column; see `rows_with`."""
+    return frame.mapInArrow(functools.partial(_chosen, column=column, values=values, of=False), frame.schema)
+
+
+def values_in(batch: pa.RecordBatch, column: str, values: Collection[str] | Collection[int]) -> pa.Array:
+    """Whether each row of a batch has one of some values in a column."""
+    found = batch.column(column)
+    return pc.is_in(found, value_set=pa.array(list(values), found.type))
+
+
+def _chosen(
+    batches: Iterator[pa.RecordBatch], column: str, values: Collection[str] | Collection[int], of: bool
+) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        mask = values_in(batch, column, values)
+        yield batch.filter(mask if of else pc.invert(mask))
 
 
 def _checked(session: SparkSession, schema: TableSchema, frame: DataFrame | None) -> DataFrame:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
 import ibis
+import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.sql import Column, DataFrame, SparkSession, functions
 
 from consentier.consent.lifetimes import Lifetimes
 from consentier.consent.records import SubjectKind
 from consentier.features.consent_intervals import KIND_OF_GRANT, ConsentTables, lifetime_table
-from consentier.features.spark_tables import SparkTables
+from consentier.features.spark_tables import SparkTables, rows_without, values_in
 
 __all__ = ["LedgerOnSpark", "SparkWorkspace", "rows_before"]
 
@@ -117,23 +120,25 @@ class SparkWorkspace:
         that a device was shared with somebody else. Which these are is fetched, for they are few; worked out
         by joins they would stand a dozen times in each plan, and planning would take longer than the work.
         """
-        visitors, customers = (tuple(subjects.get(kind, ())) for kind in ("visitor", "customer"))
-        records = ledger.records
-        forgotten = ((records.subject_kind == "visitor") & records.subject_id.isin(visitors)) | (
-            (records.subject_kind == "customer") & records.subject_id.isin(customers)
-        )
-        links = ledger.links.filter(~ledger.links.visitor_id.isin(visitors))
+        visitors, customers = (subjects.get(kind, ()) for kind in ("visitor", "customer"))
+        links = rows_without(self.frame(ledger.links), "visitor_id", visitors)
+        is_subject = functools.partial(_is_subject, subjects=subjects)
         return dataclasses.replace(
             ledger,
-            records=self._unless(records, forgotten, "record_id"),
-            links=self._unless(links, links.customer_id.isin(customers), "visitor_id"),
+            records=self._unless(self.frame(ledger.records), is_subject, "record_id"),
+            links=self._unless(
+                links, functools.partial(values_in, column="customer_id", values=customers), "visitor_id"
+            ),
         )
 
-    def _unless(self, table: ibis.Table, leaving: ibis.expr.types.BooleanValue, column: str) -> ibis.Table:
+    def _unless(self, table: DataFrame, leaves: _Leaves, column: str) -> ibis.Table:
         """The rows that do not leave, and of the others those whose value in a column stays in use."""
-        shared = table.filter(leaving).select(column).distinct().semi_join(table.filter(~leaving), column)
-        values = tuple(self.frame(shared).toArrow()[column].to_pylist())
-        return table.filter(~leaving | table[column].isin(values))
+        leaving = table.mapInArrow(functools.partial(_leaving, leaves=leaves), table.schema)
+        stay = functools.partial(_staying, leaves=leaves, column=column)
+        others = table.mapInArrow(functools.partial(stay, in_use=()), table.schema)
+        shared = leaving.join(others, column, "left_semi").select(column).distinct().toArrow()
+        in_use = shared[column].to_pylist()
+        return self.table(table.mapInArrow(functools.partial(stay, in_use=in_use), table.schema))
 
     def _free(self, but: int) -> None:
         while len(self._kept) > but:
@@ -142,6 +147,30 @@ class SparkWorkspace:
     def _name(self) -> str:
         self._views.append(f"{self._prefix}_{next(self._numbers)}")
         return self._views[-1]
+
+
+_Leaves = Callable[[pa.RecordBatch], pa.Array]
+"""Says of each row of a batch whether it leaves."""
+
+
+def _is_subject(batch: pa.RecordBatch, subjects: Mapping[SubjectKind, Sequence[str]]) -> pa.Array:
+    found = pa.repeat(pa.scalar(False), batch.num_rows)
+    for kind, ids in subjects.items():
+        of_kind = pc.equal(batch.column("subject_kind"), kind)
+        found = pc.or_(found, pc.and_(of_kind, values_in(batch, "subject_id", ids)))
+    return found
+
+
+def _leaving(batches: Iterator[pa.RecordBatch], leaves: _Leaves) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        yield batch.filter(leaves(batch))
+
+
+def _staying(
+    batches: Iterator[pa.RecordBatch], leaves: _Leaves, column: str, in_use: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        yield batch.filter(pc.or_(pc.invert(leaves(batch)), values_in(batch, column, in_use)))
 
 
 def rows_before(sizes: Mapping[int, int], partition: Column) -> Column:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -343,6 +344,9 @@ def test_a_ledger_without_some_subjects_is_that_of_one_machine(session: SparkSes
             rows = space.frame(mine).toArrow().to_pylist()
             assert sorted(map(repr, rows)) == sorted(map(repr, theirs.to_pylist()))
             assert len(rows) == count
+            plan = space.frame(mine)._jdf.queryExecution().toString()
+            assert "partial(" in plan
+            assert not re.search(r"\b(c1|v3|shared)\b", plan)  # Spark keeps plans in its event log
 
 
 def test_the_popular_list_is_counted_anew_without_the_forgotten(trained: Trained) -> None:
