@@ -102,14 +102,19 @@ class SparkWorkspace:
             self._free(before)
 
     def ledger(self, shop: SparkTables, consents: ConsentTables | None) -> LedgerOnSpark:
-        """The entries that are asked: a ledger's, or the shop's own ``consents`` and ``identities``."""
+        """The entries that are asked: a ledger's, or the shop's own ``consents`` and ``identities``.
+
+        The shop's own are kept: how subjects stand asks for them a dozen times, and each time they would be
+        read and checked again.
+        """
         if consents is not None:
             told = (consents.records, consents.lifetimes, consents.links)
             return LedgerOnSpark(*(ibis.memtable(table) for table in told))
         records = shop.consents.selectExpr("*", "recorded_at AS first_recorded", "false AS conflicting")
         kinds = shop.consents.select(*KIND_OF_GRANT).distinct().toArrow()
         lifetimes = ibis.memtable(lifetime_table(kinds, Lifetimes.default()))
-        return LedgerOnSpark(self.table(records), lifetimes, self.table(shop.identities))
+        links = self.keep(shop.identities)
+        return LedgerOnSpark(self.table(self.keep(records)), lifetimes, self.table(links))
 
     def ledger_without(
         self, ledger: LedgerOnSpark, subjects: Mapping[SubjectKind, Sequence[str]]
@@ -137,8 +142,8 @@ class SparkWorkspace:
         stay = functools.partial(_staying, leaves=leaves, column=column)
         others = table.mapInArrow(functools.partial(stay, in_use=()), table.schema)
         shared = leaving.join(others, column, "left_semi").select(column).distinct().toArrow()
-        in_use = shared[column].to_pylist()
-        return self.table(table.mapInArrow(functools.partial(stay, in_use=in_use), table.schema))
+        stay = functools.partial(stay, in_use=shared[column].to_pylist())
+        return self.table(self.keep(table.mapInArrow(stay, table.schema)))
 
     def _free(self, but: int) -> None:
         while len(self._kept) > but:
