@@ -546,10 +546,13 @@ class SqliteStore:
 
     def _version(self, connection: sqlite3.Connection) -> int:
         """The version of the schema: 0 for an empty file."""
-        application: int = connection.execute("PRAGMA application_id").fetchone()[0]
-        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+        # In one statement, so that all three are of one state: others may be making the tables.
+        application, version, tables = connection.execute(
+            "SELECT application_id, user_version, EXISTS (SELECT 1 FROM sqlite_master) "
+            "FROM pragma_application_id, pragma_user_version"
+        ).fetchone()
         if application != _APPLICATION_ID:
-            if application or version or connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+            if application or version or tables:
                 raise LedgerError(f"ledger {self._path}: the file is an SQLite database, but no ledger")
             return 0
         if version > len(_MIGRATIONS):

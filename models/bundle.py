@@ -87,7 +87,7 @@ _MAX_DIMENSIONS = 4
 _MAX_ARRAYS = 64  # each that is mapped holds a file descriptor
 _CHUNK_ELEMENTS = 1 << 20
 _ROWS_PER_CHUNK = 4096
-_OPEN_ATTEMPTS = 5
+_OPEN_ATTEMPTS = 20
 _ENTRIES_AT_ONCE = 1 << 20
 
 _DTYPES = frozenset({"|b1", "|u1", "|i1", "<u2", "<u4", "<u8", "<i4", "<i8", "<f4", "<f8"})
@@ -642,12 +642,13 @@ def _opened_directory(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """Which directory stands there: one that was removed may have left its number to the next."""
     try:
         status = path.stat()
     except OSError:
         return None
-    return status.st_dev, status.st_ino
+    return status.st_dev, status.st_ino, status.st_ctime_ns
 
 
 def _moved_aside(path: Path) -> list[Path]:

@@ -102,8 +102,9 @@ PEOPLE: list[History] = [((0, 1, 2), (1,)), ((1, 2), (0, 3)), ((0, 2), (2, 3))]
     Break(
         "the scoring settings hold a list of members",
         fit_module.TierRows.fit,
-        "_scoring(self.tier, config, encoder)",
-        '{**_scoring(self.tier, config, encoder), "who": sorted(self.published.rows["person"].to_pylist())}',
+        "factor_tier(self.tier, config, index, model, model.folding, encoder)",
+        "FittedTier(len(index), factor_arrays(index, model), {**_scoring(self.tier, config, encoder), "
+        '"fold_in": model.folding.to_json(), "who": sorted(self.published.rows["person"].to_pylist())})',
         PEOPLE,
     ),
 )
