@@ -145,7 +145,7 @@ def test_a_bad_row_is_named_by_table_column_and_row(database: str, in_files: Sho
         "CREATE VIEW orders AS SELECT * FROM order_lines ORDER BY quantity DESC",
     )
     last = in_files.orders.num_rows + 1
-    with pytest.raises(DataError, match=rf"table orders, column quantity, row {last}: .*0"):
+    with pytest.raises(DataError, match=rf"table orders, column quantity, row {last}: below minimum"):
         read_shop(plain(database))
 
 
