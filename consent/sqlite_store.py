@@ -546,6 +546,7 @@ class SqliteStore:
 
     def _version(self, connection: sqlite3.Connection) -> int:
         """The version of the schema: 0 for an empty file."""
+        version: int
         # In one statement, so that all three are of one state: others may be making the tables.
         application, version, tables = connection.execute(
             "SELECT application_id, user_version, EXISTS (SELECT 1 FROM sqlite_master) "
