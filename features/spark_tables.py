@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from consentier.features.consent_intervals import FOREVER, MISSING
 from consentier.features.schemas import SCHEMAS, ColumnType, TableSchema, arrow_schema
 from consentier.features.validation import Chunk, TableValidator, check_header, validate_table
 
-__all__ = ["SparkTables", "read_spark_tables", "rows_with", "rows_without", "values_in"]
+__all__ = ["Mask", "SparkTables", "read_spark_tables", "rows_where", "rows_without", "values_in"]
 
 _SPARK_TYPES = {
     ColumnType.TEXT: types.StringType(),
@@ -153,18 +153,22 @@ def read_spark_tables(session: SparkSession, folder: str) -> SparkTables:
     return SparkTables.of(session, **found)
 
 
-def rows_with(frame: DataFrame, column: str, values: Collection[str] | Collection[int]) -> DataFrame:
-    """The rows that have one of some values in a column.
+Mask = Callable[[pa.RecordBatch], pa.Array]
+"""Says of each row of a batch whether it is taken."""
 
-    The values travel with the function that looks at the rows. In a condition they would stand in the plan of
-    the query, which Spark writes into its log and shows on its pages: these may be ids of persons.
+
+def rows_where(frame: DataFrame, mask: Mask) -> DataFrame:
+    """The rows of which a function says so.
+
+    Values that it compares with travel with it. In a condition they would stand in the plan of the query,
+    which Spark writes into its log and shows on its pages: these may be ids of persons.
     """
-    return frame.mapInArrow(functools.partial(_chosen, column=column, values=values, of=True), frame.schema)
+    return frame.mapInArrow(functools.partial(_taken, mask=mask), frame.schema)
 
 
-def rows_without(frame: DataFrame, column: str, values: Collection[str] | Collection[int]) -> DataFrame:
-    """The rows that have none of some values in a column; see `rows_with`."""
-    return frame.mapInArrow(functools.partial(_chosen, column=column, values=values, of=False), frame.schema)
+def rows_without(frame: DataFrame, column: str, values: Collection[str]) -> DataFrame:
+    """The rows that have none of some values in a column; see `rows_where`."""
+    return rows_where(frame, functools.partial(_values_not_in, column=column, values=values))
 
 
 def values_in(batch: pa.RecordBatch, column: str, values: Collection[str] | Collection[int]) -> pa.Array:
@@ -173,12 +177,13 @@ def values_in(batch: pa.RecordBatch, column: str, values: Collection[str] | Coll
     return pc.is_in(found, value_set=pa.array(list(values), found.type))
 
 
-def _chosen(
-    batches: Iterator[pa.RecordBatch], column: str, values: Collection[str] | Collection[int], of: bool
-) -> Iterator[pa.RecordBatch]:
+def _values_not_in(batch: pa.RecordBatch, column: str, values: Collection[str]) -> pa.Array:
+    return pc.invert(values_in(batch, column, values))
+
+
+def _taken(batches: Iterator[pa.RecordBatch], mask: Mask) -> Iterator[pa.RecordBatch]:
     for batch in batches:
-        mask = values_in(batch, column, values)
-        yield batch.filter(mask if of else pc.invert(mask))
+        yield batch.filter(mask(batch))
 
 
 def _checked(session: SparkSession, schema: TableSchema, frame: DataFrame | None) -> DataFrame:

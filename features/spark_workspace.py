@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -19,7 +19,7 @@ from pyspark.sql import Column, DataFrame, SparkSession, functions
 from consentier.consent.lifetimes import Lifetimes
 from consentier.consent.records import SubjectKind
 from consentier.features.consent_intervals import KIND_OF_GRANT, ConsentTables, lifetime_table
-from consentier.features.spark_tables import SparkTables, rows_without, values_in
+from consentier.features.spark_tables import Mask, SparkTables, rows_where, rows_without, values_in
 
 __all__ = ["LedgerOnSpark", "SparkWorkspace", "rows_before"]
 
@@ -136,14 +136,13 @@ class SparkWorkspace:
             ),
         )
 
-    def _unless(self, table: DataFrame, leaves: _Leaves, column: str) -> ibis.Table:
+    def _unless(self, table: DataFrame, leaves: Mask, column: str) -> ibis.Table:
         """The rows that do not leave, and of the others those whose value in a column stays in use."""
-        leaving = table.mapInArrow(functools.partial(_leaving, leaves=leaves), table.schema)
-        stay = functools.partial(_staying, leaves=leaves, column=column)
-        others = table.mapInArrow(functools.partial(stay, in_use=()), table.schema)
+        stays = functools.partial(_stays, leaves=leaves, column=column)
+        leaving, others = rows_where(table, leaves), rows_where(table, functools.partial(stays, in_use=()))
         shared = leaving.join(others, column, "left_semi").select(column).distinct().toArrow()
-        stay = functools.partial(stay, in_use=shared[column].to_pylist())
-        return self.table(self.keep(table.mapInArrow(stay, table.schema)))
+        staying = functools.partial(stays, in_use=shared[column].to_pylist())
+        return self.table(self.keep(rows_where(table, staying)))
 
     def _free(self, but: int) -> None:
         while len(self._kept) > but:
@@ -154,10 +153,6 @@ class SparkWorkspace:
         return self._views[-1]
 
 
-_Leaves = Callable[[pa.RecordBatch], pa.Array]
-"""Says of each row of a batch whether it leaves."""
-
-
 def _is_subject(batch: pa.RecordBatch, subjects: Mapping[SubjectKind, Sequence[str]]) -> pa.Array:
     found = pa.repeat(pa.scalar(False), batch.num_rows)
     for kind, ids in subjects.items():
@@ -166,16 +161,8 @@ def _is_subject(batch: pa.RecordBatch, subjects: Mapping[SubjectKind, Sequence[s
     return found
 
 
-def _leaving(batches: Iterator[pa.RecordBatch], leaves: _Leaves) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        yield batch.filter(leaves(batch))
-
-
-def _staying(
-    batches: Iterator[pa.RecordBatch], leaves: _Leaves, column: str, in_use: Sequence[str]
-) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        yield batch.filter(pc.or_(pc.invert(leaves(batch)), values_in(batch, column, in_use)))
+def _stays(batch: pa.RecordBatch, leaves: Mask, column: str, in_use: Sequence[str]) -> pa.Array:
+    return pc.or_(pc.invert(leaves(batch)), values_in(batch, column, in_use))
 
 
 def rows_before(sizes: Mapping[int, int], partition: Column) -> Column:

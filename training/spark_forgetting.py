@@ -25,7 +25,7 @@ from consentier.errors import TrainingError
 from consentier.features.gate import HOLDERS
 from consentier.features.spark_gate import SparkGate
 from consentier.features.spark_session import errors_of_tasks
-from consentier.features.spark_tables import SparkTables, rows_with
+from consentier.features.spark_tables import SparkTables, rows_where, values_in
 from consentier.models.bundle import Bundle, open_bundle
 from consentier.progress import progress
 from consentier.training.bundles import TRAINED_TIERS
@@ -242,7 +242,8 @@ def _may_hold(tier: Tier, tables: TablesOnSpark, subjects: Sequence[Subject]) ->
         if kind in HOLDERS[tier]
     ]
     wanted = np.concatenate(hashes).view(np.int64).tolist()
-    return not rows_with(tables.fingerprints, "person_hash", wanted).isEmpty()
+    is_wanted = functools.partial(values_in, column="person_hash", values=wanted)
+    return not rows_where(tables.fingerprints, is_wanted).isEmpty()
 
 
 def _config_of(tier: Tier, bundle: Bundle) -> Config:
