@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Self
+from collections.abc import Callable, Iterator
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -29,12 +29,11 @@ from consentier.models.factor_solver import principal_axes
 from consentier.models.item_index import ItemIndex
 from consentier.training.config import TierConfig
 from consentier.training.fit import FittedTier, factor_tier, matrix_settings
-from consentier.training.spark_tasks import interactions_of, whole_persons
+from consentier.training.spark_tasks import Coding, interactions_of, whole_persons
 
 __all__ = [
     "Objective",
     "Totals",
-    "Weighing",
     "fit_als",
     "fitted_als",
     "item_factors",
@@ -78,51 +77,19 @@ def require_frequency_penalty(tier: Tier, config: TierConfig) -> None:
 # ---- Weighted interactions ---------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Weighing:
-    """How rows of persons become weighted inputs.
-
-    Attributes
-    ----------
-    item_ids
-        All items that are published, ascending by UTF-8 bytes.
-    attribute_inputs
-        How many inputs stand behind the items.
-    until
-        Microseconds since the epoch: all rows are from before it.
-    matrix
-        What the matrix depends on besides rows and attributes: arguments of `CodedRows.interactions`.
-    block_rows
-        Rows that are weighed at once, and more only where one person has more.
-    """
-
-    item_ids: tuple[str, ...]
-    attribute_inputs: int
-    until: int
-    matrix: Mapping[str, Any]
-    block_rows: int = 50_000
-
-
-def weigh_batches(batches: Iterator[pa.RecordBatch], weighing: Weighing) -> Iterator[pa.RecordBatch]:
+def weigh_batches(batches: Iterator[pa.RecordBatch], coding: Coding) -> Iterator[pa.RecordBatch]:
     """Weigh the inputs of whole persons, and number those who have any from 0 on.
 
     Parameters
     ----------
     batches
         As for `spark_tasks.count_batches`, and part: the number of these rows' partition.
-    weighing
+    coding
         How.
     """
     numbered = 0
-    for rows in whole_persons(batches, weighing.block_rows):
-        data = interactions_of(
-            rows.drop_columns(["part"]),
-            by_session=False,
-            item_ids=weighing.item_ids,
-            attribute_inputs=weighing.attribute_inputs,
-            until=weighing.until,
-            matrix=weighing.matrix,
-        )
+    for rows in whole_persons(batches, coding.block_rows):
+        data = interactions_of(rows.drop_columns(["part"]), coding)
         if data is None:
             continue
         lengths = np.diff(data.matrix.indptr)
@@ -138,7 +105,7 @@ def weigh_batches(batches: Iterator[pa.RecordBatch], weighing: Weighing) -> Iter
         yield pa.RecordBatch.from_arrays([pa.array(column) for column in columns], schema=_WEIGHTED)
 
 
-def weighted_persons(rows: DataFrame, weighing: Weighing, parts: int, keep: Keep) -> DataFrame:
+def weighted_persons(rows: DataFrame, coding: Coding, parts: int, keep: Keep) -> DataFrame:
     """What every person is interested in: columns person, input and weight, kept on the executors.
 
     Persons are numbered on the executors; the driver learns how many there are in each part. Which number
@@ -148,7 +115,7 @@ def weighted_persons(rows: DataFrame, weighing: Weighing, parts: int, keep: Keep
     ----------
     rows
         The columns of `SparkRows.rows`, and inputs, as for `spark_tasks.count_batches`.
-    weighing
+    coding
         How.
     parts
         Partitions to spread persons over.
@@ -156,7 +123,7 @@ def weighted_persons(rows: DataFrame, weighing: Weighing, parts: int, keep: Keep
         Keeps a table on the executors.
     """
     spread = rows.repartition(parts, "person").sortWithinPartitions("person")
-    weigh = functools.partial(weigh_batches, weighing=weighing)
+    weigh = functools.partial(weigh_batches, coding=coding)
     weighted = keep(spread.withColumn("part", functions.spark_partition_id()).mapInArrow(weigh, WEIGHTED))
     sizes = weighted.groupBy("part").agg((functions.max("person") + 1).alias("persons")).toArrow()
     before = rows_before(
@@ -311,7 +278,7 @@ def fitted_als(
     tier, config
         Which, and its configuration.
     rows, until
-        As for `weighted_persons` and `Weighing`.
+        As for `weighted_persons` and `Coding`.
     index, encoder
         The items, and the encoder of the attributes behind them.
     model
@@ -330,10 +297,14 @@ def fitted_als(
     """
     cores = rows.sparkSession.sparkContext.defaultParallelism
     inputs = len(index) + encoder.input_count
-    weighing = Weighing(
-        tuple(index.ids(np.arange(len(index)))), encoder.input_count, until, matrix_settings(tier, config)
+    coding = Coding(
+        item_ids=tuple(index.ids(np.arange(len(index)))),
+        attribute_inputs=encoder.input_count,
+        until=until,
+        by_session=False,
+        matrix=matrix_settings(tier, config),
     )
-    weighted = weighted_persons(rows, weighing, _PARTS_PER_CORE * cores, keep)
+    weighted = weighted_persons(rows, coding, _PARTS_PER_CORE * cores, keep)
     totals, counts = totals_of(weighted, inputs)
     rare = np.flatnonzero((counts > 0) & (counts < model.min_persons))
     if rare.size:

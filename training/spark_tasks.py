@@ -30,6 +30,7 @@ __all__ = [
     "INPUT",
     "REPEAT",
     "SOLVED",
+    "Coding",
     "Counting",
     "GramFiles",
     "Solving",
@@ -63,8 +64,8 @@ _NOBODY = pa.table({"kind": pa.array([], pa.string()), "subject_id": pa.array([]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Counting:
-    """How rows are counted.
+class Coding:
+    """How rows of persons become a matrix.
 
     Attributes
     ----------
@@ -78,12 +79,8 @@ class Counting:
         One history per session, or per person.
     matrix
         What the matrix depends on besides rows and attributes: arguments of `CodedRows.interactions`.
-    row_exponent, min_persons, distance_decay
-        As for `gram_statistics`.
-    ordered
-        Whether the order of sessions counts.
     block_rows
-        Rows that are counted at once, and more only where one person has more.
+        Rows that are taken at once, and more only where one person has more.
     """
 
     item_ids: tuple[str, ...]
@@ -91,11 +88,28 @@ class Counting:
     until: int
     by_session: bool
     matrix: Mapping[str, Any]
+    block_rows: int = 50_000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Counting:
+    """How rows are counted.
+
+    Attributes
+    ----------
+    coding
+        How they become a matrix.
+    row_exponent, min_persons, distance_decay
+        As for `gram_statistics`.
+    ordered
+        Whether the order of sessions counts.
+    """
+
+    coding: Coding
     row_exponent: float
     min_persons: int
     distance_decay: float | None
     ordered: bool
-    block_rows: int = 50_000
 
 
 def encode_batches(batches: Iterator[pa.RecordBatch], encoder: AttributeEncoder) -> Iterator[pa.RecordBatch]:
@@ -123,7 +137,7 @@ def count_batches(batches: Iterator[pa.RecordBatch], counting: Counting) -> Iter
     The time of `gram_statistics`. Memory: a block of rows, or all rows of one person, and 1,000,000 entries
     of 28 bytes.
     """
-    for rows in whole_persons(batches, counting.block_rows):
+    for rows in whole_persons(batches, counting.coding.block_rows):
         yield from _counted(rows, counting)
 
 
@@ -155,43 +169,29 @@ def whole_persons(batches: Iterator[pa.RecordBatch], most_rows: int) -> Iterator
         yield pa.Table.from_batches(pending)
 
 
-def interactions_of(
-    rows: pa.Table,
-    *,
-    by_session: bool,
-    item_ids: tuple[str, ...],
-    attribute_inputs: int,
-    until: int,
-    matrix: Mapping[str, Any],
-) -> Interactions | None:
+def interactions_of(rows: pa.Table, coding: Coding) -> Interactions | None:
     """The matrix of the persons whose rows these are; None where they are of customers without any.
 
     Parameters
     ----------
     rows
         A table from `whole_persons`, with the columns of `count_batches`.
-    by_session, item_ids, attribute_inputs, until, matrix
-        As in `Counting`.
+    coding
+        How.
     """
     attributes = rows.filter(rows["inputs"].is_valid())
     events = rows.filter(rows["inputs"].is_null()).drop_columns(["inputs"])
     if not events.num_rows:
         return None
     in_order = events.sort_by([(name, "ascending") for name in CANONICAL_ORDER])
-    permitted = PermittedRows(in_order, None, (), _NOBODY, until)
-    coded = CodedRows.of(permitted, by_session=by_session, item_ids=item_ids)
-    return coded.interactions(attributes=_attribute_matrix(coded, attributes, attribute_inputs), **matrix)
+    permitted = PermittedRows(in_order, None, (), _NOBODY, coding.until)
+    coded = CodedRows.of(permitted, by_session=coding.by_session, item_ids=coding.item_ids)
+    behind = _attribute_matrix(coded, attributes, coding.attribute_inputs)
+    return coded.interactions(attributes=behind, **coding.matrix)
 
 
 def _counted(rows: pa.Table, counting: Counting) -> Iterator[pa.RecordBatch]:
-    data = interactions_of(
-        rows,
-        by_session=counting.by_session,
-        item_ids=counting.item_ids,
-        attribute_inputs=counting.attribute_inputs,
-        until=counting.until,
-        matrix=counting.matrix,
-    )
+    data = interactions_of(rows, counting.coding)
     if data is None:
         return
     counts, parts = gram_parts(

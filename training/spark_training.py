@@ -17,9 +17,9 @@ import math
 import time
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -85,6 +85,7 @@ from consentier.training.spark_tasks import (
     INPUT,
     REPEAT,
     SOLVED,
+    Coding,
     Counting,
     GramFiles,
     Solving,
@@ -95,7 +96,6 @@ from consentier.training.spark_tasks import (
 from consentier.writing import scratch
 
 __all__ = [
-    "FitOnSpark",
     "TierOnSpark",
     "distinct_behind",
     "fit_on_spark",
@@ -294,14 +294,6 @@ def require_fitted_here(config: Config, tiers: Sequence[Tier]) -> None:
             )
 
 
-class FitOnSpark(Protocol):
-    """Fits one of the four models, as `TierOnSpark.fitted` does."""
-
-    def __call__(self, one: TierOnSpark, /) -> FittedTier:
-        """The model of a tier."""
-        ...
-
-
 def fit_on_spark(
     tier: Tier,
     gate: SparkGate,
@@ -309,7 +301,7 @@ def fit_on_spark(
     draft: Draft | None,
     *,
     show_progress: bool,
-    fit_model: FitOnSpark | None = None,
+    fit_model: Callable[[TierOnSpark], FittedTier] | None = None,
 ) -> Fit:
     """Fit one tier on what the gate lets through, and draft what is to be kept of persons.
 
@@ -424,8 +416,7 @@ class TierOnSpark:
         encoder = self.encoder(len(index))
         model = estimator(self.tier, self.config, len(index), self.min_persons, 1, self.seed)
         if isinstance(model, ALS):
-            published = self.with_items(rows, index.ids(np.arange(len(index))))
-            given = self._with_inputs(published, self.attributes, encoder)
+            given = self._with_inputs(self._published(rows, index), self.attributes, encoder)
             until, keep = self.permitted.until, self.gate.keep
             return fitted_als(self.tier, self.config, given, until, index, encoder, model, keep)
         counted = self.counted(rows, self.attributes, index, encoder, self.permitted.until)
@@ -477,6 +468,10 @@ class TierOnSpark:
         wanted = self.session.createDataFrame([(item,) for item in ids], "item_id string")
         return rows.join(functions.broadcast(wanted), "item_id", "left_semi")
 
+    def _published(self, rows: DataFrame, index: ItemIndex) -> DataFrame:
+        """The rows whose items are published: all of them, where one person is enough."""
+        return rows if self.min_persons <= 1 else self.with_items(rows, index.ids(np.arange(len(index))))
+
     def encoder(self, items: int) -> AttributeEncoder:
         """Learnt from how many customers have each value of an attribute, counted on the executors."""
         attributes = self.attributes
@@ -516,16 +511,18 @@ class TierOnSpark:
             Microseconds since the epoch: all rows are from before it.
         """
         model = self._model(len(index))
-        if self.min_persons > 1:
-            rows = self.with_items(rows, index.ids(np.arange(len(index))))
+        rows = self._published(rows, index)
         ridge = isinstance(model, LocalRidge)
         session = self.tier is Tier.SESSION
-        counting = Counting(
+        coding = Coding(
             item_ids=tuple(index.ids(np.arange(len(index)))),
             attribute_inputs=encoder.input_count,
             until=until,
             by_session=session,
             matrix=matrix_settings(self.tier, self.config),
+        )
+        counting = Counting(
+            coding=coding,
             row_exponent=model.row_exponent if isinstance(model, LocalRidge) else 0.0,
             min_persons=self.min_persons,
             distance_decay=model.distance_decay if isinstance(model, LocalRidge) else None,

@@ -161,17 +161,18 @@ def rows_with_inputs(session: SparkSession, rows: TierRows, encoder: AttributeEn
 def test_the_weights_are_those_of_one_machine(
     session: SparkSession, permitted: PermittedRows, config: Config
 ) -> None:
-    from consentier.training.spark_als import Weighing, weighted_persons
+    from consentier.training.spark_als import weighted_persons
+    from consentier.training.spark_tasks import Coding
 
     rows = TierRows(Tier.FUSED, permitted, 2)
     encoder, expected = rows._data(config.fused)
     assert encoder.input_count
-    weighing = Weighing(
-        rows.coded.item_ids, encoder.input_count, permitted.until,
-        matrix_settings(Tier.FUSED, config.fused), block_rows=100,
+    coding = Coding(
+        rows.coded.item_ids, encoder.input_count, permitted.until, by_session=False,
+        matrix=matrix_settings(Tier.FUSED, config.fused), block_rows=100,
     )  # fmt: skip
     frame = rows_with_inputs(session, rows, encoder)
-    found = weighted_persons(frame, weighing, 3, lambda kept: kept.persist()).toArrow()
+    found = weighted_persons(frame, coding, 3, lambda kept: kept.persist()).toArrow()
     persons = found["person"].to_numpy()
     shape = (persons.max() + 1, expected.matrix.shape[1])
     matrix = sp.csr_matrix((found["weight"].to_numpy(), (persons, found["input"].to_numpy())), shape=shape)
