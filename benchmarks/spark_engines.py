@@ -94,8 +94,8 @@ def main() -> None:
     if arguments.set and arguments.data is None:
         parser.error("--set needs --data")
     with tempfile.TemporaryDirectory() as folder:
-        print("| shop | rows | engine | command | s | CPU s | MB | equal |")
-        print("|---|---:|---|---|---:|---:|---:|---|")
+        print("| shop | rows | engine | command | s | CPU s | MB | tasks, s | no task, s | equal |")
+        print("|---|---:|---|---|---:|---:|---:|---:|---:|---|")
         for name, shop in shops(arguments, Path(folder)):
             told = compared(name, shop, arguments, Path(folder) / "results")
             print("\n".join(table_rows(told)), flush=True)
@@ -272,9 +272,13 @@ def table_rows(told: dict[str, Any]) -> Iterator[str]:
                 channel = command.removeprefix("score ")
                 same = "yes" if told["lists_equal"][channel] else "NO"
                 equal = f"{told['lists'][channel]:,} rows: {same}"
-            measured = (f"{cost[name]:,.0f}" for name in ("wall_seconds", "cpu_seconds", "peak_megabytes"))
+            measured = [cost[name] for name in ("wall_seconds", "cpu_seconds", "peak_megabytes")]
+            cells = [f"{value:,.0f}" for value in measured] + ["", ""]
+            if (tasks := cost["tasks"]) is not None:
+                alone = tasks["span_seconds"] - tasks["busy_seconds"]
+                cells[-2:] = [f"{tasks['task_seconds']:,.0f}", f"{alone:,.0f}"]
             rows = f"{sum(told['rows'].values()):,}"
-            yield f"| {' | '.join([told['shop'], rows, engine, command, *measured, equal])} |"
+            yield f"| {' | '.join([told['shop'], rows, engine, command, *cells, equal])} |"
 
 
 if __name__ == "__main__":

@@ -49,15 +49,6 @@ class Tasks:
     shuffled_megabytes: float
     spilled_megabytes: float
 
-    @property
-    def alone_seconds(self) -> float:
-        """Wall time in which no task ran: the driver, planning, fetching, writing."""
-        return self.span_seconds - self.busy_seconds
-
-    def expected_seconds(self, cores: int) -> float:
-        """Wall time with so many cores if tasks share themselves out evenly (Amdahl's law)."""
-        return self.alone_seconds + max(self.task_seconds / cores, self.longest_seconds)
-
 
 def read_event_logs(folder: Path) -> Tasks:
     """Read the log of the one application that wrote into a folder.

@@ -13,8 +13,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from spark_sessions import spark_session
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 _NEEDED = (
     "PostgreSQL is not here: install its server programs (Debian, Ubuntu: apt-get install postgresql), "
@@ -197,3 +202,10 @@ def _redis() -> Iterator[RedisServer]:
             yield server
         finally:
             server.stop()
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[SparkSession]:
+    """Apache Spark, of the tests of one file."""
+    with spark_session() as opened:
+        yield opened

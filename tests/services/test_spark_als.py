@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ import pytest
 import scipy.sparse as sp
 from numpy.typing import NDArray
 from shops import event
-from spark_sessions import spark_session
 
 from consentier import Channel, Permission, Recommender, Request
 from consentier.consent import Policy, Tier
@@ -41,12 +39,6 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 pytestmark = pytest.mark.service("spark")
-
-
-@pytest.fixture(scope="module")
-def session() -> Iterator[SparkSession]:
-    with spark_session() as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from engines import write_factors
-from spark_sessions import spark_session
 from typer.testing import CliRunner
 
 from consentier.cli.app import app
@@ -43,12 +42,6 @@ pytestmark = pytest.mark.service("spark")
 OPEN = Policy(
     "open", Policy.default().matrix, Switches(crm_on_site=True, shared_device_login=False, ads_purpose=True)
 )
-
-
-@pytest.fixture(scope="module")
-def session() -> Iterator[SparkSession]:
-    with spark_session() as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

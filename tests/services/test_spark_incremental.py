@@ -7,7 +7,6 @@ import datetime as dt
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from shops import consent, link, shop
-from spark_sessions import spark_session
 
 from consentier.consent import ConsentRecord, Ledger, Policy, Tier
 from consentier.consent.lifetimes import Lifetimes
@@ -105,12 +103,6 @@ class Trained:
             shop, config or self.config, out, tiers=tiers, restricted=place, show_progress=False,
             force=True, **options,
         ).digests  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def session() -> Iterator[SparkSession]:
-    with spark_session() as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import dataclasses
 import datetime as dt
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from shops import day, event
-from spark_sessions import spark_session
 from typer.testing import CliRunner
 
 from consentier.cli.app import app
@@ -39,12 +37,6 @@ EVERY_SWITCH = Policy(
     Policy.default().matrix,
     Switches(include_single_source_in_fused=True, anonymous_statistics=True),
 )
-
-
-@pytest.fixture(scope="module")
-def session() -> Iterator[SparkSession]:
-    with spark_session() as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")
