@@ -34,6 +34,7 @@ from consentier.training.spark_tasks import Coding, interactions_of, whole_perso
 __all__ = [
     "Objective",
     "Totals",
+    "factors_freed",
     "fit_als",
     "fitted_als",
     "item_factors",
@@ -313,7 +314,7 @@ def fitted_als(
     if not totals.entries:
         raise TrainingError(f"the {tier} tier has permitted rows, but all of them weigh 0: see event_weights")
     objective = Objective.of(config, totals)
-    with _factors_freed(rows.sparkSession):
+    with factors_freed(rows.sparkSession):
         found = fit_als(weighted, objective, config, blocks=cores, seed=model.seed)
         factors = item_factors(found, inputs)
     model.set_fitted(principal_axes(factors), counts[: len(index)])
@@ -330,7 +331,7 @@ def fitted_als(
 
 
 @contextlib.contextmanager
-def _factors_freed(session: SparkSession) -> Iterator[None]:
+def factors_freed(session: SparkSession) -> Iterator[None]:
     """Let go, at the end of the block, of what `pyspark.ml` keeps: factors of persons are among it."""
     context = session.sparkContext._jsc
     before = set(context.getPersistentRDDs())

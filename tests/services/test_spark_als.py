@@ -174,7 +174,7 @@ def test_the_weights_are_those_of_one_machine(
 
 def test_folding_in_gives_the_factors_that_spark_has_for_a_person(session: SparkSession) -> None:
     """Scores are compared, because axes are not those of Spark; the exported factors are turned."""
-    from consentier.training.spark_als import Objective, fit_als, item_factors, totals_of
+    from consentier.training.spark_als import Objective, factors_freed, fit_als, item_factors, totals_of
 
     rng = np.random.default_rng(0)
     matrix = sp.random_array((60, 40), density=0.2, rng=rng, format="csr", dtype=np.float32)
@@ -191,13 +191,14 @@ def test_folding_in_gives_the_factors_that_spark_has_for_a_person(session: Spark
     objective = Objective.of(config, totals)
     penalty = 0.01 * (totals.weight + 0.1 * 60 * 41)
     assert penalty == pytest.approx(objective.folding.entry_regularisation * matrix.nnz)
-    model = fit_als(weighted, objective, config, blocks=2, seed=1)
-    factors = item_factors(model, 41)
+    with factors_freed(session):  # what is kept is looked for by another test
+        model = fit_als(weighted, objective, config, blocks=2, seed=1)
+        factors = item_factors(model, 41)
+        users = model.userFactors.orderBy("id").toArrow().combine_chunks()
     assert not factors[40].any()
     turned = principal_axes(factors)
     histories = sp.csr_matrix((matrix.data, matrix.indices, matrix.indptr), shape=(60, 41))
     folded = fold_in_rows(histories, turned, gram_diagonal(turned), objective.folding)
-    users = model.userFactors.orderBy("id").toArrow().combine_chunks()
     known = users["id"].to_numpy()
     own = users["features"].combine_chunks().flatten().to_numpy().reshape(-1, 7)
     expected = own.astype(np.float64) @ factors.T
