@@ -144,7 +144,7 @@ def _taken_back(
     A grant is dated to the last of its dates, so a refusal of the same purposes must come no earlier than the
     last of all dates, whatever it says itself. Where a purpose or a date is missing, that is not known.
     """
-    purposes = settings.purposes.get(permission, frozenset())
+    purposes = frozenset(settings.purposes.get(permission, ()))
     found = [each for each in transactions if each.purpose in purposes or each.withdraws]
     if not settings.rely_on_interaction_dates or not purposes <= {each.purpose for each in found}:
         return None
