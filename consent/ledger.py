@@ -273,7 +273,8 @@ class Ledger:
         Returns
         -------
         bool
-            Whether the link is on record.
+            Whether the link is on record. A device on which another login was noted before joins nobody all
+            the same: ask `resolve`.
         """
         link = Link(visitor_id, customer_id, at, evidence)
         found = self.resolve(visitor_id=visitor_id, customer_id=customer_id, at=at)
@@ -308,8 +309,8 @@ class Ledger:
     def dissolve_links(self, *, visitor_id: str | None = None, customer_id: str | None = None) -> int:
         """Delete the links of a visitor, of a customer, or between the two; return how many there were.
 
-        A device on which several customers were seen stays unlinkable. One that was seen with a single
-        customer is as if it had never been linked, so that the same customer can be linked to it anew.
+        The devices link to nobody afterwards, the same customer included: a trace without a name says that
+        somebody was seen there, so that the next customer to log in is not joined with what this one browsed.
         """
         self._require_whole("erased from")
         if visitor_id is not None:
@@ -321,8 +322,7 @@ class Ledger:
         doomed = [
             link for link in links if link.customer_id is not None and customer_id in (None, link.customer_id)
         ]
-        shared = [link for link in doomed if self._is_shared(link.visitor_id)]
-        return self._erase([link.entry for link in doomed], _remnants_of(shared))
+        return self._erase([link.entry for link in doomed], _remnants_of(doomed))
 
     def erased(self) -> list[str]:
         """The commitments of all erased entries, in order. They hold nothing about anybody.
@@ -364,10 +364,6 @@ class Ledger:
             elif entry.kind == "Link":
                 remnants += _remnants_of([LinkRow._make((*row[:3], entry.position, entry.position))])
         return self._erase(list(positions), remnants)
-
-    def _is_shared(self, visitor_id: str) -> bool:
-        logins = self._store.about(visitor_id, None).links
-        return len({login.customer_id for login in logins if login.linked_at is not None}) > 1
 
     def _erase(self, entries: Sequence[int], remnants: Sequence[Remnant]) -> int:
         return self._store.erase(sorted(entries), remnants, microseconds(dt.datetime.now(dt.UTC)))
