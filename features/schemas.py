@@ -70,7 +70,7 @@ class Column:
     required
         Must be in the table; where False, an absent column reads as all null.
     nullable
-        May hold nulls. An empty text is a null everywhere.
+        May hold nulls. An empty text is a null in every column of the contract.
     allowed
         The only values that it may hold, or None for any.
     minimum
@@ -103,7 +103,8 @@ class TableSchema:
     optional
         The shop may leave the table out, or leave it empty.
     open_columns
-        Columns beyond those named are kept as they are (attributes). In other tables they are not read.
+        Columns beyond those named are kept as they are (attributes; an empty text stays one). In other tables
+        they are not read.
     """
 
     name: str

@@ -56,6 +56,7 @@ __all__ = [
     "TableValidator",
     "ValidationReport",
     "check_header",
+    "folded",
     "validate_table",
 ]
 
@@ -222,7 +223,7 @@ def validate_table(
     -------
     table, report
         The good rows in their order, with the columns of the schema first and then, in an open table, all
-        others as they were.
+        others as they were (decimals as float64, which models read).
 
     Raises
     ------
@@ -252,8 +253,8 @@ def check_header(schema: TableSchema, names: Sequence[str], file: str = "") -> N
     if len(names) > MOST_COLUMNS:
         raise DataError(f"{place}: {len(names)} columns; at most {MOST_COLUMNS} are read: is it this table?")
     known = schema.column_names
-    others = {_folded(name): name for name in names if name not in known}
-    if not {*names, *others} & {*known, *map(_folded, known)}:
+    others = {folded(name): name for name in names if name not in known}
+    if not {*names, *others} & {*known, *map(folded, known)}:
         # A file without a header begins with a person, whom no message may name.
         raise DataError(
             f"{place}: none of its {len(names)} columns has a name of the contract: the first line must be a "
@@ -265,10 +266,10 @@ def check_header(schema: TableSchema, names: Sequence[str], file: str = "") -> N
     for column in schema.columns:
         if column.name in names:
             continue
-        folded = _folded(column.name)
-        near = [folded] if folded in others else []
+        plain = folded(column.name)
+        near = [plain] if plain in others else []
         if column.required:
-            near = near or difflib.get_close_matches(folded, others, n=1, cutoff=0.6)
+            near = near or difflib.get_close_matches(plain, others, n=1, cutoff=0.6)
             raise DataError(
                 f"{place}: missing column {column.name} ({column.type}): {_remedy(column, others, near)}"
             )
@@ -286,7 +287,8 @@ def _remedy(column: Column, others: Mapping[str, str], near: Sequence[str]) -> s
     return f"it holds {column.doc}: rename {'one of ' if len(others) > 1 else ''}{names}?"
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
+    """A name without what tells its spellings apart: case, width, spaces and punctuation."""
     plain = unicodedata.normalize("NFKC", name).casefold()  # wide letters and the like are a spelling, too
     return "".join(character for character in plain if character.isalnum())
 
@@ -365,7 +367,9 @@ class TableValidator:
             columns[column.name], broken = _checked(column, batch.column(column.name))
             found.extend((column, rule, mask) for rule, mask in broken)
         if self._schema.open_columns:
-            columns |= {name: batch.column(name) for name in batch.schema.names if name not in columns}
+            columns |= {
+                name: _attribute(batch.column(name)) for name in batch.schema.names if name not in columns
+            }
         return pa.table(columns), found
 
     def _judge(self, chunk: Chunk, table: pa.Table, found: list[tuple[Column, Rule, _Mask]]) -> None:
@@ -537,7 +541,10 @@ def _excerpt(value: pa.Scalar) -> str | None:
     """The beginning of a value as text; None for a nested one, and for a time that Python may not know."""
     if pa.types.is_nested(value.type) or pa.types.is_timestamp(value.type):
         return None
-    return str(value.as_py())[:_EXCERPT]
+    try:
+        return str(value.as_py())[:_EXCERPT]
+    except (OverflowError, ValueError):  # a date beyond Python's calendar
+        return None
 
 
 def _form(text: str) -> str:
@@ -597,6 +604,13 @@ def _plain(raw: pa.Array) -> pa.Array:
     if pa.types.is_string(raw.type):
         return _only(raw, ~_mask(pc.equal(raw, "")))
     return raw
+
+
+def _attribute(raw: pa.Array) -> pa.Array:
+    """A column beyond the contract as it is, in a type that models read: no decimals, no views of texts."""
+    if pa.types.is_decimal(raw.type):
+        return raw.cast(pa.float64())
+    return raw.cast(pa.string()) if pa.types.is_string_view(raw.type) else raw
 
 
 def _refused(raw: pa.Array, to: ColumnType) -> tuple[pa.Array, list[_Found]]:

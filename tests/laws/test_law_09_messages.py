@@ -150,7 +150,7 @@ def test_a_file_without_a_header_is_refused_without_its_first_row(cells: list[st
     Break(
         "a first row is taken for names",
         check_header,
-        "if not {*names, *others} & {*known, *map(_folded, known)}:",
+        "if not {*names, *others} & {*known, *map(folded, known)}:",
         "if False:",
         [PERSON, PERSON],
     )
