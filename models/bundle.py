@@ -302,8 +302,8 @@ def open_bundle(
     path
         The directory. It may itself be a symbolic link; nothing inside it may.
     verify
-        Read every array once: compare its SHA-256 and check the reserved ones (item index, weights). False
-        checks manifest, listing, sizes and headers only and reads no payload.
+        Read every array once: compare its SHA-256 and check the reserved ones (item index, weights, factors).
+        False checks manifest, listing, sizes and headers only and reads no payload.
     expected_digest
         The digest that a registry pinned. It is compared before the manifest is parsed.
     threads

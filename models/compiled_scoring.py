@@ -160,8 +160,9 @@ def dense_lists(
     """`best_lists` for all requests of a batch, with sums that stand in one array over all items.
 
     That array is scratch memory which the requests share: 13 bytes an item, and no table of hashes for each
-    request. Nothing is added to scores but what rows say. Request k, where it is `limited`, holds only items
-    of the groups that are opened to it, which ascend; `groups` has the group of each item.
+    request. Nothing is added to scores but what rows say, and n must be at least 1. Request k, where it is
+    `limited`, holds only items of the groups that are opened to it, which ascend; `groups` has the group of
+    each item.
     """
     lists = np.full((row_starts.size - 1, n), -1, np.int64)
     best = np.zeros((row_starts.size - 1, n), np.float64)

@@ -286,7 +286,7 @@ def gram_statistics(
     Notes
     -----
     O(sum of squared row lengths) time, twice (a counting pass allocates exactly). Memory: 12 bytes an entry
-    of the result (20 with persons) and some 30 bytes an input and thread.
+    of the result, 8 more with persons and 8 more with an order, and some 30 bytes an input and thread.
     """
     _require_positive("min_persons", min_persons)
     require_budget(max_gram_entries, user_items.shape[1])
