@@ -43,9 +43,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from consentier.consent.permissions import CONTACT_CHANNELS
 from consentier.errors import DataError
-from consentier.features.schemas import Column, ColumnType, TableSchema
+from consentier.features.schemas import PLAIN_PERMISSIONS, Column, ColumnType, TableSchema
 
 __all__ = [
     "Chunk",
@@ -87,8 +86,6 @@ _OFFSET = r"(?:Z|[+-](?:[01]\d|2[0-3])(?::?[0-5]\d)?)"
 _INSTANT = rf"^{_DATE}[T ]{_TIME_OF_DAY}{_OFFSET}?$"
 _NUMBER = r"^-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?$"
 _WHOLE = r"^-?\d{1,18}$"
-
-_DROPPABLE_PERMISSIONS = ["online", "crm", *sorted(f"contact:{channel}" for channel in CONTACT_CHANNELS)]
 
 
 class Rule(enum.StrEnum):
@@ -562,7 +559,7 @@ def _form(text: str) -> str:
 def _is_droppable_grant(consents: pa.Table) -> _Mask:
     """Grants whose loss permits nothing, provided that the subject's other such grants go with them."""
     granted = _mask(pc.equal(consents["state"], "granted"))
-    return granted & _mask(pc.is_in(consents["permission"], value_set=pa.array(_DROPPABLE_PERMISSIONS)))
+    return granted & _mask(pc.is_in(consents["permission"], value_set=pa.array(PLAIN_PERMISSIONS)))
 
 
 def _mask(values: pa.Array | pa.ChunkedArray) -> _Mask:
