@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from consentier.errors import BundleMalformed, ConsentierError
-from consentier.models.bundle import JSON
+from consentier.models.bundle_manifest import JSON
 from consentier.models.gram import GramStatistics
 from consentier.models.item_index import ItemIndex
 from consentier.models.repeats import RepeatCounts
