@@ -33,8 +33,6 @@ def check_csr(
     indices: NDArray[Any],
     data: NDArray[Any],
     shape: tuple[int, int],
-    *,
-    prefix: str = "",
 ) -> None:
     """Check that three arrays are a canonical compressed sparse row matrix.
 
@@ -48,8 +46,6 @@ def check_csr(
         Float or integer, shape (entries,), finite.
     shape
         Rows and columns.
-    prefix
-        What stands before ``indptr``, ``indices`` and ``data`` in the names of the arrays, for messages.
 
     Raises
     ------
@@ -65,29 +61,28 @@ def check_csr(
     for part, array, kinds in (("indptr", indptr, "iu"), ("indices", indices, "iu"), ("data", data, "fiu")):
         if array.ndim != 1 or array.dtype.kind not in kinds:
             raise BundleMalformed(
-                f"{prefix}{part} must be one-dimensional {'numbers' if 'f' in kinds else 'integers'}, got "
+                f"{part} must be one-dimensional {'numbers' if 'f' in kinds else 'integers'}, got "
                 f"{array.dtype} of shape {array.shape}"
             )
     entries = indices.size
     if not indptr.size or indptr.size != rows + 1:
-        raise BundleMalformed(f"{prefix}indptr has {indptr.size} entries; {rows} rows need {rows + 1}")
+        raise BundleMalformed(f"indptr has {indptr.size} entries; {rows} rows need {rows + 1}")
     if data.size != entries:
-        raise BundleMalformed(f"{prefix}data has {data.size} entries and {prefix}indices {entries}")
+        raise BundleMalformed(f"data has {data.size} entries and indices {entries}")
     if indptr[0] != 0 or indptr[-1] != entries:
         raise BundleMalformed(
-            f"{prefix}indptr runs from {indptr[0]} to {indptr[-1]}; expected 0 to {entries}, the number of "
-            "entries"
+            f"indptr runs from {indptr[0]} to {indptr[-1]}; expected 0 to {entries}, the number of entries"
         )
     descending = np.flatnonzero(indptr[1:] < indptr[:-1])
     if descending.size:
-        raise BundleMalformed(f"{prefix}indptr descends at row {descending[0]}")
-    _check_columns(indptr, indices, columns, prefix)
+        raise BundleMalformed(f"indptr descends at row {descending[0]}")
+    _check_columns(indptr, indices, columns)
     for start in range(0, entries, _ENTRIES_AT_ONCE):
         infinite = np.flatnonzero(~np.isfinite(data[start : start + _ENTRIES_AT_ONCE]))
         if infinite.size:
             place = start + int(infinite[0])
             raise BundleMalformed(
-                f"{prefix}data holds {data[place]} in row {_row_of(indptr, place)}; weights must be finite"
+                f"data holds {data[place]} in row {_row_of(indptr, place)}; weights must be finite"
             )
 
 
@@ -171,14 +166,14 @@ def check_prior_factors(
         raise BundleMalformed("prior_factors hold a number that is not finite")
 
 
-def _check_columns(indptr: NDArray[Any], indices: NDArray[Any], columns: int, prefix: str) -> None:
+def _check_columns(indptr: NDArray[Any], indices: NDArray[Any], columns: int) -> None:
     """Check columns block by block, so that each is read from memory once."""
     for start in range(0, indices.size, _ENTRIES_AT_ONCE):
         block = indices[start : start + _ENTRIES_AT_ONCE + 1]  # one more: the next one must ascend too
         if not (block.min() >= 0 and block.max() < columns):
             place = start + int(np.flatnonzero((block < 0) | (block >= columns))[0])
             raise BundleMalformed(
-                f"{prefix}indices holds column {indices[place]} in row {_row_of(indptr, place)}; the "
+                f"indices holds column {indices[place]} in row {_row_of(indptr, place)}; the "
                 f"matrix has {columns} columns"
             )
         places = start + 1 + np.flatnonzero(block[1:] <= block[:-1])
@@ -186,7 +181,7 @@ def _check_columns(indptr: NDArray[Any], indices: NDArray[Any], columns: int, pr
         bad = places[indptr[np.searchsorted(indptr, places)] != places]
         if bad.size:
             row = _row_of(indptr, bad[0])
-            raise BundleMalformed(f"{prefix}indices of row {row} do not ascend without duplicates")
+            raise BundleMalformed(f"indices of row {row} do not ascend without duplicates")
 
 
 def _row_of(indptr: NDArray[Any], position: int | np.integer) -> int:

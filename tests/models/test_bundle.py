@@ -487,8 +487,8 @@ def test_a_malformed_matrix_is_named(
 
 
 def test_a_matrix_of_the_wrong_type_is_named() -> None:
-    with pytest.raises(BundleMalformed, match=r"^x_indices must be one-dimensional integers, got float64"):
-        check_csr(np.array([0, 1]), np.array([0.0]), np.array([1.0]), (1, 1), prefix="x_")
+    with pytest.raises(BundleMalformed, match=r"^indices must be one-dimensional integers, got float64"):
+        check_csr(np.array([0, 1]), np.array([0.0]), np.array([1.0]), (1, 1))
     with pytest.raises(BundleMalformed, match=r"^indptr must be one-dimensional"):
         check_csr(np.array([[0, 1]]), np.array([0]), np.array([1.0]), (1, 1))
 
