@@ -21,9 +21,10 @@ from pyspark.sql import DataFrame, SparkSession, functions, types
 from consentier.consent.records import SubjectKind
 from consentier.errors import DataError
 from consentier.features.consent_intervals import FOREVER, MISSING
+from consentier.features.headers import check_header
 from consentier.features.schemas import SCHEMAS, ColumnType, TableSchema, arrow_schema
 from consentier.features.tables import refuse_misnamed
-from consentier.features.validation import Chunk, TableValidator, check_header, validate_table
+from consentier.features.validation import Chunk, TableValidator, validate_table
 
 __all__ = ["Mask", "SparkTables", "read_spark_tables", "rows_where", "rows_without", "values_in"]
 

@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 
 from consentier.errors import DataError
 from consentier.features.directories import written_beside
+from consentier.features.headers import check_header, folded
 from consentier.features.parquet_files import bounded_batches
 from consentier.features.schemas import SCHEMAS, Column, ColumnType, TableSchema, arrow_schema
 from consentier.features.validation import (
@@ -40,8 +41,6 @@ from consentier.features.validation import (
     OnBadRows,
     TableValidator,
     ValidationReport,
-    check_header,
-    folded,
 )
 
 if TYPE_CHECKING:
