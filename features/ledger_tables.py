@@ -129,11 +129,10 @@ def _opened(data: Path) -> Iterator[dict[str, Chunks]]:
             )
         yield {data.stem: reader_of(data)}
         return
-    with open_directory(str(data)) as source:
-        readers = {name: source.tables[name] for name in _TABLES if name in source.tables}
-        if not readers:
+    with open_directory(str(data), _TABLES) as source:
+        if not source.tables:
             raise DataError(f"{data}: holds neither consents nor identities, as .parquet or .csv")
-        yield readers
+        yield dict(source.tables)
 
 
 def _validated(name: str, chunks: Chunks, show_progress: bool) -> pa.Table:

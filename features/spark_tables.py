@@ -153,7 +153,8 @@ def read_spark_tables(session: SparkSession, folder: str) -> SparkTables:
         for frame in there.values():
             found[name] = frame
     if local is not None:
-        refuse_misnamed(found, [path.name for path in local.iterdir()], f"{_ON_SPARK}: convert or rename it")
+        names = [path.name for path in local.iterdir()]
+        refuse_misnamed(SCHEMAS.keys() - found.keys(), names, f"{_ON_SPARK}: convert or rename it")
     if not found:
         raise DataError(f"{folder}: no table there: {_ON_SPARK}")
     return SparkTables.of(session, **found)
@@ -173,7 +174,7 @@ def _is_there(session: SparkSession, path: str) -> bool:
     try:
         session.read.text(path)
     except AnalysisException as error:
-        return error.getCondition() != _NOWHERE
+        return bool(error.getCondition() != _NOWHERE)
     return True
 
 

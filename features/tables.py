@@ -1,10 +1,11 @@
 """Reads the shop's tables from a directory or a database, and writes tables to a directory.
 
 A directory holds, for each table of the contract, ``NAME.parquet``, ``NAME.csv`` or a folder ``NAME/`` of
-Parquet parts (read in the order of their names). CSV files are UTF-8 with a header, comma-separated, quoted
-with ``"``. Values in attribute columns of a CSV file stay texts: a type guessed from all rows would let rows
-that a model may not read change what it sees. A database holds one table or view per table of the contract;
-all are read in one transaction, so that consents and events are of one moment.
+Parquet parts (read in the order of their names; what begins with ``_`` or ``.`` is none). CSV files are UTF-8
+with a header, comma-separated, quoted with ``"``. Values in attribute columns of a CSV file stay texts: a
+type guessed from all rows would let rows that a model may not read change what it sees. A database holds one
+table or view per table of the contract; all are read in one transaction, so that consents and events are of
+one moment.
 
 Sources are read in chunks. Memory: the validated tables, 8 bytes a row, and one chunk.
 """
@@ -162,13 +163,13 @@ def _require_tables(source: Source) -> None:
         raise DataError(f"tables events and orders: missing table: supply at least one of the two{near}")
 
 
-def refuse_misnamed(tables: Collection[str], others: Iterable[str], remedy: str) -> None:
+def refuse_misnamed(absent: Iterable[str], others: Iterable[str], remedy: str) -> None:
     """Refuse what carries the name of an absent table, and would not be read: a flag in it would be lost.
 
     Parameters
     ----------
-    tables
-        The tables of the contract that are read.
+    absent
+        Tables of the contract that are not there.
     others
         The names of whatever else stands there: of a file, up to its first point what table it might be.
     remedy
@@ -179,9 +180,9 @@ def refuse_misnamed(tables: Collection[str], others: Iterable[str], remedy: str)
     DataError
         One of the others is called like a table that is not read, in whatever spelling.
     """
-    absent = {folded(name): name for name in SCHEMAS if name not in tables}
+    spelt = {folded(name): name for name in absent}
     for other in sorted(others):
-        name = absent.get(folded(other.partition(".")[0]))
+        name = spelt.get(folded(other.partition(".")[0]))
         if name is not None:
             raise DataError(f"table {name}: {other!r} is not read: {remedy}")
 
@@ -199,20 +200,39 @@ def _columns_to_read(schema: TableSchema, names: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def open_directory(source: str) -> Iterator[Source]:
+def open_directory(source: str, names: Collection[str] = tuple(SCHEMAS)) -> Iterator[Source]:
     """The tables of the contract that a directory holds, as Parquet or CSV.
+
+    Parameters
+    ----------
+    source
+        The directory.
+    names
+        Tables that are wanted; no other is looked at.
 
     Raises
     ------
     DataError
-        If there is no such directory, or a table stands in it twice, or in a form that is not read.
+        If there is no such directory, it cannot be read, or a table stands in it twice, or in a form that is
+        not read.
     """
     folder = Path(source)
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "no such directory"
-        raise DataError(f"{source}: {what}: give the directory that holds the shop's tables")
+    try:
+        if not folder.is_dir():
+            what = "is a file" if folder.exists() else "no such directory"
+            raise DataError(f"{source}: {what}: give the directory that holds the shop's tables")
+        tables = _tables_in(folder, names)
+        others = [path.name for path in folder.iterdir()]
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read: {error}") from error
+    remedy = "a table is NAME.csv, NAME.parquet or NAME/: convert or rename it"
+    refuse_misnamed(set(names) - tables.keys(), others, remedy)
+    yield Source(tables, sorted({other.partition(".")[0] for other in others} - tables.keys()))
+
+
+def _tables_in(folder: Path, names: Collection[str]) -> dict[str, Chunks]:
     tables: dict[str, Chunks] = {}
-    for name in SCHEMAS:
+    for name in names:
         candidates = [
             path
             for path, there in (
@@ -227,9 +247,7 @@ def open_directory(source: str) -> Iterator[Source]:
             raise DataError(f"table {name}: {both} stand beside each other: keep one of them")
         if candidates:
             tables[name] = reader_of(candidates[0])
-    others = [path.name for path in folder.iterdir()]
-    refuse_misnamed(tables, others, "a table is NAME.csv, NAME.parquet or NAME/: convert or rename it")
-    yield Source(tables, sorted({other.partition(".")[0] for other in others} - tables.keys()))
+    return tables
 
 
 def reader_of(path: Path) -> Chunks:
@@ -242,9 +260,18 @@ def reader_of(path: Path) -> Chunks:
 
 
 def _parquet_parts(folder: Path, schema: TableSchema) -> Iterator[Chunk]:
-    parts = sorted(folder.glob("*.parquet"))
+    try:
+        parts = sorted(path for path in folder.iterdir() if not path.name.startswith((".", "_")))
+    except OSError as error:
+        raise DataError(f"table {schema.name}: {folder.name}/ cannot be read: {error}") from error
     if not parts:
         raise DataError(f"table {schema.name}: {folder.name}/ has no .parquet part: put one in or remove it")
+    for part in parts:
+        if part.suffix != ".parquet":  # left unread, a refusal in it would be lost
+            raise DataError(
+                f"table {schema.name}: {folder.name}/ holds {part.name!r}, which is not read: its parts are "
+                "files NAME.parquet: rename it, or put it elsewhere"
+            )
     for part in parts:
         yield from _parquet_chunks(part, f"{folder.name}/{part.name}", schema)
 
@@ -360,7 +387,7 @@ def _database(url: str) -> Iterator[Source]:
                     columns = [column["name"] for column in inspector.get_columns(name)]
                     tables[name] = _table_reader(connection, columns)
             others = sorted(set(there) - tables.keys())
-            refuse_misnamed(tables, others, "rename it, or make a view of that name")
+            refuse_misnamed(SCHEMAS.keys() - tables.keys(), others, "rename it, or make a view of that name")
             yield Source(tables, others)
     except sqlalchemy.exc.SQLAlchemyError as error:
         cause = getattr(error, "orig", None) or error

@@ -243,6 +243,31 @@ def test_a_table_that_would_not_be_read_for_its_name_is_refused(shop: Path, name
         read_shop(shop)
 
 
+@pytest.mark.parametrize("name", ["2.PARQUET", "2.csv", "2.parquet.bak", "day=2"])
+def test_a_part_that_would_not_be_read_is_refused(shop: Path, name: str) -> None:
+    """Left unread, a withdrawal in it would be lost."""
+    consents = read_shop(shop).consents
+    (shop / "consents.csv").unlink()
+    (shop / "consents").mkdir()
+    for part in ("1.parquet", "_SUCCESS", ".1.parquet.crc"):
+        pq.write_table(consents, shop / "consents" / part)
+    assert read_shop(shop).consents.equals(consents)
+    (shop / "consents" / name).mkdir()
+    with pytest.raises(DataError, match=f"table consents: consents/ holds '{name}', which is not read"):
+        read_shop(shop)
+
+
+def test_a_directory_that_cannot_be_listed_is_a_data_error(
+    shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match=r"cannot be read: .*Permission denied"):
+        read_shop(shop)
+
+
 def test_arguments_are_checked(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="source"):
         read_shop(3)  # type: ignore[arg-type]
