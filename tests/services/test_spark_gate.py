@@ -120,6 +120,26 @@ def test_a_table_that_spark_would_not_read_is_refused(
     assert read_spark_tables(spark._session, str(folder)).items.num_rows == tables.items.num_rows
 
 
+def test_a_gate_that_cannot_be_made_keeps_nothing(
+    tables: ShopTables, spark: ibis.BaseBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from consentier.features.spark_gate import SparkGate
+    from consentier.features.spark_tables import SparkTables
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no room")
+
+    session = spark._session
+    frames = {
+        name: session.createDataFrame(getattr(tables, name)) for name in ("events", "consents", "identities")
+    }
+    monkeypatch.setattr(SparkGate, "_read", fail)
+    with pytest.raises(RuntimeError, match="no room"):
+        SparkGate(session, SparkTables.of(session, **frames), day(CUTOFF), Policy.default())
+    views = session.sql("SHOW TABLES").toArrow()["tableName"].to_pylist()
+    assert not [name for name in views if name.startswith("consentier_")]
+
+
 def test_attributes_that_are_decimals_come_as_numbers(spark: ibis.BaseBackend) -> None:
     from consentier.features.spark_tables import SparkTables
 
