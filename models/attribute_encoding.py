@@ -33,9 +33,11 @@ class CategoryColumn:
 
     @property
     def input_count(self) -> int:
+        """Number of inputs of the column."""
         return len(self.levels) + self.rare
 
     def input_of(self, value: AttributeValue) -> int | None:
+        """The input that a value switches on; None where there is none. Cost: log of the levels."""
         text = category_text(value)
         if text is None:
             return None
@@ -55,9 +57,11 @@ class NumberColumn:
 
     @property
     def input_count(self) -> int:
+        """Number of inputs of the column."""
         return len(self.edges) + 1
 
     def input_of(self, value: AttributeValue) -> int | None:
+        """The input of the bin that a number falls into; None for what is no finite number."""
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             return None
         return self.first_input + bisect.bisect_right(self.edges, float(value))
