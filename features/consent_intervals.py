@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 from consentier.consent import Ledger, Source
 from consentier.consent.lifetimes import Lifetimes
 from consentier.consent.timeline import CLOCK_SKEW
-from consentier.features.schemas import SCHEMAS, ColumnType, TableSchema
+from consentier.features.schemas import RECORD_CONTENT, SCHEMAS, ColumnType, TableSchema
 from consentier.features.tables import ShopTables
 
 __all__ = [
@@ -50,9 +50,6 @@ BEGINNING = -(2**62)
 
 MISSING = "\ufdd0"
 """No text of anybody: one of the code points that Unicode keeps out of texts, for programs to use inside."""
-
-_CONTENT = tuple(name for name in SCHEMAS["consents"].column_names if name != "recorded_at")
-"""All that a record states, without when the ledger learnt of it."""
 
 KIND_OF_GRANT = ("collected_by", "jurisdiction", "permission")
 """What the lifetime of a grant depends on."""
@@ -247,7 +244,9 @@ def _claims(records: ibis.Table, lifetimes: ibis.Table) -> ibis.Table:
     by_id = records.group_by("record_id").aggregate(
         recorded=records.first_recorded.min(), versions=records.count(), known=records.conflicting.any()
     )
-    contents = records.select(*_CONTENT).semi_join(by_id.filter(by_id.versions > 1), "record_id").distinct()
+    contents = (
+        records.select(*RECORD_CONTENT).semi_join(by_id.filter(by_id.versions > 1), "record_id").distinct()
+    )
     contradicted = contents.group_by("record_id").aggregate(contents=contents.count())
     joined = records.inner_join(by_id, "record_id").left_join(contradicted, "record_id")
     joined = joined.left_join(lifetimes, KIND_OF_GRANT)

@@ -607,10 +607,10 @@ def _released(
 
 
 def _counted(judged: ibis.Table) -> ibis.Table:
-    """How many rows got which verdict; of those that pass, how many each subject has."""
+    """How many rows got which verdict; of those that pass, how many each subject has. It names no other."""
     subject = (judged.verdict == _PASSED).ifelse(judged.subject, "")
     return judged.group_by("verdict", subject=subject).aggregate(
-        person=judged.person.max(), rows=judged.count()
+        person=judged.person.max(where=judged.verdict == _PASSED), rows=judged.count()
     )
 
 

@@ -26,9 +26,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from consentier.consent import CONTACT_CHANNELS, ConsentRecord, Ledger, Link
+from consentier.consent import ConsentRecord, Ledger, Link
 from consentier.errors import DataError
-from consentier.features.schemas import SCHEMAS
+from consentier.features.schemas import PLAIN_PERMISSIONS, RECORD_CONTENT, SCHEMAS
 from consentier.features.tables import Chunks, open_directory, reader_of
 from consentier.features.validation import TableValidator
 from consentier.progress import progress
@@ -39,12 +39,6 @@ _TABLES = ("consents", "identities")
 
 _CHUNK_ROWS = 50_000
 """Rows that are appended at once, if no subject has more. About 1 kB each while they are."""
-
-_CONTENT = [name for name in SCHEMAS["consents"].column_names if name != "recorded_at"]
-"""All that a record states, without when the ledger learnt of it."""
-
-_PLAIN = ["online", "crm", *(f"contact:{channel}" for channel in CONTACT_CHANNELS)]
-"""Permissions of which a grant concerns nothing but itself."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -135,11 +129,10 @@ def _opened(data: Path) -> Iterator[dict[str, Chunks]]:
             )
         yield {data.stem: reader_of(data)}
         return
-    with open_directory(str(data)) as source:
-        readers = {name: source.tables[name] for name in _TABLES if name in source.tables}
-        if not readers:
+    with open_directory(str(data), _TABLES) as source:
+        if not source.tables:
             raise DataError(f"{data}: holds neither consents nor identities, as .parquet or .csv")
-        yield readers
+        yield dict(source.tables)
 
 
 def _validated(name: str, chunks: Chunks, show_progress: bool) -> pa.Table:
@@ -160,7 +153,7 @@ def _consent_chunks(consents: pa.Table) -> Iterator[pa.Table]:
     """The records in an order in which what came in permits no more than what is still to come."""
     contradicted = pc.is_in(consents["record_id"], value_set=_contradicted_ids(consents))
     plain = pc.and_(
-        pc.equal(consents["state"], "granted"), pc.is_in(consents["permission"], pa.array(_PLAIN))
+        pc.equal(consents["state"], "granted"), pc.is_in(consents["permission"], pa.array(PLAIN_PERMISSIONS))
     )
     others = pc.invert(contradicted)
     yield from _whole_chunks(consents.filter(contradicted), ["record_id"])
@@ -172,7 +165,7 @@ def _contradicted_ids(consents: pa.Table) -> pa.Array:
     """Record ids that stand for several contents in one table."""
     repeated = _ids_with_several(consents.select(["record_id"]))
     rows = consents.filter(pc.is_in(consents["record_id"], value_set=repeated))
-    return _ids_with_several(rows.group_by(_CONTENT).aggregate([]))
+    return _ids_with_several(rows.group_by(list(RECORD_CONTENT)).aggregate([]))
 
 
 def _ids_with_several(rows: pa.Table) -> pa.Array:

@@ -25,9 +25,20 @@ from types import MappingProxyType
 
 import pyarrow as pa
 
+from consentier.consent.permissions import CONTACT_CHANNELS
 from consentier.consent.records import PERMISSIONS, STATES
 
-__all__ = ["EVENT_TYPES", "ORDER_STATUSES", "SCHEMAS", "Column", "ColumnType", "TableSchema", "arrow_schema"]
+__all__ = [
+    "EVENT_TYPES",
+    "ORDER_STATUSES",
+    "PLAIN_PERMISSIONS",
+    "RECORD_CONTENT",
+    "SCHEMAS",
+    "Column",
+    "ColumnType",
+    "TableSchema",
+    "arrow_schema",
+]
 
 EVENT_TYPES = frozenset({"view", "click", "cart", "remove", "favourite", "unfavourite", "order"})
 """What a visitor can do; ``order`` is the order confirmation seen on the online side."""
@@ -70,7 +81,7 @@ class Column:
     required
         Must be in the table; where False, an absent column reads as all null.
     nullable
-        May hold nulls. An empty text is a null everywhere.
+        May hold nulls. An empty text is a null in every column of the contract.
     allowed
         The only values that it may hold, or None for any.
     minimum
@@ -103,7 +114,8 @@ class TableSchema:
     optional
         The shop may leave the table out, or leave it empty.
     open_columns
-        Columns beyond those named are kept as they are (attributes). In other tables they are not read.
+        Columns beyond those named are kept as they are (attributes; an empty text stays one). In other tables
+        they are not read.
     """
 
     name: str
@@ -233,6 +245,12 @@ SCHEMAS: Mapping[str, TableSchema] = MappingProxyType(
     }
 )
 """All tables of the contract by name."""
+
+RECORD_CONTENT = tuple(name for name in SCHEMAS["consents"].column_names if name != "recorded_at")
+"""All that a consent record states, without when the ledger learnt of it."""
+
+PLAIN_PERMISSIONS = ("online", "crm", *sorted(f"contact:{channel}" for channel in CONTACT_CHANNELS))
+"""Permissions of which a grant concerns nothing but itself: without it, nothing more is permitted."""
 
 
 def arrow_schema(name: str) -> pa.Schema:

@@ -10,11 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "CATEGORIES",
     "DAY",
     "NEVER",
     "SECOND",
     "Catalogue",
     "Draws",
+    "Flags",
+    "Floats",
+    "Integers",
     "People",
     "SimulationConfig",
     "thresholds",

@@ -21,11 +21,7 @@ from pyspark.sql import DataFrame, SparkSession, functions
 
 from consentier.consent import Policy, Source, Tier, microseconds
 from consentier.consent.records import SubjectKind
-from consentier.features.consent_intervals import (
-    ConsentTables,
-    lawful_links,
-    standings,
-)
+from consentier.features.consent_intervals import ConsentTables, lawful_links, standings
 from consentier.features.gate import (
     Funnel,
     GateTables,
@@ -102,28 +98,19 @@ class SparkGate:
         consents: ConsentTables | None = None,
         without: Mapping[SubjectKind, Sequence[str]] | None = None,
     ) -> None:
-        self._space = SparkWorkspace(session)
         self.session = session
         self.cutoff = cutoff
         self.policy = policy
         self.until = until
         without = without or {}
-        self._shop = shop = shop.without(without)
-        ledger = self._space.ledger(shop, consents)
-        if any(without.values()):
-            ledger = self._space.ledger_without(ledger, without)
-        subjects, links = self._standings(ledger)
-        orders, usage = (
-            self._space.table(frame.select("customer_id", "item_id", "ts", *more))
-            for frame, more in ((shop.orders, ["status"]), (shop.product_usage, []))
-        )
-        self._tables = GateTables(
-            events=self._space.table(shop.events),
-            purchases=purchase_rows(orders, usage),
-            sensitive=ibis.memtable(sensitive_items(shop.items)),
-            subjects=subjects,
-            links=links,
-        )
+        self._shop = shop.without(without)
+        with contextlib.ExitStack() as failing:
+            self._space = failing.enter_context(SparkWorkspace(session))
+            ledger = self._space.ledger(self._shop, consents)
+            if any(without.values()):
+                ledger = self._space.ledger_without(ledger, without)
+            self._tables = self._read(ledger)
+            failing.pop_all()  # what is kept is freed by `__exit__`
 
     def __enter__(self) -> Self:
         return self
@@ -158,6 +145,22 @@ class SparkGate:
     @property
     def _end(self) -> int:
         return microseconds(self.until or self.cutoff)
+
+    def _read(self, ledger: LedgerOnSpark) -> GateTables:
+        """What the gate's expressions read."""
+        shop = self._shop
+        subjects, links = self._standings(ledger)
+        orders, usage = (
+            self._space.table(frame.select("customer_id", "item_id", "ts", *more))
+            for frame, more in ((shop.orders, ["status"]), (shop.product_usage, []))
+        )
+        return GateTables(
+            events=self._space.table(shop.events),
+            purchases=purchase_rows(orders, usage),
+            sensitive=ibis.memtable(sensitive_items(shop.items)),
+            subjects=subjects,
+            links=links,
+        )
 
     def _standings(self, ledger: LedgerOnSpark) -> tuple[ibis.Table, ibis.Table]:
         """How all subjects stand at the cut-off, and which links hold."""

@@ -21,8 +21,10 @@ from pyspark.sql import DataFrame, SparkSession, functions, types
 from consentier.consent.records import SubjectKind
 from consentier.errors import DataError
 from consentier.features.consent_intervals import FOREVER, MISSING
+from consentier.features.headers import check_header
 from consentier.features.schemas import SCHEMAS, ColumnType, TableSchema, arrow_schema
-from consentier.features.validation import Chunk, TableValidator, check_header, validate_table
+from consentier.features.tables import refuse_misnamed
+from consentier.features.validation import Chunk, TableValidator, validate_table
 
 __all__ = ["Mask", "SparkTables", "read_spark_tables", "rows_where", "rows_without", "values_in"]
 
@@ -34,6 +36,8 @@ _SPARK_TYPES = {
     ColumnType.FLAG: types.BooleanType(),
 }
 _PLACE = "a batch of Spark's"
+_NOWHERE = "PATH_NOT_FOUND"
+_ON_SPARK = "on Spark tables are NAME.parquet, or NAME/ with Parquet parts"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -131,26 +135,47 @@ def read_spark_tables(session: SparkSession, folder: str) -> SparkTables:
     Raises
     ------
     DataError
-        As from `SparkTables.of`.
+        There is no table, one stands there twice or in a form that Spark does not read here, or as from
+        `SparkTables.of`.
     """
     # Spark's own working directory is that in which its virtual machine was started.
     local = Path(folder).absolute() if Path(folder).is_dir() else None
     folder = folder if local is None else str(local)
     found = {}
     for name in SCHEMAS:
-        for path in (f"{folder}/{name}.parquet", f"{folder}/{name}"):
-            try:
-                found[name] = session.read.parquet(path)
-            except AnalysisException as error:
-                if error.getCondition() != "PATH_NOT_FOUND":
-                    raise DataError(f"table {name} ({path}): unreadable: {error}") from error
-            else:
-                break
+        places = (f"{folder}/{name}.parquet", f"{folder}/{name}")
+        there = {path: frame for path in places if (frame := _parquet(session, name, path)) is not None}
+        if len(there) > 1:
+            raise DataError(f"table {name}: {' and '.join(there)} stand beside each other: keep one of them")
+        # Left unread, the flags of its sensitive items would be lost.
+        if _is_there(session, f"{folder}/{name}.csv"):
+            raise DataError(f"table {name}: {folder}/{name}.csv is not read: {_ON_SPARK}: convert it")
+        for frame in there.values():
+            found[name] = frame
+    if local is not None:
+        names = [path.name for path in local.iterdir()]
+        refuse_misnamed(SCHEMAS.keys() - found.keys(), names, f"{_ON_SPARK}: convert or rename it")
     if not found:
-        raise DataError(
-            f"{folder}: no table there: on Spark tables are NAME.parquet, or NAME/ with Parquet parts"
-        )
+        raise DataError(f"{folder}: no table there: {_ON_SPARK}")
     return SparkTables.of(session, **found)
+
+
+def _parquet(session: SparkSession, name: str, path: str) -> DataFrame | None:
+    """A table's file, or directory of files; None where there is none."""
+    try:
+        return session.read.parquet(path)
+    except AnalysisException as error:
+        if error.getCondition() == _NOWHERE:
+            return None
+        raise DataError(f"table {name} ({path}): unreadable: {error}") from error
+
+
+def _is_there(session: SparkSession, path: str) -> bool:
+    try:
+        session.read.text(path)
+    except AnalysisException as error:
+        return bool(error.getCondition() != _NOWHERE)
+    return True
 
 
 Mask = Callable[[pa.RecordBatch], pa.Array]
@@ -197,7 +222,7 @@ def _checked(session: SparkSession, schema: TableSchema, frame: DataFrame | None
             f"table {schema.name}, column {pointed[0]!r}: Spark takes a point in a name for the way into a "
             "structure: rename the column, or leave it out"
         )
-    others = [field for field in frame.schema.fields if field.name not in schema.column_names]
+    others = [_attribute(field) for field in frame.schema.fields if field.name not in schema.column_names]
     read = [name for name in frame.columns if name in schema.column_names or schema.open_columns]
     check = functools.partial(_checked_batches, table=schema.name)
     return frame.select(*read).mapInArrow(check, _spark_schema(schema, others if schema.open_columns else []))
@@ -207,6 +232,12 @@ def _spark_schema(schema: TableSchema, others: list[types.StructField]) -> types
     return types.StructType(
         [types.StructField(c.name, _SPARK_TYPES[c.type]) for c in schema.columns] + others
     )
+
+
+def _attribute(field: types.StructField) -> types.StructField:
+    """A column beyond the contract as the validator gives it: it makes numbers of decimals."""
+    is_decimal = isinstance(field.dataType, types.DecimalType)
+    return types.StructField(field.name, types.DoubleType()) if is_decimal else field
 
 
 def _checked_batches(batches: Iterator[pa.RecordBatch], table: str) -> Iterator[pa.RecordBatch]:

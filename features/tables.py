@@ -1,10 +1,11 @@
 """Reads the shop's tables from a directory or a database, and writes tables to a directory.
 
 A directory holds, for each table of the contract, ``NAME.parquet``, ``NAME.csv`` or a folder ``NAME/`` of
-Parquet parts (read in the order of their names). CSV files are UTF-8 with a header, comma-separated, quoted
-with ``"``. Values in attribute columns of a CSV file stay texts: a type guessed from all rows would let rows
-that a model may not read change what it sees. A database holds one table or view per table of the contract;
-all are read in one transaction, so that consents and events are of one moment.
+Parquet parts (read in the order of their names; what begins with ``_`` or ``.`` is none). CSV files are UTF-8
+with a header, comma-separated, quoted with ``"``. Values in attribute columns of a CSV file stay texts: a
+type guessed from all rows would let rows that a model may not read change what it sees. A database holds one
+table or view per table of the contract; all are read in one transaction, so that consents and events are of
+one moment.
 
 Sources are read in chunks. Memory: the validated tables, 8 bytes a row, and one chunk.
 """
@@ -17,12 +18,13 @@ import dataclasses
 import datetime as dt
 import difflib
 import itertools
+import math
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
 from urllib.parse import quote
 
 import numpy as np
@@ -32,6 +34,7 @@ import pyarrow.parquet as pq
 
 from consentier.errors import DataError
 from consentier.features.directories import written_beside
+from consentier.features.headers import check_header, folded
 from consentier.features.parquet_files import bounded_batches
 from consentier.features.schemas import SCHEMAS, Column, ColumnType, TableSchema, arrow_schema
 from consentier.features.validation import (
@@ -39,7 +42,6 @@ from consentier.features.validation import (
     OnBadRows,
     TableValidator,
     ValidationReport,
-    check_header,
 )
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ __all__ = [
     "open_directory",
     "read_shop",
     "reader_of",
+    "refuse_misnamed",
     "write_tables",
 ]
 
@@ -106,9 +109,9 @@ def read_shop(source: str | Path, *, on_bad_rows: OnBadRows = "error") -> ShopTa
     Raises
     ------
     DataError
-        If the source cannot be read, `consents` is missing, both `events` and `orders` are, a table has the
-        wrong columns, an unreadable file, an overlong line or no rows where it must have some, or a row is
-        bad. The message names table, column, row and rule.
+        If the source cannot be read, `consents` is missing, both `events` and `orders` are, a table has a
+        name that is spelt otherwise, the wrong columns, an unreadable file, an overlong line or no rows where
+        it must have some, or a row is bad. The message names table, column, row and rule.
     TypeError, ValueError
         If an argument is none of those allowed.
 
@@ -160,6 +163,30 @@ def _require_tables(source: Source) -> None:
         raise DataError(f"tables events and orders: missing table: supply at least one of the two{near}")
 
 
+def refuse_misnamed(absent: Iterable[str], others: Iterable[str], remedy: str) -> None:
+    """Refuse what carries the name of an absent table, and would not be read: a flag in it would be lost.
+
+    Parameters
+    ----------
+    absent
+        Tables of the contract that are not there.
+    others
+        The names of whatever else stands there: of a file, up to its first point what table it might be.
+    remedy
+        What to do about one.
+
+    Raises
+    ------
+    DataError
+        One of the others is called like a table that is not read, in whatever spelling.
+    """
+    spelt = {folded(name): name for name in absent}
+    for other in sorted(others):
+        name = spelt.get(folded(other.partition(".")[0]))
+        if name is not None:
+            raise DataError(f"table {name}: {other!r} is not read: {remedy}")
+
+
 def _near_miss(name: str, others: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, others, n=1, cutoff=0.75)
     return f" (is {near[0]!r} meant for it?)" if near else ""
@@ -173,20 +200,39 @@ def _columns_to_read(schema: TableSchema, names: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def open_directory(source: str) -> Iterator[Source]:
+def open_directory(source: str, names: Collection[str] = tuple(SCHEMAS)) -> Iterator[Source]:
     """The tables of the contract that a directory holds, as Parquet or CSV.
+
+    Parameters
+    ----------
+    source
+        The directory.
+    names
+        Tables that are wanted; no other is looked at.
 
     Raises
     ------
     DataError
-        If there is no such directory, or a table stands in it twice.
+        If there is no such directory, it cannot be read, or a table stands in it twice, or in a form that is
+        not read.
     """
     folder = Path(source)
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "no such directory"
-        raise DataError(f"{source}: {what}: give the directory that holds the shop's tables")
+    try:
+        if not folder.is_dir():
+            what = "is a file" if folder.exists() else "no such directory"
+            raise DataError(f"{source}: {what}: give the directory that holds the shop's tables")
+        tables = _tables_in(folder, names)
+        others = [path.name for path in folder.iterdir()]
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read: {error}") from error
+    remedy = "a table is NAME.csv, NAME.parquet or NAME/: convert or rename it"
+    refuse_misnamed(set(names) - tables.keys(), others, remedy)
+    yield Source(tables, sorted({other.partition(".")[0] for other in others} - tables.keys()))
+
+
+def _tables_in(folder: Path, names: Collection[str]) -> dict[str, Chunks]:
     tables: dict[str, Chunks] = {}
-    for name in SCHEMAS:
+    for name in names:
         candidates = [
             path
             for path, there in (
@@ -201,8 +247,7 @@ def open_directory(source: str) -> Iterator[Source]:
             raise DataError(f"table {name}: {both} stand beside each other: keep one of them")
         if candidates:
             tables[name] = reader_of(candidates[0])
-    others = sorted({path.stem for path in folder.iterdir()} - tables.keys())
-    yield Source(tables, others)
+    return tables
 
 
 def reader_of(path: Path) -> Chunks:
@@ -215,9 +260,18 @@ def reader_of(path: Path) -> Chunks:
 
 
 def _parquet_parts(folder: Path, schema: TableSchema) -> Iterator[Chunk]:
-    parts = sorted(folder.glob("*.parquet"))
+    try:
+        parts = sorted(path for path in folder.iterdir() if not path.name.startswith((".", "_")))
+    except OSError as error:
+        raise DataError(f"table {schema.name}: {folder.name}/ cannot be read: {error}") from error
     if not parts:
         raise DataError(f"table {schema.name}: {folder.name}/ has no .parquet part: put one in or remove it")
+    for part in parts:
+        if part.suffix != ".parquet":  # left unread, a refusal in it would be lost
+            raise DataError(
+                f"table {schema.name}: {folder.name}/ holds {part.name!r}, which is not read: its parts are "
+                "files NAME.parquet: rename it, or put it elsewhere"
+            )
     for part in parts:
         yield from _parquet_chunks(part, f"{folder.name}/{part.name}", schema)
 
@@ -332,7 +386,9 @@ def _database(url: str) -> Iterator[Source]:
                 if name in there:
                     columns = [column["name"] for column in inspector.get_columns(name)]
                     tables[name] = _table_reader(connection, columns)
-            yield Source(tables, sorted(set(there) - tables.keys()))
+            others = sorted(set(there) - tables.keys())
+            refuse_misnamed(SCHEMAS.keys() - tables.keys(), others, "rename it, or make a view of that name")
+            yield Source(tables, others)
     except sqlalchemy.exc.SQLAlchemyError as error:
         cause = getattr(error, "orig", None) or error
         raise DataError(f"{shown}: the database cannot be read: {cause}") from error
@@ -433,14 +489,29 @@ def _array(values: Sequence[object], column: Column | None) -> pa.Array:
     if not types <= _PLAIN_TYPES:
         values = [_plain_value(value) for value in values]
         types = set(map(type, values)) - {type(None)}
-    if types == {int, float} and (column is None or column.type is ColumnType.NUMBER):
-        return pa.array([None if value is None else float(value) for value in values], pa.float64())  # type: ignore[arg-type]
+    a_number = column is None or column.type is ColumnType.NUMBER
+    if types == {int, float} and a_number:
+        return _floats(values)
     if len(types) > 1:
         raise _MixedTypesError
     try:
         return pa.array(values)
-    except OverflowError:  # integers beyond 64 bits
+    except OverflowError:  # integers beyond 64 bits: numbers like the others, or an id of so many digits
+        if a_number:
+            return _floats(values)
         return pa.array([None if value is None else str(value) for value in values], pa.string())
+
+
+def _floats(numbers: Sequence[Any]) -> pa.Array:
+    """Numbers as float64, those beyond it as infinite."""
+    return pa.array([None if number is None else _float(number) for number in numbers], pa.float64())
+
+
+def _float(number: int | float) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
 
 
 _PLAIN_TYPES = {str, int, float, bool, bytes, dt.datetime, dt.date}

@@ -30,156 +30,30 @@ because leaving it out could permit what the whole table forbids:
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import difflib
-import enum
-import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, Literal, get_args
+from collections.abc import Sequence
+from typing import Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from consentier.consent.permissions import CONTACT_CHANNELS
 from consentier.errors import DataError
-from consentier.features.schemas import Column, ColumnType, TableSchema
+from consentier.features.column_values import Mask, as_mask, attribute_column, checked_column
+from consentier.features.headers import check_header
+from consentier.features.schemas import PLAIN_PERMISSIONS, Column, ColumnType, TableSchema
+from consentier.features.validation_report import FailureCount, RowFailure, Rule, ValidationReport
 
-__all__ = [
-    "Chunk",
-    "FailureCount",
-    "OnBadRows",
-    "RowFailure",
-    "Rule",
-    "TableValidator",
-    "ValidationReport",
-    "check_header",
-    "validate_table",
-]
+__all__ = ["Chunk", "OnBadRows", "Rule", "TableValidator", "ValidationReport", "validate_table"]
 
 OnBadRows = Literal["error", "drop"]
-
-_Mask = npt.NDArray[np.bool_]
-_Found = tuple["Rule", _Mask]
 
 WHOLE_ROW: Final = "*"
 """Stands for the column where a rule is about the row as such."""
 
-MOST_COLUMNS = 10_000
-"""Columns of a table."""
-
 _EXCERPT = 60
 _BATCH_ROWS = 65_536
-_LAST_MICROSECOND = 253_402_300_799_999_999  # 9999-12-31T23:59:59.999999Z, the last that Python can show
-_MICROSECONDS_PER_TICK = {"s": 1_000_000, "ms": 1_000, "us": 1}
-_LARGEST_EXACT_FLOAT = 2.0**53
-
-_LEAP_YEAR = r"(?:\d\d(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)"
-_DATE = (
-    r"(?:\d{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)"
-    rf"|02-(?:0[1-9]|1\d|2[0-8]))|{_LEAP_YEAR}-02-29)"
-)
-_TIME_OF_DAY = r"(?:[01]\d|2[0-3]):[0-5]\d(?::[0-5]\d(?:\.\d{1,9})?)?"
-_OFFSET = r"(?:Z|[+-](?:[01]\d|2[0-3])(?::?[0-5]\d)?)"
-_INSTANT = rf"^{_DATE}[T ]{_TIME_OF_DAY}{_OFFSET}?$"
-_NUMBER = r"^-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?$"
-_WHOLE = r"^-?\d{1,18}$"
-
-_DROPPABLE_PERMISSIONS = ["online", "crm", *sorted(f"contact:{channel}" for channel in CONTACT_CHANNELS)]
-
-
-class Rule(enum.StrEnum):
-    """What a row can break."""
-
-    NULL = "null"
-    WRONG_TYPE = "wrong type"
-    UNPARSABLE_TIME = "unparsable time"
-    BEFORE_EPOCH = "before epoch"
-    AFTER_LAST_YEAR = "after year 9999"
-    NOT_FINITE = "not finite"
-    BELOW_MINIMUM = "below minimum"
-    UNKNOWN_VALUE = "unknown value"
-    DUPLICATE_KEY = "duplicate key"
-    FIELD_COUNT = "field count"
-    BESIDE_A_BAD_ROW = "dropped beside a bad row"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class RowFailure:
-    """One row that broke one rule.
-
-    Attributes
-    ----------
-    table, column, rule
-        What was broken. The column is ``*`` where the rule is about the whole row; key columns stand joined.
-    row
-        Counted from 1; in a CSV file, the line on which the row begins, the header being line 1.
-    value
-        What stood there, at most 60 characters, where the table is of items. None elsewhere: a shifted column
-        puts an address where a time should be.
-    form
-        The form of what stood there, in every other table: each letter an ``a`` or ``A``, each digit a ``9``.
-        None in a column that tells people apart.
-    file
-        The file or database table, and so the place in which `row` counts.
-    """
-
-    table: str
-    column: str
-    rule: Rule
-    row: int
-    value: str | None = None
-    form: str | None = None
-    file: str = ""
-
-    def __str__(self) -> str:
-        where = f" of {self.file}" if self.file else ""
-        value = "" if self.value is None else f": {self.value!r}"
-        form = "" if self.form is None else f" of the form {self.form!r}"
-        return f"table {self.table}, column {self.column}, row {self.row}{where}: {self.rule}{value}{form}"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class FailureCount:
-    """How many rows broke a rule in a column, and the first of them."""
-
-    table: str
-    column: str
-    rule: Rule
-    count: int
-    first: RowFailure
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ValidationReport:
-    """What validation found: rows in and rows kept per table, and failures by table, column and rule."""
-
-    rows_in: dict[str, int] = dataclasses.field(default_factory=dict)
-    rows_kept: dict[str, int] = dataclasses.field(default_factory=dict)
-    failures: tuple[FailureCount, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        """Whether no row broke any rule."""
-        return not self.failures
-
-    @classmethod
-    def merged(cls, reports: Iterable[ValidationReport]) -> ValidationReport:
-        """One report on several tables."""
-        rows_in: dict[str, int] = {}
-        rows_kept: dict[str, int] = {}
-        failures: list[FailureCount] = []
-        for report in reports:
-            rows_in |= report.rows_in
-            rows_kept |= report.rows_kept
-            failures.extend(report.failures)
-        return cls(rows_in, rows_kept, tuple(failures))
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain values, ready for JSON."""
-        return dataclasses.asdict(self) | {"ok": self.ok}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -222,7 +96,7 @@ def validate_table(
     -------
     table, report
         The good rows in their order, with the columns of the schema first and then, in an open table, all
-        others as they were.
+        others as they were (decimals as float64, which models read).
 
     Raises
     ------
@@ -237,58 +111,6 @@ def validate_table(
         validator.add(Chunk(batch, np.arange(first, first + batch.num_rows, dtype=np.int64)))
         first += batch.num_rows
     return validator.finish()
-
-
-def check_header(schema: TableSchema, names: Sequence[str], file: str = "") -> None:
-    """Check the column names of a table.
-
-    Raises
-    ------
-    DataError
-        If a required column is missing, a column stands twice, or a column carries the name of an absent
-        optional one in another spelling (a misspelt ``sensitive`` would flag nothing).
-    """
-    place = f"table {schema.name}" + (f" ({file})" if file else "")
-    if len(names) > MOST_COLUMNS:
-        raise DataError(f"{place}: {len(names)} columns; at most {MOST_COLUMNS} are read: is it this table?")
-    known = schema.column_names
-    others = {_folded(name): name for name in names if name not in known}
-    if not {*names, *others} & {*known, *map(_folded, known)}:
-        # A file without a header begins with a person, whom no message may name.
-        raise DataError(
-            f"{place}: none of its {len(names)} columns has a name of the contract: the first line must be a "
-            f"header, with {', '.join(column.name for column in schema.columns if column.required)}"
-        )
-    repeated = sorted(name for name, count in collections.Counter(names).items() if count > 1)
-    if repeated:
-        raise DataError(f"{place}: column {repeated[0]} stands more than once: keep one of them")
-    for column in schema.columns:
-        if column.name in names:
-            continue
-        folded = _folded(column.name)
-        near = [folded] if folded in others else []
-        if column.required:
-            near = near or difflib.get_close_matches(folded, others, n=1, cutoff=0.6)
-            raise DataError(
-                f"{place}: missing column {column.name} ({column.type}): {_remedy(column, others, near)}"
-            )
-        if near:
-            raise DataError(f"{place}: column {others[near[0]]!r} must be called {column.name}: rename it")
-
-
-def _remedy(column: Column, others: Mapping[str, str], near: Sequence[str]) -> str:
-    """What to do about a missing column, given the names that the contract does not know."""
-    if near:
-        return f"rename {others[near[0]]!r}?"
-    if not 1 <= len(others) <= 5:
-        return f"it holds {column.doc}"
-    names = ", ".join(map(repr, others.values()))
-    return f"it holds {column.doc}: rename {'one of ' if len(others) > 1 else ''}{names}?"
-
-
-def _folded(name: str) -> str:
-    plain = unicodedata.normalize("NFKC", name).casefold()  # wide letters and the like are a spelling, too
-    return "".join(character for character in plain if character.isalnum())
 
 
 class TableValidator:
@@ -355,20 +177,24 @@ class TableValidator:
         report = ValidationReport({name: self._rows_in}, {name: table.num_rows}, tuple(self._counts.values()))
         return table, report
 
-    def _normalised(self, batch: pa.RecordBatch) -> tuple[pa.Table, list[tuple[Column, Rule, _Mask]]]:
+    def _normalised(self, batch: pa.RecordBatch) -> tuple[pa.Table, list[tuple[Column, Rule, Mask]]]:
         columns: dict[str, pa.Array] = {}
-        found: list[tuple[Column, Rule, _Mask]] = []
+        found: list[tuple[Column, Rule, Mask]] = []
         for column in self._schema.columns:
             if column.name not in batch.schema.names:
                 columns[column.name] = pa.nulls(batch.num_rows, column.type.arrow)
                 continue
-            columns[column.name], broken = _checked(column, batch.column(column.name))
+            columns[column.name], broken = checked_column(column, batch.column(column.name))
             found.extend((column, rule, mask) for rule, mask in broken)
         if self._schema.open_columns:
-            columns |= {name: batch.column(name) for name in batch.schema.names if name not in columns}
+            columns |= {
+                name: attribute_column(batch.column(name))
+                for name in batch.schema.names
+                if name not in columns
+            }
         return pa.table(columns), found
 
-    def _judge(self, chunk: Chunk, table: pa.Table, found: list[tuple[Column, Rule, _Mask]]) -> None:
+    def _judge(self, chunk: Chunk, table: pa.Table, found: list[tuple[Column, Rule, Mask]]) -> None:
         """Count the bad rows of a chunk; raise at the first one that may not be dropped."""
         protected = self._protected(table, found) if self._drop else np.ones(table.num_rows, dtype=np.bool_)
         fatal: list[RowFailure] = []
@@ -410,15 +236,15 @@ class TableValidator:
             return DataError(f"{message}. It may not be dropped: {_WHY_PROTECTED[self._schema.name]}")
         return DataError(f"{message}. Mend the row, or have bad rows dropped (--on-bad-rows drop)")
 
-    def _protected(self, table: pa.Table, found: list[tuple[Column, Rule, _Mask]]) -> _Mask:
+    def _protected(self, table: pa.Table, found: list[tuple[Column, Rule, Mask]]) -> Mask:
         """Rows that may not be dropped even where bad rows may."""
         if self._schema.name == "consents":
-            return ~(_is_droppable_grant(table) & _mask(table["subject_id"].is_valid()))
+            return ~(_is_droppable_grant(table) & as_mask(table["subject_id"].is_valid()))
         if self._schema.name == "identities":
-            return _mask(table["visitor_id"].is_null())
+            return as_mask(table["visitor_id"].is_null())
         protected = np.zeros(table.num_rows, dtype=np.bool_)
         if self._schema.name == "items":
-            protected |= _mask(table["sensitive"])
+            protected |= as_mask(table["sensitive"])
             for column, _, mask in found:
                 if column.name == "sensitive":
                     protected |= mask
@@ -441,11 +267,11 @@ class TableValidator:
         if dropped is None or not dropped.num_rows or self._schema.name not in ("consents", "identities"):
             return table
         column = "subject_id" if self._schema.name == "consents" else "visitor_id"
-        beside = _mask(pc.is_in(table[column], value_set=dropped[column]))
+        beside = as_mask(pc.is_in(table[column], value_set=dropped[column]))
         if self._schema.name == "consents":
             beside &= _is_droppable_grant(table)
             dropped_ids = pa.concat_tables([dropped, table.filter(pa.array(beside))])["record_id"].drop_null()
-            hidden = ~beside & _mask(pc.is_in(table["record_id"], value_set=dropped_ids))
+            hidden = ~beside & as_mask(pc.is_in(table["record_id"], value_set=dropped_ids))
             if hidden.any():
                 raise DataError(
                     f"{self._at(hidden, 'record_id', Rule.DUPLICATE_KEY)}; a bad row has the same record_id, "
@@ -479,7 +305,7 @@ class TableValidator:
         self._count(failure, int(repeated.sum()))
         return self._filtered(table, ~repeated)
 
-    def _filtered(self, table: pa.Table, keep: _Mask) -> pa.Table:
+    def _filtered(self, table: pa.Table, keep: Mask) -> pa.Table:
         start, places = 0, []
         for file, rows in self._places:
             places.append((file, rows[keep[start : start + len(rows)]]))
@@ -487,7 +313,7 @@ class TableValidator:
         self._places = places
         return table.filter(pa.array(keep))
 
-    def _at(self, mask: _Mask, column: str, rule: Rule) -> RowFailure:
+    def _at(self, mask: Mask, column: str, rule: Rule) -> RowFailure:
         """The failure of the first row of a mask over all rows kept so far."""
         index = int(mask.argmax())
         for file, rows in self._places:
@@ -537,7 +363,10 @@ def _excerpt(value: pa.Scalar) -> str | None:
     """The beginning of a value as text; None for a nested one, and for a time that Python may not know."""
     if pa.types.is_nested(value.type) or pa.types.is_timestamp(value.type):
         return None
-    return str(value.as_py())[:_EXCERPT]
+    try:
+        return str(value.as_py())[:_EXCERPT]
+    except (OverflowError, ValueError):  # a date beyond Python's calendar
+        return None
 
 
 def _form(text: str) -> str:
@@ -552,146 +381,7 @@ def _form(text: str) -> str:
     )
 
 
-def _is_droppable_grant(consents: pa.Table) -> _Mask:
+def _is_droppable_grant(consents: pa.Table) -> Mask:
     """Grants whose loss permits nothing, provided that the subject's other such grants go with them."""
-    granted = _mask(pc.equal(consents["state"], "granted"))
-    return granted & _mask(pc.is_in(consents["permission"], value_set=pa.array(_DROPPABLE_PERMISSIONS)))
-
-
-def _mask(values: pa.Array | pa.ChunkedArray) -> _Mask:
-    """A boolean array as NumPy's, null as False."""
-    if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
-    mask: _Mask = pc.fill_null(values, fill_value=False).to_numpy(zero_copy_only=False)
-    return mask.astype(np.bool_, copy=False)
-
-
-def _only(values: pa.Array, mask: _Mask) -> pa.Array:
-    """The values where the mask holds, null elsewhere."""
-    return values if mask.all() else pc.if_else(pa.array(mask), values, pa.scalar(None, values.type))
-
-
-def _checked(column: Column, raw: pa.Array) -> tuple[pa.Array, list[_Found]]:
-    """A column in its type, null where a value was refused, and the refusals by rule."""
-    raw = _plain(raw)
-    values, found = _READERS[column.type](raw)
-    if not column.nullable:
-        found.append((Rule.NULL, _mask(raw.is_null())))
-    if column.allowed is not None:
-        known = pc.is_in(values, value_set=pa.array(sorted(column.allowed), pa.string()))
-        found.append((Rule.UNKNOWN_VALUE, _mask(pc.and_(values.is_valid(), pc.invert(known)))))
-    if column.minimum is not None:
-        found.append((Rule.BELOW_MINIMUM, _mask(pc.less(values, column.minimum))))
-    found = [(rule, mask) for rule, mask in found if mask.any()]
-    for _, mask in found:
-        values = _only(values, ~mask)
-    return values, found
-
-
-def _plain(raw: pa.Array) -> pa.Array:
-    """Encoded and large texts as plain ones, and empty texts as nulls."""
-    if pa.types.is_dictionary(raw.type):
-        raw = raw.dictionary_decode()
-    if pa.types.is_large_string(raw.type) or pa.types.is_string_view(raw.type):
-        raw = raw.cast(pa.string())
-    if pa.types.is_string(raw.type):
-        return _only(raw, ~_mask(pc.equal(raw, "")))
-    return raw
-
-
-def _refused(raw: pa.Array, to: ColumnType) -> tuple[pa.Array, list[_Found]]:
-    return pa.nulls(len(raw), to.arrow), [(Rule.WRONG_TYPE, _mask(raw.is_valid()))]
-
-
-def _read_text(raw: pa.Array) -> tuple[pa.Array, list[_Found]]:
-    if pa.types.is_string(raw.type):
-        return raw, []
-    if pa.types.is_integer(raw.type):
-        return raw.cast(pa.string()), []
-    return _refused(raw, ColumnType.TEXT)
-
-
-def _read_time(raw: pa.Array) -> tuple[pa.Array, list[_Found]]:
-    found: list[_Found] = []
-    if pa.types.is_string(raw.type):
-        raw, unparsable = _parsed_instants(raw)
-        found.append((Rule.UNPARSABLE_TIME, unparsable))
-    elif not pa.types.is_timestamp(raw.type):
-        return _refused(raw, ColumnType.TIME)
-    # Ticks since the epoch in UTC: a time without a zone is read as UTC, one with a zone is stored so.
-    ticks = raw.cast(pa.int64())
-    if raw.type.unit == "ns":
-        ticks, per_tick = pc.divide(ticks, 1_000), 1
-    else:
-        per_tick = _MICROSECONDS_PER_TICK[raw.type.unit]
-    early, late = _mask(pc.less(ticks, 0)), _mask(pc.greater(ticks, _LAST_MICROSECOND // per_tick))
-    found += [(Rule.BEFORE_EPOCH, early), (Rule.AFTER_LAST_YEAR, late)]
-    microseconds = pc.multiply(_only(ticks, ~(early | late)), per_tick)
-    return microseconds.cast(ColumnType.TIME.arrow), found
-
-
-def _parsed_instants(texts: pa.Array) -> tuple[pa.Array, _Mask]:
-    good = _mask(pc.match_substring_regex(texts, _INSTANT))
-    unparsable = ~good & _mask(texts.is_valid())
-    texts = _only(texts, good)
-    if pc.any(pc.match_substring_regex(texts, r"\.\d{7}")).as_py():
-        texts = pc.replace_substring_regex(texts, r"(\.\d{6})\d+", r"\1")
-    has_offset = pc.match_substring_regex(texts, f"{_OFFSET}$")
-    if not pc.all(has_offset).as_py():
-        texts = pc.if_else(has_offset, texts, pc.binary_join_element_wise(texts, "Z", ""))
-    return texts.cast(pa.timestamp("us", tz="UTC")), unparsable
-
-
-def _read_number(raw: pa.Array) -> tuple[pa.Array, list[_Found]]:
-    wrong = np.zeros(len(raw), dtype=np.bool_)
-    if pa.types.is_string(raw.type):
-        raw, wrong = _matching(raw, _NUMBER)
-    elif not (
-        pa.types.is_integer(raw.type) or pa.types.is_floating(raw.type) or pa.types.is_decimal(raw.type)
-    ):
-        return _refused(raw, ColumnType.NUMBER)
-    numbers = raw.cast(pa.float64(), safe=False)
-    infinite = _mask(pc.invert(pc.is_finite(numbers)))
-    return _only(numbers, ~infinite), [(Rule.WRONG_TYPE, wrong), (Rule.NOT_FINITE, infinite)]
-
-
-def _read_whole(raw: pa.Array) -> tuple[pa.Array, list[_Found]]:
-    if pa.types.is_string(raw.type):
-        digits, wrong = _matching(raw, _WHOLE)
-        return digits.cast(pa.int64()), [(Rule.WRONG_TYPE, wrong)]
-    if pa.types.is_integer(raw.type) and not pa.types.is_uint64(raw.type):
-        return raw.cast(pa.int64()), []
-    numbers, found = _read_number(raw)
-    exact = pc.and_(
-        pc.equal(numbers, pc.floor(numbers)), pc.less_equal(pc.abs(numbers), _LARGEST_EXACT_FLOAT)
-    )
-    broken = _mask(pc.invert(exact))
-    found.append((Rule.WRONG_TYPE, broken))
-    return _only(numbers, ~broken).cast(pa.int64()), found
-
-
-def _read_flag(raw: pa.Array) -> tuple[pa.Array, list[_Found]]:
-    if pa.types.is_boolean(raw.type):
-        return raw, []
-    if not (pa.types.is_string(raw.type) or pa.types.is_integer(raw.type)):
-        return _refused(raw, ColumnType.FLAG)
-    words = pc.utf8_lower(raw.cast(pa.string()))
-    yes = pc.is_in(words, value_set=pa.array(["true", "1"]))
-    no = pc.is_in(words, value_set=pa.array(["false", "0"]))
-    read = _mask(pc.or_(yes, no))
-    return _only(yes, read), [(Rule.WRONG_TYPE, ~read & _mask(raw.is_valid()))]
-
-
-def _matching(texts: pa.Array, pattern: str) -> tuple[pa.Array, _Mask]:
-    """The texts that match, and a mask of those that do not."""
-    good = _mask(pc.match_substring_regex(texts, pattern))
-    return _only(texts, good), ~good & _mask(texts.is_valid())
-
-
-_READERS: dict[ColumnType, Callable[[pa.Array], tuple[pa.Array, list[_Found]]]] = {
-    ColumnType.TEXT: _read_text,
-    ColumnType.TIME: _read_time,
-    ColumnType.NUMBER: _read_number,
-    ColumnType.WHOLE: _read_whole,
-    ColumnType.FLAG: _read_flag,
-}
+    granted = as_mask(pc.equal(consents["state"], "granted"))
+    return granted & as_mask(pc.is_in(consents["permission"], value_set=pa.array(PLAIN_PERMISSIONS)))

@@ -5,9 +5,9 @@ training goes by, before anything leaves the warehouse. Here are only the tables
 their names, and what makes them into what the gate reads. The rules stand in `features.gate` and
 `features.consent_intervals`, and nowhere else.
 
-In the warehouse nobody has validated the tables. Rows of usage that break the data contract are left out; and
-a decision that cannot be read might be a withdrawal of anybody's, so that while there is one nobody permits
-anything.
+In the warehouse nobody has validated the tables. Rows of usage that break the data contract are left out. A
+decision that cannot be read might be a withdrawal of anybody's, so that while there is one nobody permits
+anything; a login without a visitor might be on anybody's device, so that while there is one nobody is joined.
 """
 
 from __future__ import annotations
@@ -279,8 +279,11 @@ class _Warehouse:
             model_purpose=policy.switches.model_purpose,
             fusion_purpose=policy.switches.fusion_purpose,
         )
-        logins = _without_nulls(self._with_microseconds("identities"), "identities")
-        return subjects, lawful_links(subjects, logins, at=at)
+        logins = self._with_microseconds("identities")
+        links = lawful_links(subjects, _without_nulls(logins, "identities"), at=at)
+        # A login on an unknown device might be the second customer of any: then no device is one customer's.
+        known = logins.filter(logins.visitor_id.isnull()).count().as_scalar() == 0
+        return subjects, links.filter(known)
 
 
 def _malformed(consents: ibis.Table) -> ibis.expr.types.BooleanValue:

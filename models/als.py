@@ -47,6 +47,9 @@ class ALS(IterativeFactorModel):
             _START / np.sqrt(self.factors)
         )
         found[np.diff(user_items.tocsc().indptr) == 0] = 0
+        if not user_items.shape[0]:  # nothing to solve, nor a penalty above 0 to solve it with
+            advance(items)
+            return Fitted(principal_axes(found))
         item_users = sparse.csr_matrix(user_items.T)
         item_users.sort_indices()
         for iteration in range(self.iterations):

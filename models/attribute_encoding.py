@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from consentier.errors import BundleMalformed
@@ -33,9 +33,11 @@ class CategoryColumn:
 
     @property
     def input_count(self) -> int:
+        """Number of inputs of the column."""
         return len(self.levels) + self.rare
 
     def input_of(self, value: AttributeValue) -> int | None:
+        """The input that a value switches on; None where there is none. Cost: log of the levels."""
         text = category_text(value)
         if text is None:
             return None
@@ -55,9 +57,11 @@ class NumberColumn:
 
     @property
     def input_count(self) -> int:
+        """Number of inputs of the column."""
         return len(self.edges) + 1
 
     def input_of(self, value: AttributeValue) -> int | None:
+        """The input of the bin that a number falls into; None for what is no finite number."""
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             return None
         return self.first_input + bisect.bisect_right(self.edges, float(value))
@@ -100,7 +104,7 @@ class AttributeEncoder:
         BundleMalformed
             If a column is not of the form that `to_json` writes, or inputs overlap.
         """
-        if not isinstance(value, Sequence) or isinstance(value, str):
+        if not isinstance(value, list):
             raise BundleMalformed("scoring.attributes must be a list of columns")
         columns = tuple(_column_from_json(entry) for entry in value)
         expected = first_input
@@ -157,7 +161,7 @@ def _column_from_json(entry: object) -> CategoryColumn | NumberColumn:
         return CategoryColumn(name, levels, rare, first_input)
     if entry.get("kind") == "number":
         edges = entry.get("edges")
-        if not isinstance(edges, Sequence) or not all(
+        if not isinstance(edges, list) or not all(
             isinstance(edge, int | float) and math.isfinite(edge) for edge in edges
         ):
             raise BundleMalformed(f"scoring.attributes: the edges of {name!r} must be numbers")
@@ -169,6 +173,6 @@ def _column_from_json(entry: object) -> CategoryColumn | NumberColumn:
 
 def _texts(entry: Mapping[str, Any], key: str) -> tuple[str, ...]:
     value = entry.get(key)
-    if not isinstance(value, Sequence) or not all(isinstance(text, str) for text in value):
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise BundleMalformed(f"scoring.attributes: {key} must be a list of texts")
     return tuple(value)

@@ -203,8 +203,11 @@ class ItemModel(ABC):
         ------
         IndexError
             An item is not in the model.
+        TypeError
+            Ids are not integers, or `user_items` is no sparse matrix.
         ValueError
-            Shapes do not agree, or both `filter_items` and `items` are given.
+            Shapes do not agree, a weight is not finite (or, for a factor model, negative), or both
+            `filter_items` and `items` are given.
         RuntimeError
             The model is not fitted.
 
@@ -212,6 +215,11 @@ class ItemModel(ABC):
         -----
         MatrixConverted
             The matrix was not in CSR form.
+
+        Notes
+        -----
+        For each user a linear model costs the entries in the rows of the history's items and O(n_items), a
+        factor model a fold-in (`factor_scoring.fold_in`) and O(n_items · factors).
         """
         histories = self._histories(userid, user_items)
         hidden = self._hidden(filter_items, items)

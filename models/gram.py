@@ -4,6 +4,8 @@ The Gram matrix of the interactions, ``G = sum over rows u of r(u) x(u) x(u)^T``
 item models need to know of the data. It is kept in integers. Integer sums do not depend on the order of the
 rows, on threads or on the machine, so the same permitted rows give the same bytes, and statistics from which
 a customer's rows were subtracted are, bit for bit, those of a fit without that customer.
+
+Here they are counted, by the loops of `models.compiled_gram`. `models.gram_arithmetic` subtracts and adds.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import hashlib
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from itertools import pairwise
 from typing import NamedTuple
@@ -22,27 +24,34 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy import sparse
 
-from consentier.models.compiled import compiled
+from consentier.models.compiled_gram import (
+    DISTANCE_STEPS,
+    Source,
+    count_persons,
+    fill_rows,
+    positions_in,
+    row_lengths,
+)
 
 __all__ = [
     "ENTRY_UNIT",
     "GRAM_UNIT",
+    "LARGEST_SUM",
     "ROW_UNIT",
     "GramPart",
     "GramStatistics",
     "GramTruncated",
     "SessionOrder",
-    "add",
+    "entry_positions",
+    "gram_matrix",
     "gram_parts",
     "gram_statistics",
-    "insert_inputs",
     "largest_rows",
     "last_positions",
     "require_budget",
     "require_sums_fit",
     "row_weights",
-    "select_inputs",
-    "subtract",
+    "same_entries",
 ]
 
 ENTRY_UNIT = 2.0**-8
@@ -54,10 +63,10 @@ ROW_UNIT = 2.0**-16
 GRAM_UNIT = ROW_UNIT * ENTRY_UNIT**2
 """Step of a Gram matrix: an interaction of weight 1 in a row of weight 1 counts 2**32 of them."""
 
-# Half of what int64 holds: the check adds up in float64, which may be off in its last places.
-_LARGEST_SUM = 2.0**62
+LARGEST_SUM = 2.0**62
+"""Half of what int64 holds: the check adds up in float64, which may be off in its last places."""
+
 _CHUNKS_PER_THREAD = 16
-_DISTANCE_STEPS = 256
 
 
 class GramTruncated(UserWarning):
@@ -286,7 +295,7 @@ def gram_statistics(
     Notes
     -----
     O(sum of squared row lengths) time, twice (a counting pass allocates exactly). Memory: 12 bytes an entry
-    of the result (20 with persons) and some 30 bytes an input and thread.
+    of the result, 8 more with persons and 8 more with an order, and some 30 bytes an input and thread.
     """
     _require_positive("min_persons", min_persons)
     require_budget(max_gram_entries, user_items.shape[1])
@@ -305,7 +314,7 @@ def gram_statistics(
         warnings.warn(GramTruncated.of(total=total, budget=max_gram_entries, left=gram.nnz), stacklevel=2)
     return GramStatistics(
         gram=gram,
-        counts=_count_persons(source),
+        counts=count_persons(source),
         persons=entry_persons,
         row_exponent=float(row_exponent),
         min_persons=min_persons,
@@ -372,7 +381,7 @@ def gram_parts(
     """
     _require_positive("min_persons", min_persons)
     source, rows = _counted(user_items, row_exponent, persons, order, distance_decay)
-    lengths = _row_lengths(source, 0, rows.shape[1])
+    lengths = row_lengths(source, 0, rows.shape[1])
     cuts = (np.cumsum(lengths) - 1) // most_entries
     edges = [0, *(np.flatnonzero(np.diff(cuts)) + 1).tolist(), rows.shape[1]]
 
@@ -382,11 +391,11 @@ def gram_parts(
                 source, lengths, start, stop, count_persons=min_persons > 1, ordered=order is not None
             )
 
-    return _count_persons(source), parts()
+    return count_persons(source), parts()
 
 
 def _part(
-    source: _Source, lengths: NDArray[np.int64], start: int, stop: int, *, count_persons: bool, ordered: bool
+    source: Source, lengths: NDArray[np.int64], start: int, stop: int, *, count_persons: bool, ordered: bool
 ) -> GramPart:
     starts = np.zeros(lengths.size + 1, dtype=np.int64)
     starts[start + 1 : stop + 1] = np.cumsum(lengths[start:stop])
@@ -394,7 +403,7 @@ def _part(
     columns, values = np.empty(entries, dtype=np.int32), np.empty(entries, dtype=np.int64)
     persons = np.zeros(entries, dtype=np.int64)
     forward = np.zeros(entries if ordered else 0, dtype=np.int64)
-    _fill_rows(source, start, stop, starts, columns, values, persons, count_persons, forward)
+    fill_rows(source, start, stop, starts, columns, values, persons, count_persons, forward)
     rows = np.repeat(np.arange(start, stop, dtype=np.int32), lengths[start:stop])
     upper = columns >= rows
     return GramPart(
@@ -404,247 +413,6 @@ def _part(
         persons[upper],
         forward[upper] if ordered else np.zeros(int(upper.sum()), dtype=np.int64),
     )
-
-
-def subtract(
-    statistics: GramStatistics,
-    user_items: sparse.csr_matrix,
-    *,
-    persons: NDArray[np.integer] | None = None,
-    order: SessionOrder | None = None,
-) -> GramStatistics:
-    """Take rows out again: the result equals, bit for bit, the statistics of the other rows alone.
-
-    Its inverse is `add`. To change a history, subtract the old one and add the new one.
-
-    Parameters
-    ----------
-    statistics
-        The statistics; they are not changed.
-    user_items
-        The rows as they were (or, to add, are to be) counted, and all rows of each person among them: a row's
-        weight and the count of persons depend on the whole.
-    persons, order
-        As for `gram_statistics`.
-
-    Returns
-    -------
-    GramStatistics
-
-    Raises
-    ------
-    ValueError
-        The statistics were truncated or counted otherwise (inputs, order), or the rows were not counted in
-        them.
-
-    Notes
-    -----
-    O(entries of the statistics + sum of squared lengths of the rows).
-    """
-    removed = _counted_alike(statistics, user_items, persons, order)
-    gram = statistics.gram
-    positions = _positions(gram, removed.gram)
-    if (positions < 0).any():
-        raise ValueError(_NOT_COUNTED)
-    data, counts = gram.data.copy(), statistics.counts - removed.counts
-    data[positions] -= removed.gram.data
-    if (data[positions] < 0).any() or (counts < 0).any():
-        raise ValueError(_NOT_COUNTED)
-    entry_persons = _less(statistics.persons, positions, removed.persons)
-    forward = _less(statistics.forward, positions, removed.forward)
-    kept = data != 0
-    starts = np.concatenate(([0], np.cumsum(kept)))[gram.indptr]
-    return replace(
-        statistics,
-        gram=_csr(data[kept], gram.indices[kept], starts, gram.shape[0]),
-        counts=counts,
-        persons=None if entry_persons is None else entry_persons[kept],
-        forward=None if forward is None else forward[kept],
-    )
-
-
-def add(
-    statistics: GramStatistics,
-    user_items: sparse.csr_matrix,
-    *,
-    persons: NDArray[np.integer] | None = None,
-    order: SessionOrder | None = None,
-) -> GramStatistics:
-    """Count the rows of further persons: equals, bit for bit, the statistics of all rows together.
-
-    The inverse of `subtract`, whose parameters, refusals and cost these are.
-
-    Raises
-    ------
-    OverflowError
-        The sums would not fit int64.
-    """
-    counted = _counted_alike(statistics, user_items, persons, order)
-    diagonal = statistics.gram.diagonal().astype(np.float64) + counted.gram.diagonal()
-    if diagonal.size and diagonal.max() > _LARGEST_SUM:
-        raise OverflowError(
-            "with the further rows the sums would not fit: lower the weights, or train on a shorter period"
-        )
-    entry_persons = None
-    if statistics.persons is not None and counted.persons is not None:
-        # Behind every entry stands a person, so that both sums have the same entries.
-        entry_persons = (
-            _like(statistics.gram, statistics.persons) + _like(counted.gram, counted.persons)
-        ).data
-    gram = statistics.gram + counted.gram
-    forward = None
-    if statistics.forward is not None and counted.forward is not None:
-        forward = np.zeros(gram.nnz, dtype=np.int64)
-        for part in (statistics, counted):
-            forward[_positions(gram, part.gram)] += part.forward
-    return replace(
-        statistics,
-        gram=gram,
-        counts=statistics.counts + counted.counts,
-        persons=entry_persons,
-        forward=forward,
-    )
-
-
-def select_inputs(statistics: GramStatistics, kept: NDArray[np.bool_]) -> GramStatistics:
-    """Leave inputs out that nobody has; the others keep their order.
-
-    Parameters
-    ----------
-    statistics
-        The statistics; they are not changed.
-    kept
-        Shape (n_inputs,): the inputs to keep.
-
-    Raises
-    ------
-    ValueError
-        Somebody has one of the inputs that are to be left out: the lengths of histories would change.
-    """
-    if statistics.counts[~kept].any():
-        raise ValueError("only inputs that nobody has can be left out of statistics")
-    if kept.all():
-        return statistics
-    numbers = np.cumsum(kept) - 1
-    gram = statistics.gram
-    starts = np.append(gram.indptr[:-1][kept], gram.indptr[-1])
-    return replace(
-        statistics,
-        gram=_csr(gram.data, numbers[gram.indices].astype(np.int32), starts, int(kept.sum())),
-        counts=statistics.counts[kept],
-    )
-
-
-def insert_inputs(statistics: GramStatistics, places: NDArray[np.integer], inputs: int) -> GramStatistics:
-    """Make room for inputs that nobody has yet: the inverse of `select_inputs`.
-
-    Parameters
-    ----------
-    statistics
-        The statistics; they are not changed.
-    places
-        Ascending, shape (n_inputs,): the new number of each input.
-    inputs
-        How many there are to be.
-
-    Raises
-    ------
-    ValueError
-        The places do not ascend, or lie outside of the new inputs.
-
-    Notes
-    -----
-    O(entries of the statistics); none are copied where there is nothing to insert.
-    """
-    gram = statistics.gram
-    given = np.concatenate([[-1], places, [inputs]])
-    if places.size != gram.shape[0] or (np.diff(given) <= 0).any():
-        raise ValueError(f"the {gram.shape[0]} inputs need as many ascending places below {inputs}")
-    if inputs == gram.shape[0]:
-        return statistics
-    lengths = np.zeros(inputs, dtype=np.int64)
-    lengths[places] = np.diff(gram.indptr)
-    counts = np.zeros(inputs, dtype=np.int64)
-    counts[places] = statistics.counts
-    return replace(
-        statistics,
-        gram=_csr(gram.data, places[gram.indices].astype(np.int32), np.append(0, np.cumsum(lengths)), inputs),
-        counts=counts,
-    )
-
-
-def _counted_alike(
-    statistics: GramStatistics,
-    user_items: sparse.csr_matrix,
-    persons: NDArray[np.integer] | None,
-    order: SessionOrder | None,
-) -> GramStatistics:
-    """Count rows as those of some statistics were counted."""
-    if statistics.truncated:
-        raise ValueError(
-            "these statistics were truncated to max_gram_entries, so rows can be neither subtracted nor "
-            "added: compute them again"
-        )
-    if user_items.shape[1] != statistics.gram.shape[0]:
-        raise ValueError(
-            f"user_items has {user_items.shape[1]} columns, but the statistics have "
-            f"{statistics.gram.shape[0]} inputs"
-        )
-    if (order is None) != (statistics.forward is None):
-        raise ValueError(
-            "rows are counted with their order where the statistics were, and without it where they were not"
-        )
-    return gram_statistics(
-        user_items,
-        row_exponent=statistics.row_exponent,
-        persons=persons,
-        min_persons=1 if statistics.persons is None else 2,
-        threads=1,
-        order=order,
-        distance_decay=statistics.distance_decay,
-    )
-
-
-def _less(
-    values: NDArray[np.int64] | None, positions: NDArray[np.int64], removed: NDArray[np.int64] | None
-) -> NDArray[np.int64] | None:
-    """Values from which others were subtracted at some positions; None where there are none."""
-    if values is None or removed is None:
-        return None
-    left = values.copy()
-    left[positions] -= removed
-    return left
-
-
-def _positions(whole: sparse.csr_matrix, part: sparse.csr_matrix) -> NDArray[np.int64]:
-    """Where the entries of a matrix stand in another one; -1 where they do not."""
-    return _positions_in(whole.indptr, whole.indices, part.indptr, part.indices)
-
-
-def _like(gram: sparse.csr_matrix, values: NDArray[np.int64]) -> sparse.csr_matrix:
-    """Other values of the same entries."""
-    return sparse.csr_matrix((values, gram.indices, gram.indptr), shape=gram.shape)
-
-
-_NOT_COUNTED = (
-    "the rows to subtract were not counted in these statistics: pass them exactly as they were when the "
-    "statistics were computed"
-)
-
-
-class _Source(NamedTuple):
-    """The interactions by row and by input, as the compiled loops read them."""
-
-    row_starts: NDArray[np.int64]
-    row_inputs: NDArray[np.int32]
-    row_values: NDArray[np.int64]
-    input_starts: NDArray[np.int64]
-    input_rows: NDArray[np.int64]
-    input_values: NDArray[np.int64]  # already times the row's weight
-    row_person: NDArray[np.int64]  # ascending
-    row_places: NDArray[np.int64]  # positions; empty where rows have no order
-    input_places: NDArray[np.int64]
-    distance_weights: NDArray[np.int64]  # in steps of 1/256, by the distance of two positions
 
 
 def _quantised(
@@ -721,9 +489,9 @@ def _distance_weights(places: sparse.csr_matrix | None, distance_decay: float | 
         context.prec = 34
         slope = -1 / Decimal(repr(float(distance_decay)))
         farthest = int(places.data.max(initial=1))
-        steps = [_DISTANCE_STEPS]
+        steps = [DISTANCE_STEPS]
         while len(steps) < farthest and steps[-1] > 1:
-            weight = (slope * (len(steps) - 1)).exp() * _DISTANCE_STEPS
+            weight = (slope * (len(steps) - 1)).exp() * DISTANCE_STEPS
             steps.append(max(1, int(weight.to_integral_value())))
     return np.array(steps, dtype=np.int64)
 
@@ -734,7 +502,7 @@ def _counted(
     persons: NDArray[np.integer] | None,
     order: SessionOrder | None,
     distance_decay: float | None,
-) -> tuple[_Source, sparse.csr_matrix]:
+) -> tuple[Source, sparse.csr_matrix]:
     """The interactions as the compiled loops read them, and the quantised matrix, by person."""
     rows, places, scale = _quantised(user_items, order)
     row_order, row_person = _by_person(rows.shape[0], persons)
@@ -764,11 +532,11 @@ def require_sums_fit(diagonal: NDArray[np.float64]) -> None:
     OverflowError
         An entry of the diagonal is more than half of what int64 holds.
     """
-    if diagonal.size and diagonal.max() > _LARGEST_SUM:
+    if diagonal.size and diagonal.max() > LARGEST_SUM:
         worst = int(diagonal.argmax())
         raise OverflowError(
             f"the weights of input {worst} add up to {diagonal[worst] * GRAM_UNIT:.3g} full interactions, "
-            f"more than the {_LARGEST_SUM * GRAM_UNIT:.3g} that fixed-point sums take: lower the weights, "
+            f"more than the {LARGEST_SUM * GRAM_UNIT:.3g} that fixed-point sums take: lower the weights, "
             "raise row_exponent, or train on a shorter period"
         )
 
@@ -779,10 +547,10 @@ def _source(
     row_person: NDArray[np.int64],
     places: sparse.csr_matrix | None,
     distance_weights: NDArray[np.int64],
-) -> _Source:
+) -> Source:
     columns = rows.tocsc()
     nowhere = np.zeros(0, dtype=np.int64)
-    return _Source(
+    return Source(
         row_starts=rows.indptr.astype(np.int64),
         row_inputs=rows.indices.astype(np.int32),
         row_values=rows.data,
@@ -814,15 +582,15 @@ def _equal_work(rows: sparse.csr_matrix, threads: int | None) -> list[tuple[int,
     return list(pairwise(edges.tolist()))
 
 
-def _gram_lengths(source: _Source, bounds: list[tuple[int, int]], threads: int | None) -> NDArray[np.int64]:
+def _gram_lengths(source: Source, bounds: list[tuple[int, int]], threads: int | None) -> NDArray[np.int64]:
     parts = Parallel(n_jobs=_jobs(threads), prefer="threads")(
-        delayed(_row_lengths)(source, start, stop) for start, stop in bounds
+        delayed(row_lengths)(source, start, stop) for start, stop in bounds
     )
     return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
 
 
 def _gram(
-    source: _Source,
+    source: Source,
     lengths: NDArray[np.int64],
     bounds: list[tuple[int, int]],
     threads: int | None,
@@ -837,11 +605,11 @@ def _gram(
     forward = np.empty(starts[-1] if ordered else 0, dtype=np.int64)
     # Each range of inputs writes its own part of the arrays.
     Parallel(n_jobs=_jobs(threads), prefer="threads", require="sharedmem")(
-        delayed(_fill_rows)(source, start, stop, starts, indices, data, entry_persons, count_persons, forward)
+        delayed(fill_rows)(source, start, stop, starts, indices, data, entry_persons, count_persons, forward)
         for start, stop in bounds
     )
     return (
-        _csr(data, indices, starts, lengths.size),
+        gram_matrix(data, indices, starts, lengths.size),
         entry_persons if count_persons else None,
         forward if ordered else None,
     )
@@ -879,26 +647,16 @@ def _symmetric(
     """Put back the mirror image of every entry that was kept."""
     whole = gram.maximum(gram.T.tocsr())
     if entry_persons is not None:
-        persons = _like(gram, entry_persons)
+        persons = same_entries(gram, entry_persons)
         entry_persons = persons.maximum(persons.T.tocsr()).data
     if forward is not None:
         # What came forward in an entry came backward in its mirror image.
-        mirrored = _like(gram, np.arange(1, gram.nnz + 1)).T.tocsr()
+        mirrored = same_entries(gram, np.arange(1, gram.nnz + 1)).T.tocsr()
         backward = (gram.data - forward)[mirrored.data - 1]
         kept, forward = forward, np.zeros(whole.nnz, dtype=np.int64)
-        forward[_positions(whole, mirrored)] = backward
-        forward[_positions(whole, gram)] = kept
+        forward[entry_positions(whole, mirrored)] = backward
+        forward[entry_positions(whole, gram)] = kept
     return whole, entry_persons, forward
-
-
-def _csr(
-    data: NDArray[np.int64], indices: NDArray[np.int32], starts: NDArray[np.int64], inputs: int
-) -> sparse.csr_matrix:
-    # SciPy wants one type for both index arrays, and picks int32 wherever that suffices: so do we, or it
-    # would copy all indices to int64 and back.
-    if starts[-1] <= np.iinfo(np.int32).max:
-        starts = starts.astype(np.int32)
-    return sparse.csr_matrix((data, indices.astype(starts.dtype, copy=False), starts), shape=(inputs, inputs))
 
 
 def _require_positive(name: str, value: int) -> None:
@@ -906,138 +664,22 @@ def _require_positive(name: str, value: int) -> None:
         raise ValueError(f"{name} must be at least 1, got {value!r}")
 
 
-@compiled
-def _row_lengths(source: _Source, start: int, stop: int) -> NDArray[np.int64]:
-    """Count the entries of each Gram row from `start` to `stop`."""
-    lengths = np.zeros(stop - start, dtype=np.int64)
-    seen_by = np.full(source.input_starts.size - 1, -1, dtype=np.int64)
-    for i in range(start, stop):
-        for k in range(source.input_starts[i], source.input_starts[i + 1]):
-            row = source.input_rows[k]
-            for m in range(source.row_starts[row], source.row_starts[row + 1]):
-                j = source.row_inputs[m]
-                if seen_by[j] != i:
-                    seen_by[j] = i
-                    lengths[i - start] += 1
-    return lengths
+def entry_positions(whole: sparse.csr_matrix, part: sparse.csr_matrix) -> NDArray[np.int64]:
+    """Where the entries of a matrix stand in another one; -1 where they do not."""
+    return positions_in(whole.indptr, whole.indices, part.indptr, part.indices)
 
 
-@compiled
-def _fill_rows(
-    source: _Source,
-    start: int,
-    stop: int,
-    starts: NDArray[np.int64],
-    indices: NDArray[np.int32],
-    data: NDArray[np.int64],
-    entry_persons: NDArray[np.int64],
-    count_persons: bool,
-    forward: NDArray[np.int64],
-) -> None:
-    """Write the Gram rows from `start` to `stop`; a row with less room than entries keeps its strongest."""
-    inputs = source.input_starts.size - 1
-    sums = np.zeros(inputs, dtype=np.int64)
-    last_person = np.full(inputs, -1, dtype=np.int64)
-    distinct = np.zeros(inputs, dtype=np.int64)
-    found = np.empty(inputs, dtype=np.int32)
-    ordered = source.row_places.size > 0
-    earlier = np.zeros(inputs if ordered else 0, dtype=np.int64)
-    for i in range(start, stop):
-        count = 0
-        for k in range(source.input_starts[i], source.input_starts[i + 1]):
-            row, value = source.input_rows[k], source.input_values[k]
-            person = source.row_person[row]
-            for m in range(source.row_starts[row], source.row_starts[row + 1]):
-                j = source.row_inputs[m]
-                if sums[j] == 0:  # every product is positive
-                    found[count] = j
-                    count += 1
-                product = value * source.row_values[m]
-                if ordered:
-                    distance = source.row_places[m] - source.input_places[k]
-                    product = _at_distance(source.distance_weights, product, distance)
-                    if distance > 0:
-                        earlier[j] += product
-                sums[j] += product
-                if count_persons and last_person[j] != person:
-                    last_person[j] = person
-                    distinct[j] += 1
-        found[:count].sort()
-        room = starts[i + 1] - starts[i]
-        kept = found[:count] if room == count else _strongest(found[:count], sums, room, i)
-        for k in range(kept.size):
-            indices[starts[i] + k] = kept[k]
-            data[starts[i] + k] = sums[kept[k]]
-            if ordered:
-                forward[starts[i] + k] = earlier[kept[k]]
-            if count_persons:
-                entry_persons[starts[i] + k] = distinct[kept[k]]
-        for k in range(count):
-            j = found[k]
-            sums[j] = 0
-            last_person[j] = -1
-            distinct[j] = 0
-            if ordered:
-                earlier[j] = 0
+def same_entries(gram: sparse.csr_matrix, values: NDArray[np.int64]) -> sparse.csr_matrix:
+    """Other values of the same entries."""
+    return sparse.csr_matrix((values, gram.indices, gram.indptr), shape=gram.shape)
 
 
-@compiled
-def _at_distance(distance_weights: NDArray[np.int64], product: int, distance: int) -> int:
-    """Let a pair count less the farther its items are apart, and at least one step."""
-    if distance_weights.size == 0:
-        return product
-    place = min(abs(distance), distance_weights.size - 1)
-    weighed: int = product // _DISTANCE_STEPS * distance_weights[place]
-    return max(1, weighed)
-
-
-@compiled
-def _strongest(
-    found: NDArray[np.int32], sums: NDArray[np.int64], room: int, diagonal: int
-) -> NDArray[np.int32]:
-    """Choose the `room` largest sums, the diagonal always among them, equal sums by ascending input."""
-    values = sums[found]
-    values[np.searchsorted(found, diagonal)] = np.iinfo(np.int64).max
-    threshold = np.partition(values, values.size - room)[values.size - room]
-    ties = room - (values > threshold).sum()
-    kept = np.empty(room, dtype=np.int32)
-    count = 0
-    for k in range(found.size):
-        if values[k] > threshold or (values[k] == threshold and ties > 0):
-            if values[k] == threshold:
-                ties -= 1
-            kept[count] = found[k]
-            count += 1
-    return kept
-
-
-@compiled
-def _count_persons(source: _Source) -> NDArray[np.int64]:
-    """Count the distinct persons with each input."""
-    counts = np.zeros(source.input_starts.size - 1, dtype=np.int64)
-    for i in range(counts.size):
-        last = -1
-        for k in range(source.input_starts[i], source.input_starts[i + 1]):
-            person = source.row_person[source.input_rows[k]]
-            if person != last:
-                last = person
-                counts[i] += 1
-    return counts
-
-
-@compiled
-def _positions_in(
-    starts: NDArray[np.integer],
-    indices: NDArray[np.integer],
-    part_starts: NDArray[np.integer],
-    part_indices: NDArray[np.integer],
-) -> NDArray[np.int64]:
-    """Find the entries of one matrix in another with sorted rows; -1 where there is none."""
-    positions = np.full(part_indices.size, -1, dtype=np.int64)
-    for i in range(part_starts.size - 1):
-        row = indices[starts[i] : starts[i + 1]]
-        for k in range(part_starts[i], part_starts[i + 1]):
-            place = np.searchsorted(row, part_indices[k])
-            if place < row.size and row[place] == part_indices[k]:
-                positions[k] = starts[i] + place
-    return positions
+def gram_matrix(
+    data: NDArray[np.int64], indices: NDArray[np.int32], starts: NDArray[np.int64], inputs: int
+) -> sparse.csr_matrix:
+    """The matrix of some entries, whose index arrays are not copied where that can be spared."""
+    # SciPy wants one type for both index arrays, and picks int32 wherever that suffices: so do we, or it
+    # would copy all indices to int64 and back.
+    if starts[-1] <= np.iinfo(np.int32).max:
+        starts = starts.astype(np.int32)
+    return sparse.csr_matrix((data, indices.astype(starts.dtype, copy=False), starts), shape=(inputs, inputs))

@@ -128,9 +128,9 @@ class ItemKNN(LinearItemModel):
 
     def _weighted(self, user_items: sparse.csr_matrix) -> sparse.csr_matrix:
         """The matrix whose columns are compared, as ``TFIDFRecommender`` and ``BM25Recommender`` weigh it."""
-        if self.similarity == "bm25":
-            return sparse.csr_matrix(bm25_weight(user_items.T, K1=self.k1, B=self.b).T)
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore"):  # of a matrix without entries there is no mean
+            if self.similarity == "bm25":
+                return sparse.csr_matrix(bm25_weight(user_items.T, K1=self.k1, B=self.b).T)
             weighted = sparse.csr_matrix(normalize(tfidf_weight(user_items.T)).T)
         # Rows of all items but one weigh nothing; an item that stands in no others has a norm of 0.
         weighted.data[~np.isfinite(weighted.data)] = 0.0

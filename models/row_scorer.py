@@ -119,7 +119,7 @@ class RowScorer:
         limits: tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]],
         n: int,
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """`best` for all requests of a batch; see `models.compiled_scoring.dense_lists`.
+        """`best` for all requests of a batch, `n` at least 1; see `models.compiled_scoring.dense_lists`.
 
         Raises
         ------

@@ -156,12 +156,12 @@ def _priors(
     ndarray of float64
         Shape (attribute inputs + 1, factors), see `factor_scoring.expected_factors`.
     """
-    users, inputs = known.shape
+    users, inputs = max(known.shape[0], 1), known.shape[1]
     present = sparse.csr_matrix((np.ones(known.nnz), known.indices, known.indptr), shape=known.shape)
     mean = np.asarray(present.sum(axis=0)).ravel() / users
     together = (present.T @ present).toarray() - users * np.outer(mean, mean)
     cross, total = np.zeros((inputs, dual.shape[1])), np.zeros(dual.shape[1])
-    for start in range(0, users, _ROWS_PER_BLOCK):
+    for start in range(0, known.shape[0], _ROWS_PER_BLOCK):
         projected = scaled[start : start + _ROWS_PER_BLOCK] @ dual
         cross += present[start : start + _ROWS_PER_BLOCK].T @ projected
         total += projected.sum(axis=0)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from consentier.errors import BundleMalformed, ConsentierError
-from consentier.models.bundle import JSON
+from consentier.models.bundle_manifest import JSON
 from consentier.models.gram import GramStatistics
 from consentier.models.item_index import ItemIndex
 from consentier.models.repeats import RepeatCounts
@@ -171,7 +171,8 @@ def write_statistics(
 
     Notes
     -----
-    O(bytes): 12 an entry of the Gram matrix, 20 where persons are counted, and 16 a person.
+    O(bytes): 12 an entry of the Gram matrix, 8 more where persons are counted and 8 more where rows have an
+    order, and 16 a person.
     """
     arrays = _arrays(statistics)
     document: dict[str, Any] = {
@@ -360,9 +361,10 @@ def read_manifest(file: Path) -> dict[str, Any]:
                 f"statistics {path}: format {document['format']!r} is not read by this release: fit again"
             )
         digest = document.pop("digest")
+        found = _digest(document)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StatisticsError(f"statistics {path}: {name} is malformed: fit again") from error
-    if digest != _digest(document):
+    if digest != found:
         raise StatisticsError(f"statistics {path}: {name} was altered after it was written: fit again")
     return dict(document)
 

@@ -54,7 +54,7 @@ class Lists:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Weighed:
-    """The weighed histories of some persons; see `models.compiled_scoring.weighted_histories`."""
+    """The weighed histories of some persons; see `models.compiled_histories.weighted_histories`."""
 
     row_starts: NDArray[np.int64]
     rows: NDArray[np.int64]
@@ -191,8 +191,8 @@ class TierScorer:
     ) -> None:
         self._scorer, self._filler, self._goods = scorer, filler, goods
         self._ids = histories.item_ids.to_pylist()
-        self._kernel = compiled_kernel()
-        self._model = scorer if isinstance(scorer, ItemScorer) and self._kernel is not None else None
+        compiled = compiled_kernel() is not None
+        self._model = scorer if isinstance(scorer, ItemScorer) and compiled else None
         self._rows = self._model.row_scorer if isinstance(self._model, LinearScorer) else None
         self.item_ids = scorer.item_ids
         self._code_groups, self._groups = goods.groups(self._ids), goods.groups(self.item_ids)
@@ -264,10 +264,11 @@ class TierScorer:
         return Lists(items, scores)
 
     def _weighed(self, model: ItemScorer, views: BatchViews, query: Query) -> _Weighed:
-        assert self._kernel is not None
+        from consentier.models.compiled_histories import weighted_histories  # which needs Numba
+
         settings = model.settings
         return _Weighed(
-            *self._kernel.weighted_histories(
+            *weighted_histories(
                 views.starts,
                 views.items,
                 views.kind_codes,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consentier.errors import BundleMalformed
-from consentier.models.bundle import check_factors, check_prior_factors
+from consentier.models.bundle_arrays import check_factors, check_prior_factors
 from consentier.models.factor_scoring import (
     MAY_BE_LEFT_OUT,
     FoldIn,

@@ -24,7 +24,8 @@ from consentier.features.gate import PermittedRows
 from consentier.features.interactions import Interactions
 from consentier.models.attribute_encoding import AttributeEncoder, CategoryColumn
 from consentier.models.bundle import Bundle
-from consentier.models.gram import GramStatistics, add, insert_inputs, select_inputs, subtract
+from consentier.models.gram import GramStatistics
+from consentier.models.gram_arithmetic import add, insert_inputs, select_inputs, subtract
 from consentier.models.item_index import ItemIndex
 from consentier.models.local_ridge import LocalRidge, touched_targets
 from consentier.models.repeats import RepeatCounts

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.preprocessing import KBinsDiscretizer, OneHotEncoder
 
+from consentier.errors import BundleMalformed
 from consentier.features.attributes import fit_attributes
 from consentier.models.attribute_encoding import AttributeEncoder, CategoryColumn, NumberColumn
 
@@ -104,6 +105,13 @@ def test_a_number_that_many_have_is_told_from_the_others(values: list[int], edge
     )
 
 
+@pytest.mark.parametrize("zeros", [[0.0] * 8, [-0.0] * 8, [0.0, -0.0] * 4, [-0.0, 0.0] * 4])
+def test_a_zero_below_nought_is_a_zero(zeros: list[float]) -> None:
+    """A bundle must not tell, by the sign of an edge, whether somebody had it who is forgotten."""
+    encoder = fitted([*zeros, -1.0, -2.0, -3.0, 4.0], bins=2)
+    assert json.dumps(encoder.to_json()[0]["edges"]) == "[0.0]"
+
+
 def test_each_type_of_column_is_read_as_what_it_is() -> None:
     table = pa.table(
         {
@@ -145,6 +153,19 @@ def test_rare_levels_share_one_input_and_columns_of_few_persons_have_none() -> N
 def test_an_encoder_reads_back_as_it_was_written(values: Any) -> None:
     encoder = fitted(values)
     assert AttributeEncoder.from_json(json.loads(json.dumps(encoder.to_json())), first_input=7) == encoder
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        "",
+        [{"name": "x", "kind": "category", "levels": "ab", "rare": False, "first_input": 7}],
+        [{"name": "x", "kind": "number", "edges": "", "first_input": 7}],
+    ],
+)
+def test_a_text_is_no_list_of_columns_levels_or_edges(columns: Any) -> None:
+    with pytest.raises(BundleMalformed, match=r"scoring\.attributes"):
+        AttributeEncoder.from_json(columns, first_input=7)
 
 
 @given(st.permutations(list(range(30))))

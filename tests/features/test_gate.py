@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shops import Row, consent, day, event, link, order, shop, usage
 
-from consentier.consent import Policy, Switches, Tier
+from consentier.consent import Policy, Source, Switches, Tier
 from consentier.consent.lifetimes import Lifetimes
 from consentier.errors import LedgerError
 from consentier.features import gate
 from consentier.features.consent_intervals import ConsentTables
-from consentier.features.gate import ConsentGate, PermittedRows, ledger_of
+from consentier.features.gate import ConsentGate, Funnel, PermittedRows, ledger_of
 from consentier.features.tables import ShopTables
 
 CUTOFF = 50
@@ -92,6 +92,22 @@ def test_each_row_that_stays_out_is_counted_with_its_first_reason() -> None:
         "no permission then": 1, "no sign of interest": 2, "sensitive item": 1,
     }  # fmt: skip
     assert funnel.rows_in == funnel.rows_kept + sum(funnel.excluded.values())
+
+
+def test_the_counts_name_nobody_whose_rows_stay_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[pa.Table] = []
+    funnel_of = gate.verdicts_of
+
+    def told(tier: Tier, source: Source, counted: pa.Table) -> Funnel:
+        counts.append(counted)
+        return funnel_of(tier, source, counted)
+
+    monkeypatch.setattr(gate, "verdicts_of", told)
+    tables = shop(events=[event("v1", "a", 5), event("refuser", "a", 5)], consents=AGREED)
+    (funnel,) = permitted(tables, Tier.ONLINE).funnel
+    assert funnel.excluded == {"no consent record": 1}
+    assert "visitor:v1" in str(counts[0].to_pylist())
+    assert "refuser" not in str(counts[0].to_pylist())
 
 
 def test_orders_that_were_cancelled_or_returned_show_no_interest() -> None:

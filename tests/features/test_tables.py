@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sqlite3
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +233,41 @@ def test_attribute_with_two_types_in_two_parts_is_an_error(shop: Path) -> None:
         read_shop(shop)
 
 
+@pytest.mark.parametrize(
+    "name", ["Items.csv", "ITEMS.CSV", "items.CSV", "items.csv.gz", "items.tsv", "items.pq", "items"]
+)
+def test_a_table_that_would_not_be_read_for_its_name_is_refused(shop: Path, name: str) -> None:
+    """Left unread, its sensitive items would pass for any others."""
+    (shop / "items.csv").rename(shop / name)
+    with pytest.raises(DataError, match=rf"table items: '{name}' is not read: .* rename it"):
+        read_shop(shop)
+
+
+@pytest.mark.parametrize("name", ["2.PARQUET", "2.csv", "2.parquet.bak", "day=2"])
+def test_a_part_that_would_not_be_read_is_refused(shop: Path, name: str) -> None:
+    """Left unread, a withdrawal in it would be lost."""
+    consents = read_shop(shop).consents
+    (shop / "consents.csv").unlink()
+    (shop / "consents").mkdir()
+    for part in ("1.parquet", "_SUCCESS", ".1.parquet.crc"):
+        pq.write_table(consents, shop / "consents" / part)
+    assert read_shop(shop).consents.equals(consents)
+    (shop / "consents" / name).mkdir()
+    with pytest.raises(DataError, match=f"table consents: consents/ holds '{name}', which is not read"):
+        read_shop(shop)
+
+
+def test_a_directory_that_cannot_be_listed_is_a_data_error(
+    shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match=r"cannot be read: .*Permission denied"):
+        read_shop(shop)
+
+
 def test_arguments_are_checked(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="source"):
         read_shop(3)  # type: ignore[arg-type]
@@ -255,6 +292,32 @@ def test_mixed_types_in_sqlite_are_found_row_by_row(shop: Path, tmp_path: Path) 
     ):
         read_shop(url)
     assert read_shop(url, on_bad_rows="drop").events["item_id"].to_pylist() == ["Schuh-ä", "12"]
+
+
+def test_a_table_of_a_database_in_another_spelling_is_refused(shop: Path, tmp_path: Path) -> None:
+    tables = as_tables(shop)
+    url = write_sqlite(tmp_path / "shop.db", {**tables, "Product_Usage": tables["items"]})
+    with pytest.raises(DataError, match="table product_usage: 'Product_Usage' is not read: rename it"):
+        read_shop(url)
+
+
+@pytest.mark.parametrize("other", [Decimal(3), Decimal("0.5"), None])
+@pytest.mark.parametrize(("number", "read"), [(10**20, 1e20), (10**400, math.inf), (-(10**400), -math.inf)])
+def test_numbers_beyond_64_bits_are_numbers_like_others(
+    number: int, read: float, other: Decimal | None
+) -> None:
+    """As texts they would make a category of all numbers of their column, whoever's they are."""
+    price = SCHEMAS["items"].columns[2]
+    cells = [Decimal(number), other]
+    for column in (None, price):  # an attribute, and a number of the contract
+        (batch,) = tables_module._batches([cells], ["price"], [column])
+        assert batch.column("price").type == pa.float64()
+        assert batch.column("price").to_pylist() == [read, None if other is None else float(other)]
+
+
+def test_an_id_beyond_64_bits_is_its_digits() -> None:
+    (batch,) = tables_module._batches([[Decimal(10**20)]], ["item_id"], [SCHEMAS["items"].columns[0]])
+    assert batch.column("item_id").to_pylist() == ["1" + 20 * "0"]
 
 
 def test_database_faults_are_data_errors(tmp_path: Path) -> None:

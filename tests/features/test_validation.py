@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import decimal
 import json
 import re
 from typing import Any
@@ -196,6 +197,20 @@ def test_timestamps_out_of_range_are_refused(seconds: int, rule: Rule) -> None:
         validate_table(rows, SCHEMAS["events"])
 
 
+@pytest.mark.parametrize(
+    "dates",
+    [
+        pa.array([2**31 - 1] * 3, pa.int32()).view(pa.date32()),
+        pa.array([2**62] * 3, pa.int64()).view(pa.date64()),
+        pa.array([2**62] * 3, pa.int64()).view(pa.duration("s")),
+    ],
+)
+def test_a_date_beyond_any_calendar_is_refused_by_its_row(dates: pa.Array) -> None:
+    rows = texts(VALID["events"]).set_column(2, "ts", dates)
+    with pytest.raises(DataError, match="column ts, row 1: wrong type"):
+        validate_table(rows, SCHEMAS["events"])
+
+
 def test_integer_ids_become_their_digits_and_floats_are_refused() -> None:
     rows = texts(VALID["events"])
     whole = rows.set_column(3, "item_id", pa.array([7, 8, 9], pa.int32()))
@@ -277,6 +292,15 @@ def test_attributes_stay_as_they_are_and_other_extra_columns_go() -> None:
     assert table["age"].combine_chunks().equals(ages)
     events = texts(VALID["events"]).append_column("referrer", pa.array(["a", "b", "c"]))
     assert validate_table(events, SCHEMAS["events"])[0].column_names == list(VALID["events"])
+
+
+def test_attributes_come_in_types_that_models_read() -> None:
+    decimals = pa.array([decimal.Decimal("1234.50"), None])
+    views = pa.array(["a", None]).cast(pa.string_view())
+    rows = texts(VALID["customers"]).append_column("income", decimals).append_column("city", views)
+    table, _ = validate_table(rows, SCHEMAS["customers"])
+    assert table["income"].combine_chunks().equals(pa.array([1234.5, None]))
+    assert table["city"].combine_chunks().equals(pa.array(["a", None]))
 
 
 @pytest.mark.parametrize("name", ["events", "orders", "consents"])

@@ -274,6 +274,20 @@ def test_that_holds_for_every_tier(tier: Tier) -> None:
     test_while_a_decision_cannot_be_read_nobody_permits_anything(tier, {"subject_id": ""})
 
 
+@pytest.mark.parametrize("visitor", [None, ""])
+def test_while_a_login_names_no_device_nobody_is_joined(visitor: str | None) -> None:
+    """It might be the second customer of a device, which then links to neither."""
+    warehouse = in_warehouse(sound_shop())
+    assert asked(warehouse, query_of(Tier.FUSED))
+    login = {**warehouse["identities"].to_pylist()[0], "visitor_id": visitor, "customer_id": "c2"}
+    warehouse["identities"] = raw([*warehouse["identities"].to_pylist(), login], warehouse["identities"])
+    assert asked(warehouse, query_of(Tier.FUSED)) == []
+    assert {verdict for _, verdict, _ in asked(warehouse, query_of(Tier.FUSED, shown=Shown.VERDICTS))} == {
+        "unlinked"
+    }
+    assert asked(warehouse, query_of(Tier.CRM))
+
+
 def without(table: pa.Table, names: Collection[str]) -> pa.Table:
     return table.drop_columns(list(names))
 
@@ -311,6 +325,13 @@ def test_optional_tables_and_columns_need_not_be_there() -> None:
         "links=links.filter(sound)",
         "links=links",
         lambda: test_while_a_decision_cannot_be_read_nobody_permits_anything(Tier.FUSED, {"subject_id": ""}),
+    ),
+    Break(
+        "links hold beside a login on an unknown device",
+        warehouse_sql._Warehouse._standings,
+        "links.filter(known)",
+        "links",
+        lambda: test_while_a_login_names_no_device_nobody_is_joined(None),
     ),
     Break(
         "rows without an item pass",

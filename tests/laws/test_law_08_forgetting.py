@@ -27,7 +27,7 @@ from consentier.consent import Policy, Tier
 from consentier.consent.policy import Switches
 from consentier.errors import TrainingError
 from consentier.features.tables import ShopTables
-from consentier.models import gram, local_ridge
+from consentier.models import gram_arithmetic, local_ridge
 from consentier.models.bundle import open_bundle
 from consentier.models.statistics import read_statistics
 from consentier.serving.factor_scorer import FACTOR_ALGORITHMS
@@ -334,14 +334,14 @@ SPARSE = tuple(
 @breaks(
     Break(
         "one pair of items stays counted",
-        gram.subtract,
+        gram_arithmetic.subtract,
         "data[positions] -= removed.gram.data",
         "data[positions[1:]] -= removed.gram.data[1:]",
         usual(Tier.ONLINE, V1),
     ),
     Break(
         "the persons behind a pair stay counted",
-        gram.subtract,
+        gram_arithmetic.subtract,
         "_less(statistics.persons, positions, removed.persons)",
         "statistics.persons.copy()",
         usual(
@@ -381,14 +381,14 @@ SPARSE = tuple(
     ),
     Break(
         "the direction of who left stays counted",
-        gram.subtract,
+        gram_arithmetic.subtract,
         "_less(statistics.forward, positions, removed.forward)",
         "statistics.forward.copy()",
         usual(Tier.SESSION, V1),
     ),
     Break(
         "items that too few others have stay in their histories",
-        gram.select_inputs,
+        gram_arithmetic.select_inputs,
         "if statistics.counts[~kept].any():",
         "if False:",
         usual(Tier.SESSION, V1, min_persons=2),

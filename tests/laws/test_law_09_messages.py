@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 
 from consentier.cli.output import guarded
 from consentier.errors import DataError
+from consentier.features.headers import check_header
 from consentier.features.schemas import SCHEMAS
 from consentier.features.tables import read_shop
-from consentier.features.validation import TableValidator, _form, check_header, validate_table
+from consentier.features.validation import TableValidator, _form, validate_table
 
 PERSON = "anna.k7@example.org"
 """What must not be said."""
@@ -150,7 +151,7 @@ def test_a_file_without_a_header_is_refused_without_its_first_row(cells: list[st
     Break(
         "a first row is taken for names",
         check_header,
-        "if not {*names, *others} & {*known, *map(_folded, known)}:",
+        "if not {*names, *others} & {*known, *map(folded, known)}:",
         "if False:",
         [PERSON, PERSON],
     )

@@ -20,16 +20,16 @@ from hypothesis.extra import numpy as hnp
 
 from consentier import writing
 from consentier.errors import BundleError, BundleMalformed, BundleMissing
-from consentier.models import bundle as bundle_module
+from consentier.models import bundle_arrays, bundle_writing
 from consentier.models.bundle import (
     FORMAT_VERSION,
-    check_csr,
     open_bundle,
     read_run,
     verify_bundle,
     write_bundle,
     write_run,
 )
+from consentier.models.bundle_arrays import check_csr
 from consentier.models.item_index import ItemIndex
 
 CUTOFF = datetime(2025, 1, 31, 12, 30, tzinfo=UTC)
@@ -402,14 +402,14 @@ def test_wrong_arguments_write_nothing(
 
 
 def test_an_array_that_fails_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = bundle_module._write_array
+    original = bundle_writing._write_array
 
     def fail_on_second(path: Path, array: np.ndarray) -> Any:
         if path.name == "data.npy":
             raise MemoryError
         return original(path, array)
 
-    monkeypatch.setattr(bundle_module, "_write_array", fail_on_second)
+    monkeypatch.setattr(bundle_writing, "_write_array", fail_on_second)
     with pytest.raises(MemoryError):
         write(tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
@@ -435,7 +435,7 @@ BLOCKS = st.sampled_from([1, 2, 3, 1 << 20])
 
 def checked_in_blocks(size: int, *parts: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bundle_module, "_ENTRIES_AT_ONCE", size)
+        patch.setattr(bundle_arrays, "_ENTRIES_AT_ONCE", size)
         check_csr(*parts)
 
 
@@ -487,8 +487,8 @@ def test_a_malformed_matrix_is_named(
 
 
 def test_a_matrix_of_the_wrong_type_is_named() -> None:
-    with pytest.raises(BundleMalformed, match=r"^x_indices must be one-dimensional integers, got float64"):
-        check_csr(np.array([0, 1]), np.array([0.0]), np.array([1.0]), (1, 1), prefix="x_")
+    with pytest.raises(BundleMalformed, match=r"^indices must be one-dimensional integers, got float64"):
+        check_csr(np.array([0, 1]), np.array([0.0]), np.array([1.0]), (1, 1))
     with pytest.raises(BundleMalformed, match=r"^indptr must be one-dimensional"):
         check_csr(np.array([[0, 1]]), np.array([0]), np.array([1.0]), (1, 1))
 

@@ -16,13 +16,11 @@ from consentier.models.gram import (
     GramStatistics,
     GramTruncated,
     SessionOrder,
-    add,
     gram_parts,
     gram_statistics,
     row_weights,
-    select_inputs,
-    subtract,
 )
+from consentier.models.gram_arithmetic import add, select_inputs, subtract
 
 
 @st.composite

@@ -9,7 +9,7 @@ from implicit.nearest_neighbours import BM25Recommender, CosineRecommender
 from implicit.utils import ParameterWarning
 from scipy import sparse
 
-from consentier.models.gram import subtract
+from consentier.models.gram_arithmetic import subtract
 from consentier.models.item_knn import ItemKNN
 
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from consentier.errors import TrainingError
-from consentier.models.gram import GRAM_UNIT, GramStatistics, gram_statistics, subtract
+from consentier.models.gram import GRAM_UNIT, GramStatistics, gram_statistics
+from consentier.models.gram_arithmetic import subtract
 from consentier.models.local_ridge import LocalRidge, dense_ease, solve_local_ridge, touched_targets
 
 

@@ -178,6 +178,21 @@ def test_an_empty_history_gets_the_popular_items(model: type[ItemModel], setting
 
 
 @every_model
+@pytest.mark.parametrize("users", [0, 3])
+@pytest.mark.parametrize("attributes", [0, 2])
+def test_a_fit_on_nothing_gives_a_model_that_answers(
+    model: type[ItemModel], settings: dict[str, Any], users: int, attributes: int
+) -> None:
+    recommender = fitted(model, {**settings, "item_count": 4}, empty(users, 4 + attributes))
+    history = sparse.csr_matrix(np.ones((1, 4 + attributes), dtype=np.float32))
+    ids, scores = recommender.recommend(0, history, N=4, filter_already_liked_items=False)
+    assert sorted(ids.tolist()) == [0, 1, 2, 3]
+    assert np.isfinite(scores).all()
+    assert recommender.similar_items(1)[0].size == 0
+    assert recommender.popularity.tolist() == [0] * 4
+
+
+@every_model
 def test_filtered_items_are_never_returned(model: type[ItemModel], settings: dict[str, Any]) -> None:
     histories = shop()
     recommender = fitted(model, settings, histories)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from consentier.models import row_scorer
+from consentier.models.compiled_histories import weighted_histories
 from consentier.models.row_scorer import RowScorer, compiled_kernel
 
 # Few values, so that scores tie, cancel and are 0 often; some that no sum of others equals.
@@ -213,7 +214,7 @@ def test_the_loops_run_without_the_interpreters_lock() -> None:
     kernel = compiled_kernel()
     assert kernel is not None
     assert kernel.best_items.targetoptions["nogil"]
-    for loop in (kernel.best_lists, kernel.dense_lists, kernel.weighted_histories, kernel.filled_lists):
+    for loop in (kernel.best_lists, kernel.dense_lists, kernel.filled_lists, weighted_histories):
         assert loop.targetoptions["nogil"]
 
 

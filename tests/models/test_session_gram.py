@@ -18,11 +18,9 @@ from consentier.models.gram import (
     GramStatistics,
     GramTruncated,
     SessionOrder,
-    add,
     gram_statistics,
-    select_inputs,
-    subtract,
 )
+from consentier.models.gram_arithmetic import add, select_inputs, subtract
 from consentier.models.item_index import ItemIndex
 from consentier.models.local_ridge import LocalRidge, solve_local_ridge, touched_targets
 from consentier.models.statistics import Fingerprints, Statistics, read_statistics, write_statistics

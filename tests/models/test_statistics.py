@@ -128,6 +128,16 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
         read_statistics(path)
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_numbers_that_are_none_are_an_alteration_like_others(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "crm"
+    write_statistics(path, statistics(), bundle_digest="sha256:1", facts={"share": 0.5})
+    text = (path / "manifest.json").read_text("utf-8")
+    (path / "manifest.json").write_text(text.replace('"share":0.5', f'"share":{number}'), "utf-8")
+    with pytest.raises(StatisticsError, match="is malformed"):
+        read_statistics(path)
+
+
 def test_fingerprints_know_who_was_counted_and_with_what() -> None:
     counted = prints(p1=10, p3=30, p5=50)
     assert counted.holds(np.array([1, 2, 5, 9], dtype=np.uint64)).tolist() == [True, False, True, False]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import decimal
 import random
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import ibis
 import pyarrow as pa
@@ -15,9 +18,10 @@ from spark_sessions import spark_session
 
 from consentier.consent import Policy, Switches, Tier
 from consentier.consent.lifetimes import Lifetimes
+from consentier.errors import DataError
 from consentier.features.consent_intervals import MISSING, ConsentTables
 from consentier.features.gate import ConsentGate, PermittedRows
-from consentier.features.tables import ShopTables
+from consentier.features.tables import ShopTables, write_tables
 
 pytestmark = pytest.mark.service("spark")
 
@@ -92,6 +96,60 @@ def test_a_text_that_is_missing_is_missing_there_too(spark: ibis.BaseBackend) ->
     there = dataclasses.replace(embedded, engine=spark).permitted(Tier.FUSED)
     assert_same(embedded.permitted(Tier.FUSED), there)
     assert there.funnel[0].excluded == {"unlinked": 1, "objected": 1}
+
+
+def test_a_table_that_spark_would_not_read_is_refused(
+    tables: ShopTables, spark: ibis.BaseBackend, tmp_path: Path
+) -> None:
+    """Left unread, the sensitive items of a CSV file would pass for any others."""
+    from consentier.features.spark_tables import read_spark_tables
+
+    folder = tmp_path / "shop"
+    write_tables({name: getattr(tables, name) for name in ("events", "consents", "items")}, folder)
+    items = folder / "items.parquet"
+    for beside, refused in (
+        ("items.csv", r"table items: .*/items\.csv is not read"),
+        ("Orders.parquet", r"table orders: 'Orders\.parquet' is not read"),
+        ("items", r"table items: .*items\.parquet and .*items stand beside each other"),
+    ):
+        (folder / beside).mkdir()
+        shutil.copy(items, folder / beside)
+        with pytest.raises(DataError, match=refused):
+            read_spark_tables(spark._session, str(folder))
+        shutil.rmtree(folder / beside)
+    assert read_spark_tables(spark._session, str(folder)).items.num_rows == tables.items.num_rows
+
+
+def test_a_gate_that_cannot_be_made_keeps_nothing(
+    tables: ShopTables, spark: ibis.BaseBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from consentier.features.spark_gate import SparkGate
+    from consentier.features.spark_tables import SparkTables
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no room")
+
+    session = spark._session
+    frames = {
+        name: session.createDataFrame(getattr(tables, name)) for name in ("events", "consents", "identities")
+    }
+    monkeypatch.setattr(SparkGate, "_read", fail)
+    with pytest.raises(RuntimeError, match="no room"):
+        SparkGate(session, SparkTables.of(session, **frames), day(CUTOFF), Policy.default())
+    views = session.sql("SHOW TABLES").toArrow()["tableName"].to_pylist()
+    assert not [name for name in views if name.startswith("consentier_")]
+
+
+def test_attributes_that_are_decimals_come_as_numbers(spark: ibis.BaseBackend) -> None:
+    from consentier.features.spark_tables import SparkTables
+
+    tables = shop(events=[event("v1", "a", 5)], consents=[consent("v1", "online")])
+    customers = pa.table({"customer_id": ["c1"], "income": [decimal.Decimal("1234.50")]})
+    made = {"events": tables.events, "consents": tables.consents, "customers": customers}
+    frames = {name: spark._session.createDataFrame(table) for name, table in made.items()}
+    read = SparkTables.of(spark._session, **frames).customers.toArrow()
+    assert read["income"].to_pylist() == [1234.5]
+    assert pa.types.is_float64(read["income"].type)
 
 
 _BOTH = (("v1", "online"), ("v2", "online"), ("c1", "crm"), ("c2", "crm"))
