@@ -188,7 +188,7 @@ PAST = dt.datetime(2026, 1, 1, tzinfo=dt.UTC).isoformat()
 
 
 def assert_stopped(asked: ReloadingRecommender) -> None:
-    """The fused tier is past its deadline. Of files as fresh as here it may be said that they changed, too."""
+    """The fused tier is past its deadline. Of files this fresh it may be said that they changed, too."""
     answer = asked.recommend(FUSED)
     assert answer.tier is not Tier.FUSED
     assert any(reason.startswith("fused: ") and PAST_DEADLINE in reason for reason in answer.basis.reasons)
