@@ -7,7 +7,8 @@ for until the deadline.
 One late answer says little: on a busy machine it may be the one who asked that got no time. After
 `LATE_IN_A_ROW` of them, with none in time in between, the store is left alone. Questions that were under way
 together count once: what stalls a machine makes all of them late. A store that is left alone is asked again,
-by one question, when the late answer has come back or a pause is over.
+by one question, when the late answer has come back or a pause is over. The first pause is short, as a machine
+may only have stalled for longer; each next one is twice as long, up to `PAUSE_SECONDS`.
 
 That bounds what a store can cost. A question waits for one deadline. As long as nobody gets an answer in
 time, each thread waits `LATE_IN_A_ROW` times at most, and from then on one thread at a time does: once a
@@ -37,7 +38,10 @@ LATE_IN_A_ROW = 3
 """After so many answers that did not come in time, with none in between that did, a store is left alone."""
 
 PAUSE_SECONDS = 1.0
-"""After so long a store that was left alone is asked again, by one question, which finds out for all."""
+"""After so long at most a store that was left alone is asked again, by one question."""
+
+_DOUBLINGS = 3
+"""From the first pause to the longest."""
 
 _THREADS = 8
 """How many questions to one store are under way at the same time, where it needs threads."""
@@ -160,7 +164,8 @@ class _State:
                 self.late_in_a_row += 1
                 self._counted_at = now
             if self.late_in_a_row >= LATE_IN_A_ROW:
-                self._late, self.resume_at = late, now + PAUSE_SECONDS
+                shorter = min(self.late_in_a_row - LATE_IN_A_ROW - _DOUBLINGS, 0)
+                self._late, self.resume_at = late, now + PAUSE_SECONDS * 2.0**shorter
 
     def may_try(self) -> bool:
         """Whether to ask a store that is left alone: for one question, when something may have changed."""
