@@ -1,13 +1,56 @@
-"""Connections to PostgreSQL in a process that was forked: for ledgers and profiles alike."""
+"""Connections to PostgreSQL, for ledgers and profiles: given up if they hang, and left behind by a fork."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+import time
+from typing import Any, TypeVar, cast
 
+import psycopg
 import sqlalchemy as sa
+from psycopg.abc import PQGen
 
-__all__ = ["keep_to_own_process"]
+__all__ = ["PATIENCE_SECONDS", "NoAnswer", "PatientConnection", "keep_to_own_process"]
+
+PATIENCE_SECONDS = 5
+"""After so long without an answer the connection is given up: on connecting, and on every look-up."""
+
+_T = TypeVar("_T")
+
+
+class NoAnswer(psycopg.OperationalError):
+    """The server is there, or seems to be, and does not answer."""
+
+
+class PatientConnection(psycopg.Connection[Any]):
+    """A connection that is given up after so many seconds without an answer."""
+
+    patience: float = PATIENCE_SECONDS
+
+    def wait(self, gen: PQGen[_T], *args: Any, **kwargs: Any) -> _T:
+        """As the driver's own, but only for so long."""
+        try:
+            return super().wait(_patient(gen, self.patience), *args, **kwargs)
+        except NoAnswer:
+            self.pgconn.finish()
+            raise
+
+
+def _patient(waiting: PQGen[_T], seconds: float) -> PQGen[_T]:
+    """Pass on what a generator of the driver waits for, but only for so long.
+
+    The driver (psycopg 3.3 or later) resumes it several times a second, ready or not.
+    """
+    deadline = time.monotonic() + seconds
+    try:
+        wanted = next(waiting)
+        while True:
+            ready = yield wanted
+            if not ready and time.monotonic() > deadline:
+                raise NoAnswer(f"no answer within {seconds:g} s")
+            wanted = waiting.send(ready)
+    except StopIteration as end:
+        return cast("_T", end.value)
 
 
 def keep_to_own_process(engine: sa.Engine) -> None:

@@ -13,10 +13,9 @@ long as the database is set up to keep them: see ``docs/ledger-postgresql.md``.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from consentier.consent.chain import GENESIS, stored, verify_chain
 from consentier.consent.entries import (
@@ -36,7 +35,6 @@ from consentier.errors import LedgerError
 try:
     import psycopg
     import sqlalchemy as sa
-    from psycopg.abc import PQGen
     from sqlalchemy.dialects.postgresql import BIGINT, TEXT
 except ImportError as missing:
     raise LedgerError(
@@ -47,15 +45,17 @@ except ImportError as missing:
 from consentier.consent import sqlalchemy_queries as queries
 from consentier.consent.migrations import REVISIONS, revision_of, upgrade
 from consentier.consent.migrations.tables import ENTRIES, ERASED_LOGINS, ERASED_VERSIONS, LINKS, RECORDS, ROWS
-from consentier.consent.sqlalchemy_connections import keep_to_own_process
+from consentier.consent.sqlalchemy_connections import (
+    PATIENCE_SECONDS,
+    NoAnswer,
+    PatientConnection,
+    keep_to_own_process,
+)
 
 __all__ = ["LOOKUP_SECONDS", "PATIENCE_SECONDS", "SqlAlchemyStore"]
 
 LOOKUP_SECONDS = 2
 """After so long the server gives a look-up up. A ``statement_timeout`` in the URL's options replaces it."""
-
-PATIENCE_SECONDS = 5
-"""After so long without an answer the connection is given up: on connecting, and on every look-up."""
 
 _OPTIONS = f"-c statement_timeout={LOOKUP_SECONDS}s -c jit=off -c max_parallel_workers_per_gather=0"
 """Of every connection. Look-ups are short: compiling them, or starting workers, takes longer than they do."""
@@ -79,8 +79,6 @@ _REMEDIES = {
     "57014": "the database is too slow or overloaded",
 }
 """What to do, by SQLSTATE."""
-
-_T = TypeVar("_T")
 
 
 class SqlAlchemyStore:
@@ -270,11 +268,11 @@ class SqlAlchemyStore:
     def _asked_once(self, query: str, asked: Mapping[str, object]) -> list[Row]:
         pooled = self._engine.raw_connection()
         try:
-            connection = cast("_Connection", pooled.driver_connection)
+            connection = cast("PatientConnection", pooled.driver_connection)
             connection.patience = PATIENCE_SECONDS
             try:
                 return connection.execute(query, asked, prepare=True).fetchall()
-            except _NoAnswer:
+            except NoAnswer:
                 pooled.invalidate()
                 raise
             except psycopg.OperationalError as error:
@@ -326,42 +324,8 @@ class SqlAlchemyStore:
 # ---- Connecting --------------------------------------------------------------------------------------------
 
 
-class _NoAnswer(psycopg.OperationalError):
-    """The server is there, or seems to be, and does not answer."""
-
-
 class _Stale(psycopg.OperationalError):
     """A connection that stood ready had been closed in the meantime."""
-
-
-class _Connection(psycopg.Connection[Any]):
-    """A connection that is given up after so many seconds without an answer."""
-
-    patience: float = PATIENCE_SECONDS
-
-    def wait(self, gen: PQGen[_T], *args: Any, **kwargs: Any) -> _T:
-        try:
-            return super().wait(_patient(gen, self.patience), *args, **kwargs)
-        except _NoAnswer:
-            self.pgconn.finish()
-            raise
-
-
-def _patient(waiting: PQGen[_T], seconds: float) -> PQGen[_T]:
-    """Pass on what a generator of the driver waits for, but only for so long.
-
-    The driver (psycopg 3.3 or later) resumes it several times a second, ready or not.
-    """
-    deadline = time.monotonic() + seconds
-    try:
-        wanted = next(waiting)
-        while True:
-            ready = yield wanted
-            if not ready and time.monotonic() > deadline:
-                raise _NoAnswer(f"no answer within {seconds:g} s")
-            wanted = waiting.send(ready)
-    except StopIteration as end:
-        return cast("_T", end.value)
 
 
 def _engine(url: str) -> sa.Engine:
@@ -382,10 +346,10 @@ def _engine(url: str) -> sa.Engine:
     @sa.event.listens_for(engine, "do_connect")
     def connect(
         _dialect: Any, _record: Any, arguments: Sequence[Any], options: dict[str, Any]
-    ) -> _Connection:
+    ) -> PatientConnection:
         options["options"] = f"{_OPTIONS} {options.get('options', '')}"
         options.setdefault("connect_timeout", PATIENCE_SECONDS)
-        return _Connection.connect(*arguments, **options)
+        return PatientConnection.connect(*arguments, **options)
 
     keep_to_own_process(engine)
     return engine
@@ -398,7 +362,8 @@ def _transaction(
     """A transaction in which a statement may take so many seconds; it begins with the statements given."""
     with engine.connect() as connection:
         connection.execution_options(**{"isolation_level": "READ COMMITTED", **options})
-        cast("_Connection", connection.connection.driver_connection).patience = seconds + PATIENCE_SECONDS
+        driver = cast("PatientConnection", connection.connection.driver_connection)
+        driver.patience = seconds + PATIENCE_SECONDS
         with connection.begin():
             for statement in (_settings(statement_timeout=f"{seconds}s"), *first):
                 connection.execute(statement)
@@ -493,7 +458,7 @@ def _write(connection: sa.Connection, entries: Sequence[StoredEntry]) -> None:
 
 def _copy(connection: sa.Connection, table: sa.Table, rows: Iterable[Row]) -> None:
     names = ", ".join(f'"{column.name}"' for column in table.columns)
-    driver = cast("_Connection", connection.connection.driver_connection)
+    driver = cast("PatientConnection", connection.connection.driver_connection)
     with driver.cursor() as cursor, cursor.copy(f"COPY {table.name} ({names}) FROM STDIN") as copy:
         for row in rows:
             copy.write_row([list(value) if isinstance(value, tuple) else value for value in row])

@@ -148,7 +148,8 @@ def score_customers(
     TypeError, ValueError
         If `channel`, `at`, `n` or `workers` is not what it should be.
     DataError
-        If `out` is in the way, or holds another job than the one that is to be resumed.
+        If `out` is in the way, or holds another job than the one that is to be resumed; or if the tables
+        hold more than 127 types of events.
     BundleError
         If a bundle passes its withdrawal deadline while the job runs.
     OSError

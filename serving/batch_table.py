@@ -45,7 +45,7 @@ class BatchTable:
     Attributes
     ----------
     url
-        SQLAlchemy's URL of the database: ``sqlite:///recs.db``, ``postgresql+psycopg://USER@HOST/DATABASE``.
+        SQLAlchemy's URL of the database: ``sqlite:///recs.db``, ``postgresql://USER@HOST/DATABASE``.
     name
         The table's name: letters, digits and underscores.
 
@@ -108,7 +108,21 @@ class _Tables:
 @contextlib.contextmanager
 def _engine(place: BatchTable) -> Iterator[sa.Engine]:
     """A connection pool; whatever fails in the database is told without its address."""
-    engine = sa.create_engine(place.url, hide_parameters=True)
+    try:
+        url = sa.make_url(place.url)
+        if url.drivername == "postgresql":  # for which SQLAlchemy would take another driver than ours
+            url = url.set(drivername="postgresql+psycopg")
+        engine = sa.create_engine(url, hide_parameters=True)
+    except (sa.exc.ArgumentError, ValueError):
+        raise DataError(
+            f"{place}: the URL of its database cannot be read: write sqlite:///FILE or "
+            "postgresql://USER@HOST/DATABASE"
+        ) from None
+    except ImportError as missing:
+        raise DataError(
+            f"{place}: its database needs a package that is not installed ({missing}); for PostgreSQL: "
+            "pip install 'consentier[train,postgresql]'"
+        ) from None
     try:
         yield engine
     except sa.exc.SQLAlchemyError as error:
@@ -138,8 +152,8 @@ class TableSink:
     @contextlib.contextmanager
     def opened(cls, place: BatchTable, channel: Channel, *, resume: bool) -> Iterator[TableSink]:
         """Open the database, and make the tables if there are none."""
-        _make_private(sa.make_url(place.url))
         with _engine(place) as engine:
+            _make_private(engine.url)
             yield cls(place, engine, channel, resume=resume)
 
     def begun(self, at: dt.datetime | None) -> BatchJob | None:

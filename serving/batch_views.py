@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consentier.consent import Source
+from consentier.errors import DataError
 from consentier.models.attribute_encoding import AttributeEncoder, AttributeValue
 from consentier.serving.bulk_reach import BulkReach
 from consentier.serving.request import Event
@@ -85,13 +86,21 @@ class Histories:
         Notes
         -----
         n log n in the rows. Memory afterwards: 13 bytes an event, and the ids of subjects and items.
+
+        Raises
+        ------
+        DataError
+            If there are more than 127 types of events.
         """
         tables = [_encoded(table) for table in (rows.online, rows.crm)]
         item_ids, kinds = (
             _distinct([table[name].dictionary for table in tables]) for name in ("item_id", "event_type")
         )
         if len(kinds) > np.iinfo(np.int8).max:
-            raise ValueError(f"there are {len(kinds)} types of events; at most 127 can be told apart")
+            raise DataError(
+                f"the shop's tables hold {len(kinds)} types of events; a batch tells at most 127 apart: map "
+                "those that mean the same to one (is event_type an id?)"
+            )
         events = {
             source: _numbered(table, item_ids, kinds) for source, table in zip(SOURCES, tables, strict=True)
         }

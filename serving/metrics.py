@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING
 from consentier.consent import Side, Tier
 from consentier.serving.answer import Answer
 from consentier.serving.protocols import Answering
-from consentier.serving.recommender import LEDGER_FAULT, NOTHING_KNOWN, NOTHING_TO_FILL, NOTHING_TO_SHOW
+from consentier.serving.recommender import (
+    EXPLORATION_FAULT,
+    LEDGER_FAULT,
+    NOTHING_KNOWN,
+    NOTHING_TO_FILL,
+    NOTHING_TO_SHOW,
+)
 from consentier.serving.request import Request
 
 if TYPE_CHECKING:
@@ -41,7 +47,8 @@ class ReasonClass(enum.StrEnum):
     NOTHING_KNOWN = "nothing_known"
     """The better ones had nothing to say: no history that they know, or nothing of it that may be shown."""
     FAULT = "fault"
-    """A better one, or the popular list, is missing, past its deadline, failed, or could not read a store."""
+    """A better one, or the popular list or what is drawn from it, is missing, past its deadline, failed, or
+    could not read a store."""
     LEDGER_FAULT = "ledger_fault"
     """The consent ledger failed, so that nothing is permitted."""
 
@@ -74,7 +81,7 @@ def reason_of(answer: Answer) -> ReasonClass:
     Parameters
     ----------
     answer
-        An answer with its basis, whose `reasons` end with the tiers that were passed over.
+        An answer with its basis, whose `reasons` end with the tiers that were passed over, and what failed.
     """
     passed_over = _passed_over(answer.basis.reasons)
     if any(reason.startswith(f"{LEDGER_FAULT}: ") for reason in passed_over):
@@ -89,7 +96,7 @@ def reason_of(answer: Answer) -> ReasonClass:
 
 
 def _passed_over(reasons: Sequence[str]) -> list[str]:
-    """The last of an answer's reasons, as far back as they begin with the name of a tier or the ledger.
+    """The last of an answer's reasons, as far back as they begin with the name of a tier or of what failed.
 
     Those of the permissions do so too ("crm: denied"); between them and these stand those of the route, which
     are sentences.
@@ -102,7 +109,7 @@ def _passed_over(reasons: Sequence[str]) -> list[str]:
     return found
 
 
-_STEPS = frozenset({*(str(tier) for tier in Tier), LEDGER_FAULT})
+_STEPS = frozenset({*(str(tier) for tier in Tier), LEDGER_FAULT, EXPLORATION_FAULT})
 
 
 class MeasuredRecommender:

@@ -28,6 +28,7 @@ from typing import Any
 from consentier.consent import Tier
 from consentier.errors import AuditError
 from consentier.serving.experiment import BUCKETS, Attribution, Experiment
+from consentier.serving.forking import tell_of_forks
 from consentier.serving.line_files import expire_segments, line_of, retention_of, segments_of
 from consentier.serving.recommender import utc_now
 from consentier.writing import remove_remnants_in, whole_file, write_new
@@ -104,7 +105,9 @@ class OutcomeLine:
 
 
 class OutcomeLog:
-    """Writes outcomes. Safe to use from any number of threads; several processes may share the directory.
+    """Writes outcomes. Safe to use from any number of threads, and after a fork.
+
+    Several processes may share the directory.
 
     Parameters
     ----------
@@ -147,6 +150,7 @@ class OutcomeLog:
         self._due = time.monotonic() + every
         self._path.mkdir(parents=True, exist_ok=True, mode=0o700)
         remove_remnants_in(self._path)
+        tell_of_forks(self)
 
     def impression(self, answer_id: str | None, *, anonymous: bool = False) -> bool:
         """The answer was shown. For the arguments see `record`."""
@@ -175,7 +179,8 @@ class OutcomeLog:
         Returns
         -------
         bool
-            Whether it was taken down: not if the id is none of the experiment's.
+            Whether it was taken down: not if the id is none of the experiment's, nor if a million others wait
+            for a disk.
         """
         told = self._experiment.read(answer_id)
         if told is None:
@@ -219,6 +224,11 @@ class OutcomeLog:
     def close(self) -> None:
         """As `flush`."""
         self.flush()
+
+    def after_fork(self) -> None:
+        """For forked processes: whoever held the lock is not here, and writes itself what it collected."""
+        self._lock = threading.Lock()
+        self._waiting = collections.Counter()
 
     def __enter__(self) -> OutcomeLog:
         return self

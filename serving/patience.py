@@ -1,14 +1,26 @@
 """How long a store of profiles is waited for: a deadline, and a circuit breaker behind it.
 
 A store that gives a look-up up by itself in time (SQLite, Redis) is asked where the request runs; so is what
-lies in memory. Any other is asked from a thread of this module's own, of which there are few, and is left
-alone when the deadline has passed. After a question that was not answered in time the store is not asked
-again until that question came back or a pause is over, so that a store that hangs costs one deadline a pause
-and not one a request, and holds up no more threads than there are.
+lies in memory. Any other is asked from a thread of this module's own, of which there are few, and is waited
+for until the deadline.
+
+One late answer says little: on a busy machine it may be the one who asked that got no time. After
+`LATE_IN_A_ROW` of them, with none in time in between, the store is left alone. Questions that were under way
+together count once: what stalls a machine makes all of them late. A store that is left alone is asked again,
+by one question, when the late answer has come back or a pause is over. The first pause is short, as a machine
+may only have stalled for longer; each next one is twice as long, up to `PAUSE_SECONDS`.
+
+That bounds what a store can cost. A question waits for one deadline. As long as nobody gets an answer in
+time, each thread waits `LATE_IN_A_ROW` times at most, and from then on one thread at a time does: once a
+pause, or as often as late answers come back. What no deadline can cut short where the request runs, a disk
+that hangs or the look-up of a server's name, counts as late if it took longer than a pause, whatever came of
+it; less than that a busy machine takes by itself. A store that fails at once costs no waiting, and is asked
+by everybody: so it is read again as soon as it is back.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import threading
@@ -20,10 +32,16 @@ from typing import Any, TypeVar
 
 from consentier.errors import StoreTimeout
 
-__all__ = ["PAUSE_SECONDS", "Guard", "StoreUnread"]
+__all__ = ["LATE_IN_A_ROW", "PAUSE_SECONDS", "Guard", "StoreUnread"]
+
+LATE_IN_A_ROW = 3
+"""After so many answers that did not come in time, with none in between that did, a store is left alone."""
 
 PAUSE_SECONDS = 1.0
-"""After so long a store that gave no answer is asked again, by one request, which finds out for all."""
+"""After so long at most a store that was left alone is asked again, by one question."""
+
+_DOUBLINGS = 3
+"""From the first pause to the longest."""
 
 _THREADS = 8
 """How many questions to one store are under way at the same time, where it needs threads."""
@@ -73,17 +91,19 @@ class Guard:
         Raises
         ------
         StoreUnread
-            If the store fails, does not answer in time, or did not lately.
+            If the store fails, does not answer in time, or is left alone because it did not lately.
 
         Notes
         -----
-        Costs 1 µs where the store is asked directly, and some 50 µs where it needs a thread.
+        Costs 1 µs where the store is asked directly, and some 50 µs where it needs a thread. What waiting in
+        vain costs at most, the module says.
         """
         state = self._state
         if state.process != os.getpid():
             state = self._state = _State()  # threads and locks stayed in the process that forked this one
         if state.resume_at is not None and not state.may_try():
             raise StoreUnread(f"{self._name}: not asked, as it has just given no answer in time")
+        began = time.monotonic()
         late: Future[Any] | None = None
         try:
             if self._answers_within is not None and self._answers_within <= deadline:
@@ -91,14 +111,16 @@ class Guard:
             else:
                 late = state.threads.start(question)
                 answer = late.result(deadline)
-        except (TimeoutError, StoreTimeout):
-            state.give_up(late)
+        except StoreTimeout:
+            state.was_late(began, late)
+            raise StoreUnread(f"{self._name}: no answer within the store's own deadline") from None
+        except TimeoutError:
+            state.was_late(began, late)
             raise StoreUnread(f"{self._name}: no answer within {1000 * deadline:g} ms") from None
         except Exception as error:
-            state.resume_at = None  # it answers, if only to say that it cannot
+            state.came(began, deadline)  # it answers, if only to say that it cannot
             raise StoreUnread(f"{self._name}: failed with {type(error).__name__}") from error
-        if state.resume_at is not None:
-            state.resume_at = None
+        state.came(began, deadline)
         return answer
 
 
@@ -107,30 +129,54 @@ class _State:
 
     def __init__(self) -> None:
         self.process = os.getpid()
+        self.late_in_a_row = 0
         self.resume_at: float | None = None
+        """When to ask a store again that is left alone; None where it is not."""
         self.threads = _Threads()
+        self._counted_at = -math.inf
+        """When the last late answer that counts was missed."""
         self._late: Future[Any] | None = None
         self._lock = threading.Lock()
 
-    def give_up(self, late: Future[Any] | None) -> None:
-        """Leave the store alone, until a question that is late has come back or the pause is over."""
+    def came(self, began: float, deadline: float) -> None:
+        """Take note of an answer: after one in time, nothing of before counts any more."""
+        if time.monotonic() - began > max(deadline, PAUSE_SECONDS):
+            self.was_late(began, None)
+        elif self.late_in_a_row:
+            with self._lock:
+                self.late_in_a_row, self.resume_at = 0, None
+
+    def was_late(self, began: float, late: Future[Any] | None) -> None:
+        """Count a question that was not answered in time; leave the store alone if that was one too many.
+
+        Parameters
+        ----------
+        began
+            When the question was asked, by `time.monotonic`.
+        late
+            What may still get the answer; None where nothing more will come.
+        """
         if late is not None:
             late.cancel()  # which does nothing, if a thread is at it
         with self._lock:
-            self._late = late
-            self.resume_at = time.monotonic() + PAUSE_SECONDS
+            now = time.monotonic()
+            if began >= self._counted_at:
+                self.late_in_a_row += 1
+                self._counted_at = now
+            if self.late_in_a_row >= LATE_IN_A_ROW:
+                shorter = min(self.late_in_a_row - LATE_IN_A_ROW - _DOUBLINGS, 0)
+                self._late, self.resume_at = late, now + PAUSE_SECONDS * 2.0**shorter
 
     def may_try(self) -> bool:
-        """Whether to ask a store that was given up: it came back, or this is the first try after a pause."""
+        """Whether to ask a store that is left alone: for one question, when something may have changed."""
         with self._lock:
             if self.resume_at is None:
                 return True
-            if self._late is not None and self._late.done() and not self._late.cancelled():
-                self._late, self.resume_at = None, None
-                return True
-            if time.monotonic() < self.resume_at:
+            now = time.monotonic()
+            came_back = self._late is not None and self._late.done() and not self._late.cancelled()
+            if now < self.resume_at and not came_back:
                 return False
-            self.resume_at = time.monotonic() + PAUSE_SECONDS
+            self._late, self.resume_at = None, now + PAUSE_SECONDS
             return True
 
 

@@ -24,6 +24,9 @@ from consentier.serving.trending import TrendingSnapshot
 __all__ = ["PopularScorer"]
 
 _AT_ONCE = 256
+"""Items of the list that are looked at first; then twice as many each time."""
+_FEW = 1000
+"""Of so many allowed items at most, the numbers are looked up before the list is gone through."""
 
 
 class PopularScorer:
@@ -58,6 +61,7 @@ class PopularScorer:
         self._further = {item: number for number, item in enumerate(self._uncounted, start=len(index))}
         everything = np.arange(len(index), len(index) + len(self._uncounted))
         self._order = {side: np.concatenate([self._ranking(bundle, side), everything]) for side in Side}
+        self._shown = ~self._shelf.hidden
         self._explore = None if rules is None else rules.explore
         self._new = self._few(bundle.arrays[f"{Side.ONLINE}_counts"])
 
@@ -104,14 +108,17 @@ class PopularScorer:
 
         Notes
         -----
-        Linear in the items that are passed over.
+        Linear in the items that are passed over: a few nanoseconds for each that `where`, the catalogue or a
+        short `allow` keeps out, a microsecond for each other one.
         """
         barred = query.exclude | without
         mixture = Mixture() if mixture is None else mixture
-        ordered = _in_parts(self._order[query.side])
+        on_show = self._on_show(query)
+        ordered = _in_parts(self._order[query.side], on_show)
         if trending is None:
             return self._first(ordered, query.n, query, barred, mixture)
-        known = [number for item in trending.items if (number := self._number(item)) >= 0]
+        numbers = map(self._number, trending.items)
+        known = (number for number in numbers if number >= 0 and on_show[number])
         found = self._first(known, trending.slots(query.n), query, barred, mixture)
         return found + self._first(ordered, query.n - len(found), query, barred | set(found), mixture)
 
@@ -167,17 +174,25 @@ class PopularScorer:
             pool = pool[np.isin(pool, ascending_numbers(map(self._number, query.allow)))]
         return pool[~np.isin(pool, ascending_numbers(map(self._number, barred | query.exclude)))]
 
+    def _on_show(self, query: Query) -> NDArray[np.bool_]:
+        """The items that may stand in a list, as far as that is told for all of them at once."""
+        on_show = self._shown
+        if query.where is not None:
+            on_show = on_show & self._shelf.fitting(query.where)[0]
+        if query.allow is not None and len(query.allow) <= _FEW:
+            allowed = np.zeros(on_show.size, dtype=np.bool_)
+            allowed[ascending_numbers(map(self._number, query.allow))] = True
+            on_show = on_show & allowed
+        return on_show
+
     def _first(
         self, numbers: Iterable[int], n: int, query: Query, barred: frozenset[str], mixture: Mixture
     ) -> list[str]:
-        """The first n of some items that may stand in a list."""
-        fits = None if query.where is None else self._shelf.fitting(query.where)[0]
+        """The first n of some items on show that may stand in a list."""
         found: list[str] = []
         for number in numbers:
             if len(found) == n:
                 break
-            if self._shelf.hidden[number] or not (fits is None or fits[number]):
-                continue
             item = self._item(number)
             if item in barred or not (query.allow is None or item in query.allow):
                 continue
@@ -212,10 +227,13 @@ class PopularScorer:
         return self._shelf.index.id(number) if number < known else self._uncounted[number - known]
 
 
-def _in_parts(numbers: NDArray[np.int64]) -> Iterator[int]:
-    """The numbers, of which as a rule only the first are looked at."""
-    for start in range(0, numbers.size, _AT_ONCE):
-        yield from numbers[start : start + _AT_ONCE].tolist()
+def _in_parts(numbers: NDArray[np.int64], on_show: NDArray[np.bool_]) -> Iterator[int]:
+    """The numbers of what is on show, of which as a rule only the first are looked at."""
+    start, size = 0, _AT_ONCE
+    while start < numbers.size:
+        part = numbers[start : start + size]
+        yield from part[on_show[part]].tolist()
+        start, size = start + size, 2 * size
 
 
 def _unknown(items: Iterable[str], lookup: ItemLookup) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -34,12 +35,13 @@ class Profiles:
     attributes
         Master data by customer id (CRM data).
     deadline
-        For how many seconds a request waits for a store: see `consentier.serving.patience`.
+        For how many seconds a request waits for an answer of a store, and how often in vain: see
+        `consentier.serving.patience`.
 
     Raises
     ------
     ValueError
-        If one store is given for both sources, or `deadline` is not positive.
+        If one store is given for both sources, or `deadline` is no positive number of seconds.
     """
 
     online: Mapping[str, Sequence[Event]] = dataclasses.field(default_factory=dict)
@@ -66,7 +68,7 @@ class Profiles:
         Raises
         ------
         ValueError
-            If the deadline is not positive.
+            If the deadline is no positive number of seconds.
         """
         _require_deadline(deadline)
         changed = copy.copy(self)  # with its guards: what is known of the stores stays known
@@ -119,7 +121,7 @@ class Profiles:
         return self.online if source is Source.ONLINE else self.crm
 
     def change(self, source: Source, change: Callable[[], _T], deadline: float) -> _T:
-        """Do something to the store of a source, and leave off as after a look-up if it does not answer.
+        """Do something to the store of a source, and leave off as from a look-up if it does not answer.
 
         Raises
         ------
@@ -131,8 +133,10 @@ class Profiles:
 
 
 def _require_deadline(deadline: float) -> None:
-    if not deadline > 0:
-        raise ValueError(f"a deadline for stores of profiles must be positive, not {deadline!r}")
+    if not 0 < deadline < math.inf:
+        raise ValueError(
+            f"a deadline for stores of profiles must be a positive number of seconds, not {deadline!r}"
+        )
 
 
 def _require_apart(online: object, crm: object, attributes: object) -> None:

@@ -66,11 +66,12 @@ __all__ = [
 
 _log = logging.getLogger("consentier.serving")
 
-# Why a better tier did not answer, where nothing went wrong; and how a fault of the ledger is told.
+# Why a better tier did not answer, where nothing went wrong; and what begins the reasons of other faults.
 NOTHING_KNOWN = "the permitted history holds nothing that the model knows"
 NOTHING_TO_SHOW = "nothing that may be shown has a score"
 NOTHING_TO_FILL = "there is nothing to show"
 LEDGER_FAULT = "ledger"
+EXPLORATION_FAULT = "exploration"
 
 _JSON = json.JSONEncoder(sort_keys=True, ensure_ascii=True, separators=(",", ":"))
 _NOBODY = PermittedView(frozenset())
@@ -207,8 +208,8 @@ class Recommender:
         profiles
             Stores of histories; histories in a request take precedence.
         profile_deadline
-            For how many seconds a request waits for each of these stores (default: 0.02) before a lower tier
-            answers without it.
+            For how many seconds a request waits for an answer of each of these stores (default: 0.02) before
+            a lower tier answers without it. Where that tier reads the store too, it may wait once more.
         catalogue
             What may be shown now: see `Catalogue.of`. Without one, all items of the bundles.
         rules
@@ -452,7 +453,7 @@ class Recommender:
         except FilterError:  # the caller's fault
             raise
         except Exception as error:  # noqa: BLE001 - without anything new, the answer stands
-            problem = f"exploration: {_fault(Tier.POPULAR, error)}"
+            problem = f"{EXPLORATION_FAULT}: {_fault(Tier.POPULAR, error)}"
             basis = dataclasses.replace(answer.basis, reasons=(*answer.basis.reasons, problem))
             return dataclasses.replace(answer, basis=basis)
 

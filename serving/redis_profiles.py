@@ -81,10 +81,10 @@ class RedisProfiles(ProfileStore):
         clock: Callable[[], dt.datetime] = utc_now,
     ) -> None:
         bare, self._prefix = _prefix_of(url)
+        self._reader = _client(bare, read_seconds)  # first, for it refuses a URL without quoting its password
+        self._writer = _client(bare, write_seconds)
         self.answers_within = read_seconds
         super().__init__(f"{_shown(bare)}, prefix {self._prefix}", ttl=ttl, clock=clock)
-        self._reader = _client(bare, read_seconds)
-        self._writer = _client(bare, write_seconds)
         with self._failures_told():
             version = str(self._writer.info("server")["redis_version"])
         if int(version.split(".")[0]) < 7:
@@ -100,8 +100,8 @@ class RedisProfiles(ProfileStore):
         with self._failures_told():
             members: Any = self._reader.zrangebyscore(self._key("events", subject), since, "+inf")
             rows = [tuple(json.loads(member[_NUMBER:])) for member in members]
-        # The server compares floats, which are exact to the microsecond until the year 2255.
-        return sorted((row for row in rows if row[0] >= since), key=_by_time)
+            # The server compares floats, which are exact to the microsecond until the year 2255.
+            return sorted((row for row in rows if row[0] >= since), key=_by_time)
 
     def _attributes(self, subject: str, since: int) -> tuple[int, str] | None:
         with self._failures_told():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import functools
 import json
 import logging
 import os
@@ -67,8 +68,9 @@ class RegistrySource:
     not good, or has an earlier training cut-off than the bundle in place, stays out, unless the registry says
     that it was rolled back to. The directory outlives the process: while the registry is out of reach, what
     stands there answers. A withdrawal deadline in the tags of a version goes into the directory's revocation
-    list. For models named by the alias ``champion``, the decision to answer level 3 by a single source is
-    followed too (`serving.routing`).
+    list: of the version that is wanted, and if that does not arrive, of the one that stays. For models named
+    by the alias ``champion``, the decision to answer level 3 by a single source is followed too
+    (`serving.routing`).
 
     Parameters
     ----------
@@ -111,13 +113,14 @@ class RegistrySource:
         """Bring what is new into the directory; say by tier what failed. Never raises."""
         problems: dict[Tier, str] = {}
         for tier, model in self._models.items():
-            try:
-                if tier is Tier.FUSED and model["alias"] == CHAMPION:
-                    self._follow_level_3(model["name"])
-                self._fetch(tier, model)
-            except Exception as error:  # noqa: BLE001 - whatever a registry raises, what is in place stays
-                named = model.group(0)
-                problems[tier] = f"{named}: {problem_of(error)}"
+            steps = [functools.partial(self._fetch, tier, model)]
+            if tier is Tier.FUSED and model["alias"] == CHAMPION:
+                steps.append(functools.partial(self._follow_level_3, model["name"]))
+            for step in steps:  # each for itself: a decision that cannot be read must hold up no deadline
+                try:
+                    step()
+                except Exception as error:  # noqa: BLE001 - whatever a registry raises, what is in place stays
+                    problems[tier] = f"{model.group(0)}: {problem_of(error)}"
         return MappingProxyType(problems)
 
     def _fetch(self, tier: Tier, model: re.Match[str]) -> None:
@@ -128,11 +131,23 @@ class RegistrySource:
         self._follow_deadline(version, pinned)
         back = {tier: pinned} if pinned is not None and version.tags.get(ROLLED_BACK_TAG) else {}
         self._decide(rolled_back=_changed(read_routing(self._directory).rolled_back, tier, back))
-        if self._in_place.get(tier) == wanted and target.exists():
-            return
-        if pinned is None or not _stands(target, pinned):
-            self._replace(tier, target, version, pinned)
-        self._in_place[tier] = wanted
+        if self._in_place.get(tier) != wanted or not target.exists():
+            if pinned is None or not _stands(target, pinned):
+                try:
+                    self._replace(tier, target, version, pinned)
+                except Exception:
+                    self._follow_deadline_of_what_stays(tier, wanted[0])
+                    raise
+            self._in_place[tier] = wanted
+        if pinned is None:
+            self._follow_deadline(version, _digest(target))
+
+    def _follow_deadline_of_what_stays(self, tier: Tier, name: str) -> None:
+        """A bundle that should have been replaced by now, for it holds somebody, say, must not answer on."""
+        standing = _digest(self._directory / tier)
+        for version in self._client.search_model_versions(f"name = '{name}'"):
+            if version.tags.get(DEADLINE_TAG) and self._pinned(version) == standing:
+                self._follow_deadline(version, standing)
 
     def _follow_level_3(self, name: str) -> None:
         """Which tier answers linked customers in the place of fused, as the registry says it."""
@@ -277,6 +292,14 @@ def _stands(target: Path, digest: str) -> bool:
     except BundleError:
         return False
     return True
+
+
+def _digest(target: Path) -> str | None:
+    """The digest that what is in place says of itself; None where there is no bundle."""
+    try:
+        return open_bundle(target, verify=False).digest
+    except BundleError:
+        return None
 
 
 def _cutoff(target: Path) -> str:

@@ -18,9 +18,10 @@ from typing import Any
 from consentier.consent import Resolution, Source, State, Tier
 from consentier.consent.keyring import Keyring
 from consentier.consent.records import SubjectKind
-from consentier.errors import AuditError
+from consentier.errors import AuditError, DataError
 from consentier.serving.answer import Answer
 from consentier.serving.audit import AuditLine, Trace, answer_text, filter_text, subject_text
+from consentier.serving.patience import StoreUnread
 from consentier.serving.recommender import Recommender
 from consentier.serving.request import Event, Request, events_from_json
 from consentier.serving.trending import TrendingSnapshot
@@ -152,6 +153,11 @@ def replay(
     Replay
         `Outcome.REPRODUCED` with the answer, or what stands in the way.
 
+    Raises
+    ------
+    DataError
+        If a store of `profiles` cannot be read, so that nothing is known of what it still holds.
+
     Notes
     -----
     One answer. Catalogue and business rules are no part of a line: where everything that is part of it agrees
@@ -176,7 +182,10 @@ def replay(
     devices = sorted(inputs.devices) or [each for each in (request.visitor_id,) if each is not None]
     stores = None if profiles is None else _as_of(profiles, line.at)
     sources = frozenset(Source(source) for source in line.sources)
-    view = view_of(request, sources, stores, devices)
+    try:
+        view = view_of(request, sources, stores, devices)
+    except StoreUnread as unread:
+        raise DataError(f"the inputs cannot be looked up: {unread}; try again, or give them") from unread
     if found := _input_problem(line, trace, request, view, engine, keys):
         return found
     if trace.trending is not None and (inputs.trending is None or inputs.trending.digest != trace.trending):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from consentier.errors import DataError, StoreTimeout
 from consentier.serving.clock import utc_now
@@ -29,7 +29,12 @@ except ImportError as missing:
         "pip install 'consentier[postgresql]'"
     ) from missing
 
-from consentier.consent.sqlalchemy_connections import keep_to_own_process
+from consentier.consent.sqlalchemy_connections import (
+    PATIENCE_SECONDS,
+    NoAnswer,
+    PatientConnection,
+    keep_to_own_process,
+)
 
 __all__ = ["SqlAlchemyProfiles"]
 
@@ -84,7 +89,8 @@ class SqlAlchemyProfiles(ProfileStore):
     """Events by subject, oldest first, in tables of a PostgreSQL database; with the attributes beside them.
 
     It does not promise to give up in time by itself (connecting alone may take two seconds), so the
-    recommender asks it from a thread.
+    recommender asks it from a thread. A server that is stuck, or gone without a word, is given up five
+    seconds later than the server itself should have done it: so the threads come back.
 
     Parameters
     ----------
@@ -123,7 +129,7 @@ class SqlAlchemyProfiles(ProfileStore):
         write_seconds: float = WRITE_SECONDS,
         clock: Callable[[], dt.datetime] = utc_now,
     ) -> None:
-        self._write_seconds = write_seconds
+        self._read_seconds, self._write_seconds = read_seconds, write_seconds
         self._engine = _engine(url, read_seconds, write_seconds)
         super().__init__(_shown(self._engine.url), ttl=ttl, clock=clock)
         try:
@@ -192,12 +198,12 @@ class SqlAlchemyProfiles(ProfileStore):
         asked = {"asked": subject, "since": since}
         with self._failures_told():
             try:
-                with self._engine.connect() as connection:
+                with _connected(self._engine, self._read_seconds) as connection:
                     return connection.execute(query, asked).all()
             except sa.exc.DBAPIError as error:
-                if not error.connection_invalidated:
+                if not _was_restarted(error):
                     raise
-            with self._engine.connect() as connection:  # the server was restarted: on a new connection
+            with _connected(self._engine, self._read_seconds) as connection:
                 return connection.execute(query, asked).all()
 
     @contextlib.contextmanager
@@ -207,9 +213,9 @@ class SqlAlchemyProfiles(ProfileStore):
             try:
                 connection = stack.enter_context(_transaction(self._engine, self._write_seconds))
             except sa.exc.DBAPIError as error:
-                if not error.connection_invalidated:
+                if not _was_restarted(error):
                     raise
-                # The server was restarted in the meantime; nothing was written yet.
+                # Nothing was written yet.
                 connection = stack.enter_context(_transaction(self._engine, self._write_seconds))
             yield connection
 
@@ -221,14 +227,28 @@ class SqlAlchemyProfiles(ProfileStore):
         except (sa.exc.SQLAlchemyError, psycopg.Error) as error:
             cause = getattr(error, "orig", None) or error
             state = getattr(cause, "sqlstate", None)
-            if isinstance(cause, sa.exc.TimeoutError) or state in _LATE:
+            if isinstance(cause, sa.exc.TimeoutError | NoAnswer) or state in _LATE:
                 raise StoreTimeout(f"profile store {self.place}: no answer in time") from None
             raise DataError(f"profile store {self.place}: {_told(cause)}") from None
 
 
+def _was_restarted(error: sa.exc.DBAPIError) -> bool:
+    """Whether the server closed the connection in the meantime, so that a new one may do better."""
+    return error.connection_invalidated and not isinstance(error.orig, NoAnswer)
+
+
+@contextlib.contextmanager
+def _connected(engine: sa.Engine, seconds: float) -> Iterator[sa.Connection]:
+    """A connection on which the server gives a statement up after so long."""
+    with engine.connect() as connection:
+        driver = cast("PatientConnection", connection.connection.driver_connection)
+        driver.patience = seconds + PATIENCE_SECONDS
+        yield connection
+
+
 @contextlib.contextmanager
 def _transaction(engine: sa.Engine, seconds: float) -> Iterator[sa.Connection]:
-    with engine.connect() as connection:
+    with _connected(engine, seconds) as connection:
         connection.execution_options(isolation_level="READ COMMITTED")
         with connection.begin():
             limit = f"{max(1, round(1000 * seconds))}ms"
@@ -267,6 +287,12 @@ def _engine(url: str, read_seconds: float, write_seconds: float) -> sa.Engine:
         pool_use_lifo=True,
         connect_args={"connect_timeout": _CONNECT_SECONDS},
     )
+
+    @sa.event.listens_for(engine, "do_connect")
+    def connect(
+        _dialect: Any, _record: Any, arguments: Sequence[Any], options: dict[str, Any]
+    ) -> PatientConnection:
+        return PatientConnection.connect(*arguments, **options)
 
     @sa.event.listens_for(engine, "connect")
     def set_up(connection: Any, _record: Any) -> None:

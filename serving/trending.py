@@ -25,6 +25,7 @@ from typing import Any, Protocol
 
 from consentier.consent import ConsentRecord, Source, microseconds
 from consentier.serving.clock import utc_now
+from consentier.serving.forking import tell_of_forks
 
 __all__ = ["Counting", "Trending", "TrendingSnapshot", "Trends"]
 
@@ -120,8 +121,8 @@ class _Bucket:
 class Trending:
     """Counts permitted visitors by item, and publishes what is trending. Safe to use from any thread.
 
-    Counts are this process's own. They reach a recommender (`Recommender.load(trending=…)`), whose `observe`
-    fills them with what was permitted.
+    Counts are this process's own: one that is forked begins with none. They reach a recommender
+    (`Recommender.load(trending=…)`), whose `observe` fills them with what was permitted.
 
     Parameters
     ----------
@@ -209,6 +210,15 @@ class Trending:
         self._position = 0 if ledger is None else ledger.position
         self._tell = published
         self._clock = clock
+        self._empty = TrendingSnapshot((), share)
+        now = clock()
+        self._published = self._empty, now, now
+        """The snapshot, when it was made, and until when readers take it as it is."""
+        self._begin()
+        tell_of_forks(self)
+
+    def _begin(self) -> None:
+        """Begin with no counts."""
         self._lock = threading.Lock()
         self._buckets: dict[int, _Bucket] = {}
         self._newest = 0
@@ -216,10 +226,12 @@ class Trending:
         self._scores: Counter[str] = Counter()
         """Over all buckets, by item: how many visitors, and what they count while `_newest` runs."""
         self._left_out = 0
-        self._empty = TrendingSnapshot((), share)
-        now = clock()
-        self._published = self._empty, now, now
-        """The snapshot, when it was made, and until when readers take it as it is."""
+
+    def after_fork(self) -> None:
+        """For forked processes: whoever held the lock, perhaps amid a change, is not here to end it."""
+        self._begin()
+        made = self._published[1]
+        self._published = self._empty, made, made
 
     @property
     def window(self) -> dt.timedelta:

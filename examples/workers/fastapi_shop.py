@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
 from consentier import AsyncRecommender
+from consentier.serving.request import MAX_ID_CHARACTERS
 from examples.workers import shop
 
 answering = AsyncRecommender(shop.recommender(), threads=4)
+
+
+Id = Annotated[str, Field(max_length=MAX_ID_CHARACTERS)]
 
 
 class Visit(BaseModel):
@@ -24,8 +28,8 @@ class Visit(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    session: list[str] = Field(default=[], max_length=200)
-    visitor_id: str | None = None
+    session: list[Id] = Field(default=[], max_length=200)
+    visitor_id: Id | None = None
 
 
 @contextlib.asynccontextmanager

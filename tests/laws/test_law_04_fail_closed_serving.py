@@ -148,7 +148,7 @@ LEDGER_FAULTS: dict[str, Callable[[], object]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """One request, and what is broken when it comes."""
+    """A request, what is broken when it comes, and how often it comes: the last answer is looked at."""
 
     channel: Channel = Channel.SHOP
     visitor: str | None = "agreed"
@@ -160,6 +160,7 @@ class Fault:
     missing: frozenset[Tier] = frozenset()
     session: tuple[str, ...] = ITEMS[2:4]
     declared: Permission | None = None
+    times: int = 1
 
 
 def recommender(fault: Fault) -> Recommender:
@@ -199,7 +200,8 @@ def check_faults_only_lower(fault: Fault) -> None:
     whole = dataclasses.replace(fault, ledger=None, stores={}, failing=frozenset(), missing=frozenset())
     sound = ask(whole, recommender(whole))
     try:
-        found = ask(fault, recommender(fault))
+        asked = recommender(fault)
+        *_, found = (ask(fault, asked) for _ in range(fault.times))
     except Exception as error:
         raise AssertionError(f"{type(error).__name__} escaped: {error}") from error
     allowed = permitted_sources(fault)
@@ -248,6 +250,7 @@ faults = st.builds(
     missing=_tiers,
     session=st.sampled_from(((), ITEMS[2:4], ("unheard-of",))),
     declared=st.none() | st.sampled_from((Permission.NONE, BOTH)),
+    times=st.integers(1, 2),
 )
 
 
@@ -273,18 +276,25 @@ def test_a_store_that_cannot_be_read_escapes_on_no_channel(store: str, fault: ob
 
 @breaks(
     Break(
+        "a store that gives a look-up up is taken to hold nothing",
+        Guard.ask,
+        """raise StoreUnread(f"{self._name}: no answer within the store's own deadline") from None""",
+        "return ()",
+        Fault(stores={"online": Late()}),
+    ),
+    Break(
         "a store that gives no answer is taken to hold nothing",
         Guard.ask,
         'raise StoreUnread(f"{self._name}: no answer within {1000 * deadline:g} ms") from None',
         "return ()",
-        Fault(stores={"online": Late()}),
+        Fault(stores={"online": Slow()}),
     ),
     Break(
         "a store that is left alone is taken to hold nothing",
         Guard.ask,
         'raise StoreUnread(f"{self._name}: not asked, as it has just given no answer in time")',
         "return ()",
-        Fault(stores={"online": Late()}),
+        Fault(stores={"online": Late()}, times=2),
     ),
     Break(
         "a store that fails is taken to hold nothing",

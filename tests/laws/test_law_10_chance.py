@@ -106,7 +106,7 @@ def test_a_hidden_item_is_neither_trending_nor_new(case: Case) -> None:
 
 @breaks(
     Break("what is hidden may be drawn", PopularScorer._few, "few & ~self._shelf.hidden", "few"),
-    Break("what is hidden may be trending", PopularScorer._first, "self._shelf.hidden[number] or ", ""),
+    Break("what is hidden may be trending", PopularScorer.top, " and on_show[number]", ""),
     Break(
         "a page's filter does not bind what is drawn",
         PopularScorer._pool,

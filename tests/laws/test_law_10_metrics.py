@@ -23,6 +23,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from consentier.consent import Channel, Ledger, Permission, Resolution, Side, Tier
 from consentier.serving import Answer, Profiles, Recommender, Request, metrics
 from consentier.serving.metrics import MeasuredRecommender, Observation, ReasonClass, reason_of
+from consentier.serving.popular_scorer import PopularScorer
+from consentier.serving.rules import Rules
 
 AT = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
 BOTH = Permission.ONLINE | Permission.CRM
@@ -206,6 +208,18 @@ def test_the_reason_is_one_of_four_words(
 ) -> None:
     answer = ask(request_, **parts)
     assert (answer.tier, reason_of(answer)) == (tier, reason)
+
+
+def test_a_fault_in_drawing_what_is_new_is_one_and_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise OSError(MARK)
+
+    monkeypatch.setattr(PopularScorer, "explored", fail)
+    explore = Rules.from_document({"explore": {"share": 0.5, "persons": 10}})
+    exploring = Recommender.load(bundles(), rules=explore)
+    assert reason_of(exploring.recommend(FUSED)) is ReasonClass.FAULT
+    alone = dataclasses.replace(exploring, ledger=Failing())
+    assert reason_of(alone.recommend(FUSED)) is ReasonClass.LEDGER_FAULT
 
 
 def test_where_nothing_fails_no_request_is_called_a_fault() -> None:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from engines import ITEMS, bundles
 from consentier.consent import Channel, Permission, Side, State, Tier
 from consentier.consent.keyring import Keyring
 from consentier.errors import AuditError
-from consentier.serving import Event, Recommender, Request, audit
+from consentier.serving import Event, Recommender, Request, audit, line_files
 from consentier.serving.audit import AuditLine, JsonLinesAudit, audit_lines, expire, nameable
 
 AT = dt.datetime(2026, 3, 1, 12, 34, 56, tzinfo=dt.UTC)
@@ -208,6 +209,29 @@ def test_a_file_goes_when_its_retention_is_over_and_not_before(
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
     with pytest.raises(AuditError, match="no such directory"):
         expire(tmp_path / "absent", last)
+
+
+def test_a_large_file_is_counted_without_being_read_into_memory(tmp_path: Path) -> None:
+    with (tmp_path / "2026-01-01_until_2026-02-28.jsonl").open("wb") as file:
+        for _ in range(32):
+            file.write((b" " * 1023 + b"\n") * 1024)
+    tracemalloc.start()
+    try:
+        assert expire(tmp_path, dt.datetime(2026, 3, 1, tzinfo=dt.UTC)) == 32 * 1024
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_may_expire_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(file: Path) -> int:
+        file.unlink()
+        return 1
+
+    (tmp_path / "2026-01-01_until_2026-02-28.jsonl").write_text("{}\n")
+    monkeypatch.setattr(line_files, "_lines_in", gone)
+    assert expire(tmp_path, dt.datetime(2026, 3, 1, tzinfo=dt.UTC)) == 0, "the other one says so"
 
 
 def test_a_file_whose_name_holds_no_day_does_not_keep_the_others(tmp_path: Path) -> None:

@@ -331,6 +331,24 @@ def test_a_database_that_breaks_off_loses_no_row_and_doubles_none(
     assert rows_in(place) == rows_of(tmp_path / "whole.parquet")
 
 
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("recs.db", "cannot be read: write sqlite:///FILE"),
+        ("nosuch://u:secret@h/d", "cannot be read"),
+        ("postgresql://u:secret/x@h:p/d", "cannot be read"),
+        ("mysql+pymysql://u:secret@h/d", "a package that is not installed"),
+    ],
+)
+def test_a_database_that_cannot_be_opened_is_refused_without_its_password(url: str, message: str) -> None:
+    place = BatchTable(url)
+    with pytest.raises(DataError, match=message) as failure, opened_batch(place):
+        pass
+    with pytest.raises(DataError, match=message), sink_for(place, Channel.EMAIL, resume=False):
+        pass
+    assert "secret" not in str(failure.value)
+
+
 def test_a_name_that_is_no_table_is_refused() -> None:
     with pytest.raises(ValueError, match="names no table"):
         BatchTable("sqlite://", "recs; drop table x")

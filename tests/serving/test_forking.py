@@ -19,7 +19,10 @@ from consentier.models.bundle import open_bundle
 from consentier.serving import Request
 from consentier.serving.asynchronous import AsyncRecommender
 from consentier.serving.clock import forward_only, utc_now
+from consentier.serving.experiment import Experiment
+from consentier.serving.outcomes import OutcomeLog, outcome_lines
 from consentier.serving.reloading import ReloadingRecommender
+from consentier.serving.trending import Trending
 from consentier.writing import put_directory
 
 QUESTION = Request(session=ITEMS[:2], permission=Permission.NONE, n=5)
@@ -210,6 +213,39 @@ def test_a_closed_one_stays_closed_in_a_forked_process() -> None:
             asyncio.run(asked.recommend(QUESTION))
 
     in_forked_process(refuses)
+
+
+def test_outcomes_that_wait_are_written_once_and_their_lock_holds_up_nobody(tmp_path: Path) -> None:
+    experiment = Experiment("halves", "a salt for tests only", {"current": 0.5, "new": 0.5})
+    log = OutcomeLog(tmp_path, experiment, every=FOR_EVER)
+    shown = experiment.answer_id("new", Tier.ONLINE, named=False, bucket=None)
+
+    def clicks() -> None:
+        assert log.click(shown)
+        log.flush()
+
+    log.impression(shown)
+    with log._lock:
+        in_forked_process(clicks)
+    log.flush()
+    assert sorted((line.kind, line.count) for line in outcome_lines(tmp_path)) == [
+        ("click", 1),
+        ("impression", 1),
+    ]
+
+
+def test_counts_of_what_is_trending_stay_with_their_process_and_their_lock_holds_up_nobody() -> None:
+    trending = Trending(min_visitors=1, every=0)
+
+    def counts() -> None:
+        assert trending.current().items == (), "nobody could be taken out of counts that stayed behind"
+        assert trending.count("v-2", "b", utc_now())
+        assert trending.current().items == ("b",)
+
+    assert trending.count("v-1", "a", utc_now())
+    with trending._lock:
+        in_forked_process(counts)
+    assert trending.current().items == ("a",)
 
 
 def test_a_ledger_whose_connections_a_thread_was_noting_opens_its_own(tmp_path: Path) -> None:

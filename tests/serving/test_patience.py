@@ -1,12 +1,16 @@
-"""A store that is slow, hangs, fails or comes and goes costs a request its deadline at most, and tiers."""
+"""A store that is slow, hangs, fails or comes and goes costs a question its deadline at most, and tiers."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
+import heapq
+import itertools
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -19,13 +23,14 @@ from hypothesis import strategies as st
 from consentier.consent import Permission, Tier
 from consentier.errors import DataError, StoreTimeout
 from consentier.serving import Event, Profiles, Recommender, Request, patience
-from consentier.serving.patience import Guard, StoreUnread
+from consentier.serving.patience import LATE_IN_A_ROW, PAUSE_SECONDS, Guard, StoreUnread
 
 HISTORY = (Event(ITEMS[2]), Event(ITEMS[3]))
 BOTH = Permission.ONLINE | Permission.CRM
 ASKED = Request(permission=BOTH, linked=True, visitor_id="v", customer_id="c", session=ITEMS[:1])
 DEADLINE = 0.1
 NO_ANSWER = "no answer within 100 ms"
+GAVE_UP = "no answer within the store's own deadline"
 NOT_ASKED = "not asked, as it has just given no answer in time"
 
 
@@ -86,6 +91,24 @@ def hung() -> Iterator[threading.Event]:
     event.set()
 
 
+class Clock:
+    """What `patience` takes for the time."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """A clock of the circuit breaker's own, which stands still unless it is told to go on."""
+    found = Clock()
+    monkeypatch.setattr(patience, "time", found)
+    return found
+
+
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:
     started = time.monotonic()
     return call(), time.monotonic() - started
@@ -93,13 +116,17 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
 
 def test_a_store_that_hangs_lowers_the_tier_at_its_deadline(hung: threading.Event) -> None:
     store = Store(hung.wait)
-    answer, seconds = timed(lambda: shop(store).recommend(ASKED))
+    asked = shop(store)
+    answer, seconds = timed(lambda: asked.recommend(ASKED))
     assert answer.tier is Tier.CRM, "neither fused nor online could be read"
     assert answer.basis.sources == ("crm",)
     assert f"fused: online profiles: {NO_ANSWER}" in answer.basis.reasons
-    assert f"online: online profiles: {NOT_ASKED}" in answer.basis.reasons
-    assert DEADLINE <= seconds < DEADLINE + 1
-    assert store.asked == 1
+    assert f"online: online profiles: {NO_ANSWER}" in answer.basis.reasons
+    assert 2 * DEADLINE <= seconds < 2 * DEADLINE + 1
+    again = asked.recommend(ASKED)
+    assert f"fused: online profiles: {NO_ANSWER}" in again.basis.reasons
+    assert f"online: online profiles: {NOT_ASKED}" in again.basis.reasons
+    assert store.asked == LATE_IN_A_ROW
 
 
 def test_a_hanging_store_of_attributes_lowers_the_tier_too(hung: threading.Event) -> None:
@@ -117,34 +144,170 @@ def test_only_what_may_be_read_is_waited_for(hung: threading.Event) -> None:
     assert store.asked == 0
 
 
+@pytest.mark.usefixtures("clock")
 def test_until_the_late_answer_is_there_or_a_pause_is_over_it_is_not_asked_again(
-    hung: threading.Event, monkeypatch: pytest.MonkeyPatch
+    hung: threading.Event,
 ) -> None:
-    monkeypatch.setattr(patience, "PAUSE_SECONDS", 1000.0)
     store = Store(hung.wait)
     asked = shop(store)
-    asked.recommend(ASKED)
-    _, seconds = timed(lambda: [asked.recommend(ASKED) for _ in range(20)])
-    assert store.asked == 1
-    assert seconds < 20 * DEADLINE
+    for _ in range(20):
+        assert asked.recommend(ASKED).tier is Tier.CRM
+    assert store.asked == LATE_IN_A_ROW
     hung.set()
     wait_for(lambda: store.inside == 0)
     wait_for(lambda: asked.recommend(ASKED).tier is Tier.FUSED)
 
 
-def test_after_a_pause_one_request_finds_out_for_all(
-    hung: threading.Event, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(patience, "PAUSE_SECONDS", 0.2)
+def test_after_a_pause_one_request_finds_out_for_all(hung: threading.Event, clock: Clock) -> None:
     store = Store(hung.wait)
     asked = shop(store)
-    asked.recommend(ASKED)
-    time.sleep(0.25)
-    monkeypatch.setattr(patience, "PAUSE_SECONDS", 1000.0)
+    for _ in range(2):
+        asked.recommend(ASKED)
+    clock.now += PAUSE_SECONDS
     with concurrent.futures.ThreadPoolExecutor(6) as threads:
         answers = list(threads.map(asked.recommend, [ASKED] * 6))
     assert {answer.tier for answer in answers} == {Tier.CRM}
-    assert store.asked == 2
+    assert store.asked == LATE_IN_A_ROW + 1
+
+
+def ask_often(guard: Guard, clock: Clock, in_time: Callable[[int], bool], times: int) -> Counter[str]:
+    """Ask so often, a tick after another; count what came of it."""
+    found: Counter[str] = Counter()
+    for number in range(times):
+
+        def question(number: int = number) -> None:
+            if not in_time(number):
+                clock.now += DEADLINE
+                raise StoreTimeout
+
+        try:
+            guard.ask(question, DEADLINE)
+        except StoreUnread as unread:
+            found[str(unread).removeprefix("online profiles: ")] += 1
+        else:
+            found["answered"] += 1
+        clock.now += 0.001
+    return found
+
+
+@pytest.mark.parametrize("every", [2, 10, 100])
+def test_late_answers_between_others_cost_their_own_requests_the_profile_and_no_more(
+    every: int, clock: Clock
+) -> None:
+    guard = Guard("online profiles", InTime())
+    found = ask_often(guard, clock, lambda number: number % every > 0, 1000)
+    assert found == {"answered": 1000 - 1000 // every, GAVE_UP: 1000 // every}
+
+
+def test_a_store_that_answers_every_third_time_is_asked_on(clock: Clock) -> None:
+    guard = Guard("online profiles", InTime())
+    found = ask_often(guard, clock, lambda number: number % LATE_IN_A_ROW == 0, 300)
+    assert found == {"answered": 100, GAVE_UP: 200}
+
+
+def test_one_that_hangs_costs_three_deadlines_and_then_one_a_pause(clock: Clock) -> None:
+    guard = Guard("online profiles", InTime())
+    found = ask_often(guard, clock, lambda _: False, 10_000)
+    pauses = int((clock.now - LATE_IN_A_ROW * DEADLINE) / PAUSE_SECONDS)
+    assert LATE_IN_A_ROW + pauses * 0.9 - 1 <= found[GAVE_UP] <= LATE_IN_A_ROW + 3 + pauses
+    assert found[GAVE_UP] + found[NOT_ASKED] == 10_000
+    clock.now += PAUSE_SECONDS
+    assert ask_often(guard, clock, lambda _: True, 100) == {"answered": 100}, "one finds out for all"
+
+
+def test_what_one_stall_makes_late_counts_once(clock: Clock) -> None:
+    state = patience._State()
+    for stall in range(1, LATE_IN_A_ROW + 1):
+        began = clock.now
+        clock.now += DEADLINE
+        assert state.resume_at is None
+        for _ in range(8):
+            state.was_late(began, None)
+        assert state.late_in_a_row == stall
+    for pause in (1 / 8, 1 / 4, 1 / 2, 1, 1, 1):
+        assert state.resume_at == clock.now + pause * PAUSE_SECONDS
+        clock.now = state.resume_at
+        assert state.may_try()
+        state.was_late(clock.now, None)
+
+
+@given(
+    starts=st.lists(st.floats(0, 0.2), min_size=1, max_size=8),
+    gaps=st.lists(st.floats(0, 0.05), min_size=1, max_size=9),
+)
+def test_as_long_as_nobody_is_answered_each_thread_waits_three_times_and_then_one_at_a_time(
+    starts: list[float], gaps: list[float]
+) -> None:
+    """Threads that ask a hanging store again and again, whenever they happen to."""
+    clock, state, gap = Clock(), patience._State(), itertools.cycle(gaps)
+    left_alone_at = float("inf")
+    first: Counter[int] = Counter()
+    later: list[tuple[float, float]] = []
+    # When, a number that no two have, which thread, and when it asked what it gives up now (None: it asks).
+    number = itertools.count()
+    due: list[tuple[float, int, int, float | None]] = []
+    for thread, start in enumerate(starts):
+        due.append((start, next(number), thread, None))
+    heapq.heapify(due)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patience, "time", clock)
+        while clock.now < 5:
+            clock.now, _, thread, began = heapq.heappop(due)
+            if began is not None:
+                state.was_late(began, None)
+                if began <= left_alone_at:
+                    first[thread] += 1
+                else:
+                    later.append((began, clock.now))
+                if state.resume_at is not None:
+                    left_alone_at = min(left_alone_at, clock.now)
+            elif state.resume_at is None or state.may_try():
+                heapq.heappush(due, (clock.now + DEADLINE, next(number), thread, clock.now))
+                continue
+            heapq.heappush(due, (clock.now + next(gap) + 0.001, next(number), thread, None))
+    assert max(first.values()) <= LATE_IN_A_ROW
+    assert first.total() >= LATE_IN_A_ROW
+    assert all(ended <= begun for (_, ended), (begun, _) in itertools.pairwise(later)), "one at a time"
+    assert len(later) <= 3 + 5 / PAUSE_SECONDS, "of the pauses before the long ones three are shorter"
+
+
+def test_of_several_that_wait_for_the_late_answer_one_asks_again(hung: threading.Event, clock: Clock) -> None:
+    state = patience._State()
+    late = state.threads.start(hung.wait)
+    wait_for(late.running)
+    for _ in range(LATE_IN_A_ROW):
+        state.was_late(clock.now, late)
+    assert not state.may_try()
+    hung.set()
+    assert late.result(30)
+    assert state.may_try()
+    assert not state.may_try(), "it is not known yet whether the next answer comes in time"
+    state.came(clock.now, DEADLINE)
+    assert state.may_try()
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["answers", "fails"])
+def test_what_no_deadline_cuts_short_counts_by_the_clock(fails: bool, clock: Clock) -> None:
+    """A disk that hangs, say, or a name server; a busy machine is not meant."""
+
+    def slow(seconds: float) -> str:
+        clock.now += seconds
+        if fails:
+            raise ConnectionError("no such host")
+        return "the profile"
+
+    guard = Guard("online profiles", InTime())
+    for seconds in [PAUSE_SECONDS] * LATE_IN_A_ROW + [5.0] * LATE_IN_A_ROW:
+        question = functools.partial(slow, seconds)
+        if fails:
+            with pytest.raises(StoreUnread, match="failed with ConnectionError"):
+                guard.ask(question, DEADLINE)
+        else:
+            assert guard.ask(question, DEADLINE) == "the profile", "it is here, so it is used"
+    with pytest.raises(StoreUnread, match=NOT_ASKED):
+        guard.ask(question, DEADLINE)
+    clock.now += PAUSE_SECONDS
+    assert ask_often(guard, clock, lambda _: True, 10) == {"answered": 10}
 
 
 def test_a_store_that_never_answers_holds_up_few_threads_and_not_the_end_of_the_process(
@@ -184,25 +347,25 @@ def test_a_failing_store_is_asked_each_time_and_quotes_nobody() -> None:
     assert asked.recommend(ASKED).tier is Tier.FUSED
 
 
-@pytest.mark.parametrize("error", [StoreTimeout, TimeoutError])
+@pytest.mark.parametrize(("error", "told"), [(StoreTimeout, GAVE_UP), (TimeoutError, NO_ANSWER)])
 def test_a_store_that_gives_up_by_itself_is_asked_without_a_thread_and_then_left_alone(
-    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+    error: type[Exception], told: str, clock: Clock
 ) -> None:
     seen: list[str] = []
 
     def behave() -> None:
         seen.append(threading.current_thread().name)
-        if len(seen) == 1:
+        if len(seen) <= LATE_IN_A_ROW:
             raise error("visitor v bought pills")
 
-    monkeypatch.setattr(patience, "PAUSE_SECONDS", 0.2)
     store = InTime(behave)
     asked = shop(store)
     answer = asked.recommend(ASKED)
-    assert f"fused: online profiles: {NO_ANSWER}" in answer.basis.reasons
-    assert asked.recommend(ASKED).tier is Tier.CRM
-    assert store.asked == 1
-    time.sleep(0.25)
+    assert f"fused: online profiles: {told}" in answer.basis.reasons
+    for _ in range(3):
+        assert asked.recommend(ASKED).tier is Tier.CRM
+    assert store.asked == LATE_IN_A_ROW
+    clock.now += PAUSE_SECONDS
     assert asked.recommend(ASKED).tier is Tier.FUSED
     assert set(seen) == {threading.current_thread().name}
 
@@ -255,14 +418,15 @@ def test_more_questions_than_could_be_answered_are_refused(hung: threading.Event
 
 
 def test_the_deadline_is_an_option_and_the_stores_stay_known(hung: threading.Event) -> None:
-    for wrong in (0, -1.0, float("nan")):
-        with pytest.raises(ValueError, match="must be positive"):
+    for wrong in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="must be a positive number of seconds"):
             Profiles(deadline=wrong)
-        with pytest.raises(ValueError, match="must be positive"):
+        with pytest.raises(ValueError, match="must be a positive number of seconds"):
             Profiles().within(wrong)
     first = Profiles(Store(hung.wait), deadline=0.01)
-    with pytest.raises(StoreUnread, match="no answer within 10 ms"):
-        first.online_of(["v"])
+    for _ in range(LATE_IN_A_ROW):
+        with pytest.raises(StoreUnread, match="no answer within 10 ms"):
+            first.online_of(["v"])
     other = first.within(5.0)
     assert (other.deadline, first.deadline) == (5.0, 0.01)
     with pytest.raises(StoreUnread, match="not asked"):

@@ -184,6 +184,50 @@ def test_a_bad_pin_on_the_version_counts_before_that_of_the_run(
     assert "expected sha256:111" in asked.check()[Tier.FUSED].problem
 
 
+PAST = dt.datetime(2026, 1, 1, tzinfo=dt.UTC).isoformat()
+
+
+def assert_stopped(asked: ReloadingRecommender) -> None:
+    """The fused tier is past its deadline. Of files this fresh it may be said that they changed, too."""
+    answer = asked.recommend(FUSED)
+    assert answer.tier is not Tier.FUSED
+    assert any(reason.startswith("fused: ") and PAST_DEADLINE in reason for reason in answer.basis.reasons)
+
+
+def test_what_stays_because_the_next_one_is_bad_stops_at_its_own_deadline(
+    registry: Registry, name: str, tmp_path: Path
+) -> None:
+    """As after a forgetting whose bundle does not arrive: the former version holds the forgotten."""
+    asked = ReloadingRecommender(source_of(registry, f"models:/{name}@champion", tmp_path))
+    standing = asked.recommend(FUSED).basis.bundle_digest
+    bundle, tags = altered(tmp_path)
+    registry.register(name, bundle, **tags)
+    asked.check()
+    assert asked.recommend(FUSED).basis.bundle_digest == standing
+    registry.client.set_model_version_tag(name, "1", "withdrawal_deadline", PAST)
+    asked.check()
+    assert_stopped(asked)
+
+
+def test_a_deadline_is_followed_also_where_a_decision_cannot_be_read(
+    registry: Registry, name: str, tmp_path: Path
+) -> None:
+    asked = ReloadingRecommender(source_of(registry, f"models:/{name}@champion", tmp_path))
+    registry.client.set_registered_model_tag(name, "level_3", "nonsense")
+    registry.client.set_model_version_tag(name, "1", "withdrawal_deadline", PAST)
+    asked.check()
+    assert_stopped(asked)
+
+
+def test_a_deadline_of_a_version_without_a_pin_is_followed(registry: Registry, tmp_path: Path) -> None:
+    registry.register("unpinned", new_bundle(tmp_path, 70))
+    asked = ReloadingRecommender(source_of(registry, "models:/unpinned@champion", tmp_path))
+    assert asked.recommend(FUSED).tier is Tier.FUSED
+    registry.client.set_model_version_tag("unpinned", "1", "withdrawal_deadline", PAST)
+    asked.check()
+    assert_stopped(asked)
+
+
 def test_while_the_registry_is_away_what_stands_in_the_directory_answers(
     registry: Registry, name: str, tmp_path: Path
 ) -> None:

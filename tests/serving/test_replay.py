@@ -14,7 +14,7 @@ from engines import CATALOGUE, ITEMS, bundles, write_linear, write_popular
 
 from consentier.consent import Channel, ConsentRecord, Ledger, Link, Permission, Policy, Tier
 from consentier.consent.keyring import Keyring
-from consentier.errors import AuditError
+from consentier.errors import AuditError, DataError
 from consentier.serving import Answer, Catalogue, Event, Profiles, Recommender, Request
 from consentier.serving.audit import AuditLine, JsonLinesAudit, audit_lines
 from consentier.serving.profile_store import SqliteProfiles
@@ -91,6 +91,24 @@ def test_an_answer_is_given_again_bit_for_bit(
         answer.items,
         answer.scores,
     )
+
+
+def test_a_store_that_cannot_be_read_is_not_taken_for_an_empty_one(audited: Audited) -> None:
+    class Broken(dict[str, Any]):
+        def __getitem__(self, subject: str) -> Any:
+            raise OSError(f"no row of {subject}")
+
+    _, line = audited.ask(REQUEST)
+    asked = dataclasses.replace(REQUEST, online_history=None)
+    with pytest.raises(DataError, match="online profiles: failed with OSError; try again") as failure:
+        replay(
+            line,
+            ReplayInputs(asked),
+            Recommender.load(bundles()),
+            audited.keyring,
+            profiles=Profiles(online=Broken()),
+        )
+    assert "v-1" not in str(failure.value)
 
 
 def test_filters_and_the_product_page_are_given_again(audited: Audited) -> None:

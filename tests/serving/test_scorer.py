@@ -285,6 +285,29 @@ def test_items_that_nobody_counted_come_last_by_id(folder: Path) -> None:
     assert model.top(barred, without=frozenset({"banana"})) == ["zucchini"]
 
 
+def test_what_a_filter_keeps_out_is_not_looked_at_item_by_item(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short list of allowed items costs no pass over all others in Python."""
+    items = [f"item-{number:05}" for number in range(5000)]
+    write_popular(folder / "many", items)
+    catalogue = Catalogue(frozenset(items), attributes={item: {"rare": item == items[-1]} for item in items})
+    model = PopularScorer(open_bundle(folder / "many"), catalogue)
+    looked_at: list[int] = []
+    name = model._item
+    monkeypatch.setattr(model, "_item", lambda number: looked_at.append(number) or name(number))
+    last = [items[-1]]
+    assert model.top(Query(5, Side.ONLINE, where=Expression("rare"))) == last
+    assert model.top(Query(5, Side.ONLINE, allow=frozenset(last))) == last
+    assert model.top(Query(5, Side.ONLINE, where=Expression("rare"), allow=frozenset(items[:9]))) == []
+    assert len(looked_at) == 2
+    allowed = frozenset(items[1000:])
+    assert (
+        model.top(Query(5, Side.ONLINE, allow=allowed))
+        == [item for item in model.top(Query(5000, Side.ONLINE)) if item in allowed][:5]
+    )
+
+
 def test_counts_of_another_length_are_refused(folder: Path) -> None:
     path = folder / "short"
     write_popular(path, FRUIT)

@@ -79,7 +79,7 @@ def work_through(page: Path) -> int:
         elif block.head == "python":
             printed = io.StringIO()
             with contextlib.redirect_stdout(printed):
-                exec(compile(block.body, str(page), "exec"), namespace)
+                exec(compile(block.body, str(page), "exec", dont_inherit=True), namespace)
             shown = after.body if after is not None and after.follows and after.head == "text" else ""
             assert printed.getvalue() == shown, f"{block.body}\nprints\n{printed.getvalue()}"
         elif block.head == "console":
