@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from consentier.cli.ledgers import TrainingLedgerUrl, ledger_for
 from consentier.cli.options import AsJson, BadRows, ConfigPath, Cutoff, OnBadRowsOption, PolicyPath, ShopData
 from consentier.cli.output import name_of, print_json, print_table, say, write_json
 from consentier.cli.settings import settings_of
@@ -39,6 +40,7 @@ def worth(
     config: ConfigPath = None,
     cutoff: Cutoff = None,
     policy: PolicyPath = None,
+    ledger: TrainingLedgerUrl = None,
     on_bad_rows: OnBadRowsOption = BadRows.ERROR,
     as_json: AsJson = False,
 ) -> None:
@@ -50,15 +52,18 @@ def worth(
 
     settings = settings_of(config, data, cutoff)
     routing = None if policy is None else Policy.load(policy)
-    result = consent_worth(
-        read_shop(data, on_bad_rows=on_bad_rows.value),
-        settings,
-        policy=routing,
-        name=name_of(data),
-        minimum_group=min_group,
-        every=every.value,
-        periods=periods,
-    )
+    shop = read_shop(data, on_bad_rows=on_bad_rows.value)
+    with ledger_for(shop, ledger) as opened:
+        result = consent_worth(
+            shop,
+            settings,
+            policy=routing,
+            ledger=opened,
+            name=name_of(data),
+            minimum_group=min_group,
+            every=every.value,
+            periods=periods,
+        )
     write_page(out, render_worth(result))
     if figures is not None:
         write_json(figures, result)
