@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
 import shutil
@@ -13,11 +14,11 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from consentier.consent import Ledger, Policy, Tier
-from consentier.errors import NothingPermitted, TrainingError
+from consentier.errors import BundleError, NothingPermitted, TrainingError
 from consentier.features.gate import ConsentGate, Funnel, PermittedRows, ledger_of
 from consentier.features.tables import ShopTables
 from consentier.logs import bound
-from consentier.models.bundle import TIERS, write_bundle
+from consentier.models.bundle import TIERS, open_bundle, write_bundle
 from consentier.progress import progress
 from consentier.serving.factor_scorer import FACTOR_ALGORITHMS
 from consentier.training.config import Config, TierConfig
@@ -206,7 +207,7 @@ def publish(
     write
         Puts a tier's bundle into its slot, and gives its digest.
     restricted
-        Where statistics are kept: those of tiers whose bundle is removed go too.
+        Where statistics and lineage are kept: those of tiers whose bundle is removed go too.
     retiring
         Called with each of these tiers before its bundle goes.
 
@@ -219,10 +220,7 @@ def publish(
     for tier in (each for each, error in skipped.items() if isinstance(error, NothingPermitted)):
         if retiring is not None:
             retiring(tier)
-        if restricted is not None:
-            # They are of persons who may not be learnt from any more.
-            shutil.rmtree(restricted.statistics(tier), ignore_errors=True)
-        if retire(out / tier):
+        if retire(tier, out, restricted):
             reasons[str(tier)] += RETIRED
     if not fitted:
         raise TrainingError("; ".join(reasons.values()))
@@ -369,8 +367,17 @@ def parameters_of(tier: Tier, config: Config) -> dict[str, Any]:
     return parameters
 
 
-def retire(path: Path) -> bool:
-    """Take a bundle out of its slot, if there is one; whether there was."""
+def retire(tier: Tier, out: Path, restricted: Restricted | None) -> bool:
+    """Take a tier's bundle out of its slot, and what was kept of its fitting; whether there was one.
+
+    It is of persons who may not be learnt from any more. The bundle goes last, so that a run after a kill
+    finds it again.
+    """
+    path = out / tier
+    if restricted is not None:
+        shutil.rmtree(restricted.statistics(tier), ignore_errors=True)
+        with contextlib.suppress(BundleError):  # whom a bundle holds that cannot be read, nobody can tell
+            restricted.lineage().drop([open_bundle(path, verify=False).digest])
     if not (path / "manifest.json").is_file():
         return False
     remove_directory(path)

@@ -44,6 +44,7 @@ __all__ = [
     "TuningConfig",
     "config_hash",
     "load_config",
+    "shown_uri",
 ]
 
 CONFIG_FILE = "consentier.toml"
@@ -164,8 +165,8 @@ class TuningConfig(_Section):
         default=("local_ridge", "cosine", "tfidf", "bm25"),
         min_length=1,
         strict=False,
-        description="Algorithms tried besides the current one. als and bpr are tried where they are named, "
-        "in the session tier never.",
+        description="Algorithms tried besides the current one. als, bpr and spectral are tried where they "
+        "are named, in the session tier never.",
     )
 
 
@@ -209,7 +210,7 @@ class TierConfig(_Section):
     algorithm: Algorithm = Field(
         default="local_ridge",
         description="local_ridge: a small ridge regression per item; cosine, tfidf, bm25: item-to-item "
-        "nearest neighbours; als, bpr: factor models (online, crm and fused tier only).",
+        "nearest neighbours; als, bpr, spectral: factor models (online, crm and fused tier only).",
     )
     neighbours: int = Field(
         default=200, ge=1, le=10_000, description="Strongest co-occurring items that predict each item."
@@ -533,6 +534,19 @@ class Config(_Section):
         """All fields with their values, defaults included, as plain values for JSON."""
         return self.model_dump(mode="json")
 
+    def recorded(self) -> dict[str, Any]:
+        """The same for a record that others read: the address of its store without user and password."""
+        fields = self.resolved()
+        return {**fields, "tracking": {**fields["tracking"], "uri": shown_uri(self.tracking.uri)}}
+
+
+def shown_uri(uri: str) -> str:
+    """An address without user, password and options; a path as it is."""
+    scheme, separator, place = uri.partition("://")
+    if not separator or scheme.startswith(("sqlite", "file")):
+        return uri
+    return f"{scheme}://{place.rpartition('@')[2].partition('?')[0]}"
+
 
 def load_config(
     path: str | Path | None = None,
@@ -586,7 +600,7 @@ def _origin(location: Sequence[int | str], variables: Mapping[tuple[str, ...], s
 
 def config_hash(config: Config) -> str:
     """SHA-256, in hexadecimal, of the resolved configuration: equal settings, equal hash."""
-    text = json.dumps(config.resolved(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    text = json.dumps(config.recorded(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from consentier.consent import Ledger, Lifetimes, Policy, Tier
+from consentier.consent import Ledger, Policy, Tier
 from consentier.consent.records import SubjectKind
 from consentier.errors import TrainingError
 from consentier.features.gate import ConsentGate, ledger_of
@@ -134,7 +134,7 @@ def consent_worth(
     config: Config,
     *,
     policy: Policy | None = None,
-    lifetimes: Lifetimes | None = None,
+    ledger: Ledger | None = None,
     name: str,
     minimum_group: int = 50,
     every: Interval = "month",
@@ -151,8 +151,8 @@ def consent_worth(
         The configuration; ``training.cutoff`` is the start of the test period and must be given.
     policy
         The routing policy; the default one otherwise.
-    lifetimes
-        How old grants may grow; as Consentier ships it by default.
+    ledger
+        Consents and links; by default those of the shop's tables.
     name
         What to call the data in the report.
     minimum_group
@@ -185,7 +185,7 @@ def consent_worth(
     policy = Policy.default() if policy is None else policy
     start = config.training.cutoff
     end = start + dt.timedelta(days=config.evaluation.horizon_days)
-    ledger = ledger_of(shop, lifetimes)
+    ledger = ledger_of(shop) if ledger is None else ledger
     with scratch("worth") as folder:
         trained = train_bundles(
             shop,
@@ -318,17 +318,17 @@ class _Accuracy:
 
 
 def _accuracy(asked: _Asked, minimum_group: int, show_progress: bool) -> _Accuracy:
-    if len(asked.cases) < minimum_group:
-        note = (
-            f"Fewer than {minimum_group} customers have both permissions, a lawful link, a visit before the "
-            "cut-off and an order after it: what a permission adds cannot be shown."
-        )
+    cases = sample(asked.cases, asked.world.settings)
+    if len(cases) < minimum_group:
+        who = "have both permissions, a lawful link, a visit before the cut-off and an order after it"
+        if len(asked.cases) >= minimum_group:
+            who = "are asked, by max_customers of [evaluation]"
+        note = f"Fewer than {minimum_group} customers {who}: what a permission adds cannot be shown."
         return _Accuracy(notes=[note])
     if asked.missing:
         without = ", ".join(asked.missing)
         note = f"What a permission adds needs a model at every level; there is none for: {without}."
         return _Accuracy(notes=[note])
-    cases = sample(asked.cases, asked.world.settings)
     tiers = list(LEVEL_TIERS.values())
     with progress("asking the test customers", 2 * len(tiers) * len(cases), enabled=show_progress) as advance:
         answers = {tier: answers_of(asked.recommender, tier, cases, asked.world, advance) for tier in tiers}

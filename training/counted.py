@@ -36,6 +36,7 @@ from consentier.writing import remove_remnants_in
 
 __all__ = [
     "COLUMNS",
+    "OF_PYSPARK",
     "OTHER_BUNDLE",
     "Circumstances",
     "Subject",
@@ -78,6 +79,12 @@ COLUMNS: Mapping[SubjectKind, tuple[str, tuple[str, ...]]] = {
 
 OTHER_BUNDLE = "the kept statistics belong to another bundle"
 
+OF_PYSPARK = (
+    "pyspark.ml fitted it, of which no counts are kept: the ALS of one machine takes its place, with the "
+    "same configuration and other weights (for those of Spark, 'consentier train --engine spark')"
+)
+"""Why a bundle of ALS that was fitted on Spark is fitted anew."""
+
 
 def statistics_of(tier: Tier, bundle: Bundle, restricted: Restricted) -> KeptStatistics:
     """What a bundle was computed from.
@@ -87,6 +94,9 @@ def statistics_of(tier: Tier, bundle: Bundle, restricted: Restricted) -> KeptSta
     NotExactError
         There are no statistics, they were altered, or they belong to another bundle.
     """
+    folding = bundle.manifest.scoring.get("fold_in")
+    if isinstance(folding, Mapping) and folding.get("observed_weight"):  # only Spark's objective has one
+        raise NotExactError(OF_PYSPARK)
     try:
         kept = read_statistics(restricted.statistics(tier))
     except StatisticsError as error:

@@ -7,7 +7,7 @@ left out if it is too small itself; shares are of what is shown, rounded, so tha
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypedDict
 
 import pyarrow as pa
@@ -57,6 +57,10 @@ def data_summary(
     -------
     DataSummary or None
         None where fewer than ``MINIMUM_GROUP`` persons have rows in the window.
+
+    Notes
+    -----
+    O(rows), in Arrow.
     """
     rows = window_rows(permitted, window_days)
     if pc.count_distinct(rows["person"]).as_py() < MINIMUM_GROUP:
@@ -69,8 +73,14 @@ def data_summary(
         "version": SUMMARY_VERSION,
         "window_days": window_days,
         "rows_per_day": round(rows.num_rows / window_days, 1),
-        "event_mix": _shares(dict(zip(types, counts, strict=True)), dict(zip(types, persons, strict=True))),
-        "permission_mix": {kind: _shares(counted, counted) for kind, counted in standings.items()},
+        "event_mix": _shares(
+            dict(zip(types, counts, strict=True)),
+            dict(zip(types, persons, strict=True)),
+            lambda pool: _persons_with(rows, pool),
+        ),
+        "permission_mix": {
+            kind: _shares(counted, counted, _each_in_one(counted)) for kind, counted in standings.items()
+        },
         "columns": _columns(permitted),
     }
 
@@ -84,16 +94,29 @@ def window_rows(permitted: Sequence[PermittedRows], window_days: int) -> pa.Tabl
     return pa.concat_tables([rows.select(["person", "item_id", "event_type"]) for rows in recent])
 
 
-def _shares(counts: Mapping[str, int], persons: Mapping[str, int]) -> dict[str, float]:
-    """Shares of what at least ``MINIMUM_GROUP`` persons stand behind; the rest is pooled, or left out."""
-    shown, pooled, in_pool = Counter[str](), 0, 0
-    for name, count in counts.items():
-        if persons[name] >= MINIMUM_GROUP:
-            shown[name] = count
-        else:
-            pooled, in_pool = pooled + count, in_pool + persons[name]
-    if in_pool >= MINIMUM_GROUP:
-        shown[_POOL] = pooled
+def _persons_with(rows: pa.Table, types: Sequence[str]) -> int:
+    """Who has rows of one of these types, each counted once."""
+    chosen = rows.filter(pc.is_in(rows["event_type"], value_set=pa.array(types, pa.string())))
+    found: int = pc.count_distinct(chosen["person"]).as_py()
+    return found
+
+
+def _each_in_one(persons: Mapping[str, int]) -> Callable[[Sequence[str]], int]:
+    """How many persons are in some groups of which nobody is in two."""
+    return lambda pool: sum(persons[name] for name in pool)
+
+
+def _shares(
+    counts: Mapping[str, int], persons: Mapping[str, int], persons_in: Callable[[Sequence[str]], int]
+) -> dict[str, float]:
+    """Shares of what at least ``MINIMUM_GROUP`` persons stand behind; the rest is pooled, or left out.
+
+    `persons_in` says how many stand behind several names together: somebody may stand behind each.
+    """
+    pool = [name for name in counts if persons[name] < MINIMUM_GROUP]
+    shown = Counter({name: count for name, count in counts.items() if name not in pool})
+    if pool and persons_in(pool) >= MINIMUM_GROUP:
+        shown[_POOL] = sum(counts[name] for name in pool)
     total = shown.total()
     return {name: round(count / total, 3) for name, count in sorted(shown.items())}
 

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from consentier.models.factor_scoring import FoldIn, largest_norm, positive_items, repeats
 from consentier.models.factor_solver import fold_in_rows
 from consentier.serving.factor_scorer import take_folding
-from consentier.training.validation import BatchScorer, Requests
+from consentier.training.linear_validation import BatchScorer, Requests
 
 __all__ = ["FactorBatchScorer", "batch_scorer"]
 

@@ -4,7 +4,7 @@ The statistics of the fit were kept. The person's rows are read once more, throu
 compared with the fingerprint of what was counted. They are subtracted, the items that they bear on are solved
 again, and the bundle is written anew. Where that cannot be exact (the rows are gone or were changed, the
 person's attributes moved the limits of a group, a model is no function of counts) the tier is fitted again
-from what remains, and the result says so.
+from what remains, and the result says so. Where that has no solution the bundle goes: it holds the person.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from consentier.consent import ConsentRecord, Ledger, Policy, Source, Tier
 from consentier.consent.lifetimes import Lifetimes
-from consentier.errors import BundleMissing, TrainingError
+from consentier.errors import BundleMissing, NothingPermitted, TrainingError
 from consentier.features.consent_intervals import ConsentTables
 from consentier.features.gate import HOLDERS, ConsentGate, PermittedRows, ledger_of
 from consentier.features.tables import ShopTables
@@ -83,19 +83,20 @@ __all__ = [
     "NOT_IN_IT",
     "ForgetResult",
     "ForgottenTier",
+    "How",
     "Outcome",
     "Subject",
-    "carried_over",
     "checked",
-    "concluded",
     "forget",
+    "forgotten_in",
     "holds_others",
     "present_tiers",
     "replaced",
+    "without_a_fit",
     "without_subjects",
 ]
 
-How = Literal["decremented", "refitted", "unchanged", "removed"]
+How = Literal["decremented", "refitted", "unchanged", "removed", "unsolved"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -108,11 +109,12 @@ class ForgottenTier:
         Which.
     how
         ``decremented``: the subjects were subtracted. ``refitted``: it was fitted again without them.
-        ``unchanged``: it did not hold them. ``removed``: nothing is left to fit it on.
+        ``unchanged``: it did not hold them. ``removed``: nothing is left to fit it on. ``unsolved``: a fit
+        without them has no stable solution; the bundle was removed too, because it holds them.
     reason
         Why it was not decremented; None where it was.
     before, after
-        Digest of the bundle; `after` is None where it was removed.
+        Digest of the bundle; `after` is None where there is none any more.
     solved
         How many of the items were solved again; None where that is not a matter of single items.
     items
@@ -329,59 +331,66 @@ INTERRUPTED = "a run before was killed, and whom it had taken out was not noted"
 
 
 def _forget_in(tier: Tier, request: _Request) -> ForgottenTier:
-    started = time.perf_counter()
-    bundle = open_bundle(request.out / tier)
-    circumstances = Circumstances(
-        dt.datetime.fromisoformat(bundle.manifest.cutoff), None, request.policy or Policy.default()
-    )
-    interrupted = carried_over(tier, bundle, request.out, request.restricted)
-    outcome = Outcome("unchanged", NOT_IN_IT, circumstances)
-    # What a tier reads of one kind of subjects does not depend on the other kind.
-    if any(kind in HOLDERS[tier] for kind, _ in request.subjects):
-        with progress(f"forgetting in the {tier} tier", None, enabled=request.show_progress):
-            outcome = _without_subjects(tier, bundle, circumstances, request, interrupted=interrupted)
-    fitted = outcome.fitted
-    after = None if fitted is None else _replace(tier, bundle, outcome, fitted, request)
-    return concluded(tier, bundle, outcome, after, request.out, request.restricted, started)
+    def work(bundle: Bundle, circumstances: Circumstances, interrupted: bool) -> tuple[Outcome, str | None]:
+        outcome = _without_subjects(tier, bundle, circumstances, request, interrupted=interrupted)
+        fitted = outcome.fitted
+        return outcome, None if fitted is None else _replace(tier, bundle, outcome, fitted, request)
+
+    return forgotten_in(
+        tier, request.out, request.restricted, request.subjects, request.policy, work,
+        show_progress=request.show_progress,
+    )  # fmt: skip
 
 
-def concluded(
+def forgotten_in(
     tier: Tier,
-    bundle: Bundle,
-    outcome: Outcome,
-    after: str | None,
     out: Path,
     restricted: Restricted,
-    started: float,
+    subjects: Iterable[Subject],
+    policy: Policy | None,
+    work: Callable[[Bundle, Circumstances, bool], tuple[Outcome, str | None]],
+    *,
+    show_progress: bool,
 ) -> ForgottenTier:
-    """What became of a bundle; it is removed here where nothing is left to fit it on.
+    """Take subjects out of one bundle in the one way or the other, and say what became of it.
 
     Parameters
     ----------
-    tier, bundle, outcome
-        Which, as it was, and what was to become of it.
-    after
-        Digest of the bundle that took its place, if one did.
-    out, restricted
-        Where they are.
-    started
-        Reading of `time.perf_counter` when it began.
+    tier, out, restricted
+        Which, and where its bundle and statistics are.
+    subjects, policy
+        As for `forget`.
+    work
+        Given the bundle, under what it was fitted (as far as it says so itself), and whether a run before was
+        killed: what is to become of it, and the digest of the bundle that took its place, if one did. It is
+        not called where the tier reads nothing of such subjects.
     """
+    started = time.perf_counter()
+    bundle = open_bundle(out / tier)
+    cutoff = dt.datetime.fromisoformat(bundle.manifest.cutoff)
+    circumstances = Circumstances(cutoff, None, policy or Policy.default())
+    interrupted = _carried_over(tier, bundle, out, restricted)
+    outcome = Outcome("unchanged", NOT_IN_IT, circumstances)
+    after: str | None = None
+    # What a tier reads of one kind of subjects does not depend on the other kind.
+    if any(kind in HOLDERS[tier] for kind, _ in subjects):
+        with progress(f"forgetting in the {tier} tier", None, enabled=show_progress):
+            outcome, after = work(bundle, circumstances, interrupted)
     items = bundle.manifest.item_count
     if outcome.fitted is not None:
         items = outcome.fitted.item_count
-    elif outcome.how == "removed":
+    elif outcome.how == "unchanged":
+        after = bundle.digest
+    else:
         _remove(tier, bundle.digest, out, restricted)
         items = 0
-    else:
-        after = bundle.digest
     seconds = round(time.perf_counter() - started, 3)
     return ForgottenTier(
         tier, outcome.how, outcome.reason, bundle.digest, after, outcome.solved, items, seconds
     )
 
 
-def carried_over(tier: Tier, bundle: Bundle, out: Path, restricted: Restricted) -> bool:
+def _carried_over(tier: Tier, bundle: Bundle, out: Path, restricted: Restricted) -> bool:
     """Mend the index of who is in which bundle after a run that was killed before it wrote there.
 
     What is known of the bundle before is noted of this one, until this run knows better. Says whether it was
@@ -422,12 +431,23 @@ def _without_subjects(
     except NotExactError as error:
         reason = str(error)
     except TrainingError as error:
-        return Outcome("removed", str(error), circumstances)
+        return without_a_fit(error, circumstances)
     try:
         fitted, run = _refitted(tier, bundle, circumstances, request)
     except TrainingError as error:
-        return Outcome("removed", str(error), circumstances)
+        return without_a_fit(error, circumstances)
     return Outcome("refitted", reason, circumstances, fitted, run=run)
+
+
+def without_a_fit(error: TrainingError, circumstances: Circumstances) -> Outcome:
+    """What becomes of a bundle that cannot be fitted without the subjects: it holds them, and may not stay.
+
+    Training leaves the earlier bundle where a fit has no stable solution; here that would be one with them.
+    """
+    if isinstance(error, NothingPermitted):
+        return Outcome("removed", str(error), circumstances)
+    told = f"{error}; the bundle was removed all the same, because it holds the subjects"
+    return Outcome("unsolved", told, circumstances)
 
 
 # ---- What was counted --------------------------------------------------------------------------------------
@@ -691,7 +711,7 @@ def _bears_on(tier: Tier, record: ConsentRecord) -> bool:
 
 
 def _remove(tier: Tier, digest: str, out: Path, restricted: Restricted) -> None:
-    """Take a bundle away that nothing is left to fit on; last, so that a run after a kill finds it again."""
+    """Take a bundle away in whose place there is none; last, so that a run after a kill finds it again."""
     shutil.rmtree(restricted.statistics(tier), ignore_errors=True)
     restricted.lineage().drop([digest])
     remove_directory(out / tier)

@@ -36,9 +36,9 @@ from consentier.training.model_registry import (
     Version,
     version_tags,
 )
-from consentier.training.record import MEASUREMENT_FILE, ended, unrecorded
+from consentier.training.record import MEASUREMENT_FILE, unrecorded
 from consentier.training.restricted import Restricted
-from consentier.training.track import opened_store
+from consentier.training.track import ended, opened_store
 from consentier.training.withdrawal import DEFAULT_DEADLINE
 
 __all__ = ["RegisteredTier", "register_forgotten"]
@@ -112,9 +112,14 @@ def register_forgotten(
     ------
     TrainingError
         If the registry cannot be told. The bundles have forgotten all the same; run it again.
+
+    Notes
+    -----
+    Each bundle that forgot is uploaded once. Beyond that some looks at a tier's versions, and two writes for
+    each that is revoked.
     """
     kinds = {kind for kind, _ in subjects}
-    before = {each.tier: each.before for each in result.tiers if each.how == "removed"}
+    before = {each.tier: each.before for each in result.tiers if each.after is None}
     with one_at_a_time(restricted), _told():
         client, experiment = opened_store(config.tracking, out)
         store = _Store(client, experiment, ModelRegistry(client, config.tracking.experiment), config, out)

@@ -88,7 +88,10 @@ class Lineage:
             if version == _VERSION:
                 return
             if version or connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
-                raise LineageError(f"lineage {path}: is no lineage index of this release (version {version})")
+                raise LineageError(
+                    f"lineage {path}: is no lineage index of this release (version {version}); move it away "
+                    "and train again: until then each bundle counts as one that may hold anybody"
+                )
             for statement in _SCHEMA.split(";\n"):
                 connection.execute(statement)
 

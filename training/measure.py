@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from consentier.consent import Tier, microseconds
-from consentier.errors import BundleError, TrainingError
+from consentier.errors import BundleError, ConfigError, TrainingError
 from consentier.features.gate import PermittedRows
 from consentier.features.interactions import person_counts
 from consentier.models.bundle import Bundle
@@ -36,8 +36,9 @@ from consentier.training.evaluate_judge import Judged, Lists, World, interval, j
 from consentier.training.evaluation_result import HistoryRow, IntervalFigures, PopularityRow
 from consentier.training.factor_validation import batch_scorer
 from consentier.training.fit import TierRows
+from consentier.training.linear_validation import BatchScorer
 from consentier.training.significance import randomisation_test
-from consentier.training.validation import BatchScorer, ValidationSet, validation_set
+from consentier.training.validation import ValidationSet, validation_set
 
 __all__ = [
     "CHAMPION",
@@ -253,9 +254,6 @@ class _Asked:
         data = validation_set(
             tier, permitted, start, end, max_persons=settings.max_customers, seed=settings.seed
         )
-        # As a fit at the beginning of the period sees them: ages count from there.
-        rows = dataclasses.replace(data.rows, until=microseconds(start))
-        data = dataclasses.replace(data, rows=rows)
         counts = person_counts(data.rows)
         items = MappingProxyType({item: number for number, item in enumerate(data.item_ids)})
         popularity = np.array([counts.get(item, 0) for item in data.item_ids], dtype=np.int64)
@@ -314,7 +312,7 @@ def _test(
         try:
             rival, result["champion"] = _rival(asked, config, champion)
             lists[CHAMPION] = asked.lists(rival, config)
-        except (BundleError, TrainingError) as error:
+        except (BundleError, ConfigError, TrainingError) as error:
             result["notes"].append(f"The model in use could not be measured: {error}.")
     judged = {what: asked.judged(each) for what, each in lists.items()}
     result["periods"].append(asked.figures("test", judged))

@@ -173,14 +173,31 @@ class ModelRegistry:
             if decided["instead_of"] in numbers:
                 self.decide_level_3(json.dumps({**decided, "instead_of": number}))
 
-    def note_deadlines(self, tier: Tier, deadlines: Deadlines) -> int:
+    def deadlines(self, tier: Tier, listed: Deadlines) -> Deadlines:
+        """The earliest deadline of each bundle, by a list and by the tags of all versions of a tier.
+
+        A version has that of an earlier one of the same bundle: what serves goes by its digest.
+        """
+        earliest = dict(listed.by_digest)
+        for version in self.versions(tier):
+            told, digest = version.tags.get(DEADLINE_TAG), version.digest
+            if told and digest is not None:
+                deadline = deadline_of_tag(told)
+                earliest[digest] = min(deadline, earliest.get(digest, deadline))
+        return dataclasses.replace(listed, by_digest=earliest)
+
+    def note_deadlines(self, tier: Tier, listed: Deadlines) -> int:
         """Write withdrawal deadlines into the tags of the versions that have one; say how many are new.
 
-        A version that has an earlier one keeps it.
+        A version that has an earlier one keeps it; so what was stopped once stays stopped.
+
+        Notes
+        -----
+        Two looks at all versions of the tier, and a write for each new deadline.
         """
         if self._registered(tier) is None:
             return 0
-        new = 0
+        deadlines, new = self.deadlines(tier, listed), 0
         for version in self.versions(tier):
             deadline = deadlines.by_digest.get(version.digest or "")
             told = version.tags.get(DEADLINE_TAG)

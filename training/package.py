@@ -12,13 +12,13 @@ import dataclasses
 import datetime as dt
 import importlib.metadata
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from consentier.consent import Tier
 from consentier.errors import DataError
-from consentier.serving.loading import TIERS
+from consentier.models.bundle import open_bundle
 from consentier.serving.pyfunc import INPUTS, OUTPUTS, load
 from consentier.serving.registry import prepare_mlflow
 from consentier.serving.revocation import revoke
@@ -133,6 +133,10 @@ def write_model(
         If `out` is there, and is not to be replaced.
     ValueError
         If `answers_for` is not positive.
+
+    Notes
+    -----
+    Copies the bundles, and reads each twice for its digests.
     """
     if answers_for <= dt.timedelta(0):
         raise ValueError("answers_for must be a positive length of time")
@@ -143,12 +147,10 @@ def write_model(
     given = {"policy": policy, "catalogue": catalogue, "rules": rules}
     files = {name: path for name, path in given.items() if path is not None}
     loaded = load(bundles, **files)
-    digests = {str(tier): scorer.digest for tier, scorer in loaded.scorers.items()}
-    if loaded.popular is not None:
-        digests[str(Tier.POPULAR)] = loaded.popular.digest
+    tiers = [*loaded.scorers, *([] if loaded.popular is None else [Tier.POPULAR])]
     with scratch("package") as folder, workplace(out) as place:
-        copied = _copied(bundles, folder / "bundles", digests, until)
-        _save(place / out.name, folder, {"bundles": copied, **files})
+        digests = _copied(bundles, folder / "bundles", tiers, until)
+        _save(place / out.name, folder, {"bundles": folder / "bundles", **files})
         former = put_directory(place / out.name, out)
     if former is not None:
         shutil.rmtree(former, ignore_errors=True)
@@ -193,16 +195,19 @@ def log_model(
     return LoggedModel(logged.model_uri, str(version.version))
 
 
-def _copied(bundles: Path, target: Path, digests: Mapping[str, str], until: dt.datetime) -> Path:
-    """The bundles that can be used, and the deadlines that they have, or get."""
+def _copied(bundles: Path, target: Path, tiers: Sequence[Tier], until: dt.datetime) -> dict[str, str]:
+    """Copy bundles, and the deadlines that they have, or get; digests of the copies by tier.
+
+    Not of what was loaded: a training may have put another bundle in its place since.
+    """
     target.mkdir()
-    for tier in TIERS:
-        if str(tier) in digests:
-            shutil.copytree(bundles / tier, target / tier, ignore=shutil.ignore_patterns("run.json"))
+    for tier in tiers:
+        shutil.copytree(bundles / tier, target / tier, ignore=shutil.ignore_patterns("run.json"))
+    digests = {str(tier): open_bundle(target / tier).digest for tier in tiers}
     if (bundles / _LIST).exists():
         shutil.copyfile(bundles / _LIST, target / _LIST)
     revoke(target, digests.values(), until, "age of a packaged copy")
-    return target
+    return digests
 
 
 def _save(path: Path, staging: Path, artifacts: Mapping[str, Path]) -> None:

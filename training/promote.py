@@ -195,9 +195,9 @@ def promote(
     Notes
     -----
     The checks and their outcome are stored in the tags of the version and as an artifact of its run before
-    the alias is set. The bundle is downloaded once.
+    the alias is set. The bundle is downloaded once, hashed, and asked 800 times.
     """
-    deadlines = Revocations.open(bundles).current()
+    deadlines = registry.deadlines(tier, Revocations.open(bundles).current())
     if not dry_run:
         registry.note_deadlines(tier, deadlines)
     challenger, champion = registry.aliased(tier, CHALLENGER), registry.aliased(tier, CHAMPION)
@@ -247,8 +247,12 @@ def rollback(
     ------
     DataError
         If there is no champion, or it is the first one.
+
+    Notes
+    -----
+    The bundle is downloaded once, and hashed.
     """
-    deadlines = Revocations.open(bundles).current()
+    deadlines = registry.deadlines(tier, Revocations.open(bundles).current())
     if not dry_run:
         registry.note_deadlines(tier, deadlines)
     champion = registry.aliased(tier, CHAMPION)

@@ -8,12 +8,11 @@ person: only counts, figures over groups, digests, and what the bundle holds.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime as dt
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +51,10 @@ from consentier.training.report import render_report
 from consentier.training.restricted import Restricted
 from consentier.training.run_facts import git_commit
 from consentier.training.stale_runs import end_stale_runs, trainer_tags
-from consentier.training.track import opened_store
+from consentier.training.track import ended, opened_store
 from consentier.writing import scratch
 
-__all__ = ["MEASUREMENT_FILE", "ended", "record_run", "unrecorded"]
+__all__ = ["MEASUREMENT_FILE", "record_run", "unrecorded"]
 
 MEASUREMENT_FILE = "measurement.json"
 """The artifact of a tier's run that promotion reads."""
@@ -119,7 +118,7 @@ def record_run(
         champions, notes = _champions(run, registry, folder)
         found = _measured(run, champions, folder)
         found.drift["not_judged"].update(_without_champion(run, champions, notes))
-        client.log_dict(parent, config.resolved(), "config.json")
+        client.log_dict(parent, config.recorded(), "config.json")
         client.log_param(parent, "config_hash", config_hash(config))
         client.log_param(parent, "cutoff", trained.cutoff.isoformat())
         client.log_dict(parent, dict(found.drift), "drift.json")
@@ -223,20 +222,6 @@ class _Found:
     rows: Mapping[Tier, PermittedRows]
     evaluation: EvaluationResult | None
     drift: DriftResult
-
-
-@contextlib.contextmanager
-def ended(client: Any, run_id: str) -> Iterator[None]:
-    """A run that has ended when the block has, and says how."""
-    status = "KILLED"
-    try:
-        yield
-        status = "FINISHED"
-    except Exception:
-        status = "FAILED"
-        raise
-    finally:
-        client.set_terminated(run_id, status=status)
 
 
 def _commit_tag() -> dict[str, str]:
@@ -413,7 +398,7 @@ def _record_tier(client: Any, run_id: str, run: _Run, tier: Tier, found: _Found)
         params=[Param(name, value) for name, value in params.items()],
     )
     client.log_inputs(run_id, [_dataset(run.name, tier, facts)])
-    client.log_dict(run_id, run.config.resolved(), "config.json")
+    client.log_dict(run_id, run.config.recorded(), "config.json")
     client.log_dict(run_id, facts, "run.json")
     client.log_dict(run_id, dict(measurement), MEASUREMENT_FILE)
     bundle = open_bundle(run.trained.out / tier, verify=False)

@@ -407,7 +407,8 @@ def _popularity(rows: Sequence[PopularityRow], cutoff: int) -> str:
             "popularity-figure",
             f"{gain} of each tier by the popularity of the wanted item, with intervals",
             "Each line is a tier. One that falls steeply to the right knows what everybody buys; what is "
-            "left in the tail is what personal data find. No model here can find a new item.",
+            "left in the tail is what personal data find. Only a model that borrows by the metadata of items "
+            "finds a new one.",
         ),
         _popularity_table(rows, gain),
         _popularity_table(rows, recall),

@@ -6,6 +6,7 @@ audit lines; each has its line here, and a line that cannot be carried out is an
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
 import os
@@ -29,6 +30,8 @@ from consentier.serving.outcomes import expire_outcomes
 from consentier.serving.profile_opening import open_profiles
 from consentier.serving.registry import DIGEST_TAG, mlflow_client
 from consentier.serving.revocation import Revocations
+from consentier.training.config import shown_uri
+from consentier.training.counted import one_at_a_time
 from consentier.training.restricted import Restricted
 from consentier.training.retention_schedule import (
     AuditRule,
@@ -45,6 +48,9 @@ from consentier.training.retention_schedule import (
 from consentier.writing import remove_directory, whole_file
 
 __all__ = ["Outcome", "apply_retention"]
+
+_RUNS_AT_ONCE = 1000
+"""Runs that one command deletes: Linux takes no argument of more than 128 kB, and an id has 32 characters."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -101,8 +107,8 @@ def _carried_out(rule: Rule, now: dt.datetime, dry_run: bool) -> Outcome:
 def _where(rule: Rule) -> str:
     """What a rule is about; of a URL, host and database."""
     if isinstance(rule, ProfilesRule) and rule.url is not None:
-        return rule.url.partition("?")[0].rpartition("://")[2].rpartition("@")[2]
-    return str(getattr(rule, "path", None) or getattr(rule, "uri", ""))
+        return shown_uri(rule.url).rpartition("://")[2]
+    return shown_uri(rule.uri) if isinstance(rule, TrackingRule) else str(rule.path)
 
 
 def _files(rule: FilesRule, now: dt.datetime, dry_run: bool) -> int:
@@ -162,22 +168,27 @@ def _outcomes(rule: OutcomesRule, now: dt.datetime, dry_run: bool) -> int | None
 
 
 def _bundles(rule: BundlesRule, now: dt.datetime, dry_run: bool) -> int:
-    revocations = Revocations.open(rule.path)
     restricted = Restricted.beside(rule.path) if rule.restricted is None else Restricted(rule.restricted)
-    stopped = {}
-    for tier in Tier:
-        if (rule.path / tier / "manifest.json").is_file():
-            digest = _digest_of(rule.path / tier)
-            if _past_deadline(revocations, digest, now):
-                stopped[tier] = digest
-    for tier, digest in stopped.items():
-        if not dry_run:
+    if dry_run:
+        return len(_stopped(rule.path, now))
+    # A training would put a new bundle in the place of the one that was looked at.
+    with one_at_a_time(restricted) if restricted.path.is_dir() else contextlib.nullcontext():
+        stopped = _stopped(rule.path, now)
+        for tier, digest in stopped.items():
             # The bundle last, so that a run after a kill finds it again.
             shutil.rmtree(restricted.statistics(tier), ignore_errors=True)
             if restricted.path.is_dir():
                 restricted.lineage().drop([digest])
             remove_directory(rule.path / tier)
     return len(stopped)
+
+
+def _stopped(bundles: Path, now: dt.datetime) -> dict[Tier, str]:
+    """Digests of the bundles past their deadline."""
+    revocations = Revocations.open(bundles)
+    standing = [tier for tier in Tier if (bundles / tier / "manifest.json").is_file()]
+    digests = {tier: _digest_of(bundles / tier) for tier in standing}
+    return {tier: digest for tier, digest in digests.items() if _past_deadline(revocations, digest, now)}
 
 
 def _past_deadline(revocations: Revocations, digest: str, now: dt.datetime) -> bool:
@@ -198,7 +209,10 @@ def _tracking(rule: TrackingRule, now: dt.datetime, dry_run: bool) -> tuple[int,
     client = mlflow_client(rule.uri)
     experiment = client.get_experiment_by_name(rule.experiment)
     if experiment is None:
-        raise DataError(f"retention: there is no experiment {rule.experiment!r} in {rule.uri}")
+        raise DataError(
+            f"retention: there is no experiment {rule.experiment!r} in {shown_uri(rule.uri)}: write the name "
+            "that [tracking] of the configuration has"
+        )
     before = int((now - dt.timedelta(days=rule.days)).timestamp() * 1000)
     revocations = None if rule.bundles is None else Revocations.open(rule.bundles)
     aliased = _aliased(client)
@@ -255,21 +269,14 @@ def _aliased(client: Any) -> dict[str, str]:
 
 def _delete_for_good(uri: str, run_ids: list[str]) -> None:
     """MLflow marks runs as deleted; only its command line removes rows and artifacts."""
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "gc",
-        "--backend-store-uri",
-        uri,
-        "--run-ids",
-        ",".join(run_ids),
-    ]
-    done = subprocess.run(
-        command, env={**os.environ, "MLFLOW_TRACKING_URI": uri}, capture_output=True, text=True
-    )
-    if done.returncode:
-        raise TrainingError(f"retention: mlflow gc failed: {done.stderr.strip()[-500:]}")
+    # Not as an argument: every user of the machine sees those, and the address may hold a password.
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": uri}
+    for start in range(0, len(run_ids), _RUNS_AT_ONCE):
+        chosen = ",".join(run_ids[start : start + _RUNS_AT_ONCE])
+        command = [sys.executable, "-m", "mlflow", "gc", "--run-ids", chosen]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise TrainingError(f"retention: mlflow gc failed: {done.stderr.strip()[-500:]}")
 
 
 def _keys(rule: KeysRule, now: dt.datetime, dry_run: bool) -> int:

@@ -25,7 +25,8 @@ def stop_versions(tracking: TrackingConfig, out: Path, restricted: Restricted, t
     Parameters
     ----------
     tracking
-        Which registry. Where there is none, or runs are not recorded, nothing is done.
+        Which registry. Where there is none, nothing is done. Whether this run is recorded does not matter:
+        versions of earlier ones serve all the same.
     out
         The directory of the bundles.
     restricted
@@ -37,7 +38,7 @@ def stop_versions(tracking: TrackingConfig, out: Path, restricted: Restricted, t
     -----
     To be called while the lineage still knows the bundles. Safe to run again.
     """
-    if not tracking.enabled or not has_store(tracking, out):
+    if not has_store(tracking, out):
         return 0
     digests = restricted.lineage().digests(str(tier))
     if not digests:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import functools
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -109,7 +108,10 @@ above it, more rows would be exchanged than a fit counts."""
 COUNTED_ANEW = "counting anew is as quick as exchanging counts"
 """Why a popular list is never trained on by an exchange."""
 
-How = Literal["unchanged", "incremental", "refitted", "removed"]
+How = Literal["unchanged", "incremental", "refitted", "removed", "unsolved"]
+
+
+_NOT_FITTED: tuple[How, ...] = ("removed", "unsolved")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ class RetrainedTier:
     how
         ``incremental``: rows were exchanged in the kept statistics. ``refitted``: it was fitted from scratch.
         ``unchanged``: it is already the one that training would make. ``removed``: nothing may be used any
-        more.
+        more. ``unsolved``: the fit has no stable solution; the bundle that stood there, if one did, stays.
     reason
         Why it was not incremental; None where it was.
     before, after
@@ -210,7 +212,7 @@ def retrain(
     Raises
     ------
     TrainingError
-        If no tier has anything to train on, or a fit has no stable solution; what was written before stands.
+        If no tier has anything to train on, or a fit with a stable solution.
     StatisticsError
         If new statistics cannot be written. The new bundle stands; a later run fits from scratch.
 
@@ -247,16 +249,16 @@ def result_of(
     Raises
     ------
     TrainingError
-        No tier has anything to train on.
+        No tier has anything to train on, or a fit with a stable solution.
     """
     told = tuple(each for each, _ in done)
-    if all(each.how == "removed" for each in told):
+    if all(each.how in _NOT_FITTED for each in told):
         raise TrainingError("; ".join(each.reason or "" for each in told))
     written = [each for each in told if each.how in ("incremental", "refitted")]
     trained = TrainingResult(
         out,
         _digests(written),
-        {str(each.tier): each.reason or "" for each in told if each.how == "removed"},
+        {str(each.tier): each.reason or "" for each in told if each.how in _NOT_FITTED},
         [dataclasses.asdict(funnel) for _, funnels in done for funnel in funnels],
         {str(each.tier): each.seconds for each in written},
         cutoff,
@@ -380,12 +382,12 @@ def brought_up(
     except UnchangedError:
         how = "unchanged"
     except NothingPermitted as error:
-        # They are of persons who may not be learnt from any more. Before the bundle goes: a run after a kill
-        # finds it again.
         stop_versions(tracking, out, restricted, tier)
-        shutil.rmtree(restricted.statistics(tier), ignore_errors=True)
-        restricted.lineage().drop([] if before is None else [before.digest])
-        how, course.reason = "removed", str(error) + (RETIRED if retire(out / tier) else "")
+        how = "removed"
+        course.reason = str(error) + (RETIRED if retire(tier, out, restricted) else "")
+    except TrainingError as error:
+        # As in training: that one tier has no solution keeps the others from nothing.
+        how, course.reason = "unsolved", str(error)
     after = None if before is None or how == "removed" else before.digest
     items = 0 if before is None or how == "removed" else before.manifest.item_count
     if fit is not None:

@@ -9,9 +9,7 @@ now gives, without the subjects, at the cut-off and under the switches of the bu
 from __future__ import annotations
 
 import dataclasses
-import datetime as dt
 import functools
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,6 @@ from consentier.features.spark_gate import SparkGate
 from consentier.features.spark_session import errors_of_tasks
 from consentier.features.spark_tables import SparkTables, rows_where, values_in
 from consentier.models.bundle import Bundle, open_bundle
-from consentier.progress import progress
 from consentier.training.bundles import TRAINED_TIERS
 from consentier.training.config import Config, TrainingConfig
 from consentier.training.counted import (
@@ -48,12 +45,12 @@ from consentier.training.forget import (
     ForgetResult,
     ForgottenTier,
     Outcome,
-    carried_over,
     checked,
-    concluded,
+    forgotten_in,
     holds_others,
     present_tiers,
     replaced,
+    without_a_fit,
 )
 from consentier.training.restricted import Restricted
 from consentier.training.retrain import COUNTED_ANEW, UnchangedError, ledger_at_fit
@@ -103,7 +100,7 @@ def forget_on_spark(
     BundleError
         A bundle cannot be read, or another release fitted it.
     ConfigError
-        A bundle's algorithm is not fitted on Spark.
+        A bundle's model is no function of counts; then nobody was forgotten in any of them.
     DataError
         A row breaks the data contract.
     StatisticsError
@@ -118,6 +115,9 @@ def forget_on_spark(
     """
     chosen = checked(subjects)
     present = present_tiers(out, tiers)
+    for tier in present:  # before one of them forgets
+        if any(kind in HOLDERS[tier] for kind, _ in chosen):
+            require_counted(_config_of(tier, open_bundle(out / tier, verify=False)), [tier])
     with (
         one_at_a_time(restricted),
         errors_of_tasks(),
@@ -154,23 +154,18 @@ def _by_kind(subjects: Iterable[Subject]) -> dict[SubjectKind, list[str]]:
 
 
 def _forget_in(tier: Tier, request: _Request) -> ForgottenTier:
-    started = time.perf_counter()
-    bundle = open_bundle(request.out / tier)
-    circumstances = Circumstances(
-        dt.datetime.fromisoformat(bundle.manifest.cutoff), None, request.policy or Policy.default()
-    )
-    outcome, after = Outcome("unchanged", NOT_IN_IT, circumstances), None
-    interrupted = carried_over(tier, bundle, request.out, request.restricted)
-    # What a tier reads of one kind of subjects does not depend on the other kind.
-    if any(kind in HOLDERS[tier] for kind, _ in request.subjects):
-        with (
-            progress(f"forgetting in the {tier} tier", None, enabled=request.show_progress),
-            Draft.open(request.session, request.restricted, tier) as draft,
-        ):
+    def work(bundle: Bundle, circumstances: Circumstances, interrupted: bool) -> tuple[Outcome, str | None]:
+        with Draft.open(request.session, request.restricted, tier) as draft:
             outcome = _without_subjects(tier, bundle, circumstances, request, draft, interrupted=interrupted)
+            after = None
             if outcome.fitted is not None:
                 after = _replace(tier, bundle, outcome, outcome.fitted, request, draft)
-    return concluded(tier, bundle, outcome, after, request.out, request.restricted, started)
+            return outcome, after
+
+    return forgotten_in(
+        tier, request.out, request.restricted, request.subjects, request.policy, work,
+        show_progress=request.show_progress,
+    )  # fmt: skip
 
 
 def _without_subjects(
@@ -216,14 +211,13 @@ def _without_subjects(
         return one.fitted()
 
     config = _config_of(tier, bundle)
-    require_counted(config, [tier])
     gate = request.remaining.gate(circumstances, request.ledger)
     try:
         fit = fit_on_spark(tier, gate, config, draft, show_progress=False, fit_model=fit_model)
     except UnchangedError:
         return Outcome("unchanged", NOT_IN_IT, circumstances)
     except TrainingError as error:
-        return Outcome("removed", str(error), circumstances)
+        return without_a_fit(error, circumstances)
     run = run_facts_on_spark(config, request.ledger, request.entries, fit)
     names = ("ledger_position", "ledger_head", "ledger_conflicts", "lifetimes", "rows_digest", "funnel")
     run = {name: run[name] for name in names}

@@ -13,7 +13,15 @@ from consentier.serving.registry import mlflow_client
 from consentier.training.config import Config, TrackingConfig
 from consentier.training.stale_runs import end_stale_searches, search_tags
 
-__all__ = ["RecordTrial", "has_store", "not_recorded", "opened_store", "store_client", "tracked_search"]
+__all__ = [
+    "RecordTrial",
+    "ended",
+    "has_store",
+    "not_recorded",
+    "opened_store",
+    "store_client",
+    "tracked_search",
+]
 
 _LOCAL_STORE = "mlflow.db"
 
@@ -52,8 +60,8 @@ def tracked_search(
 
     Notes
     -----
-    A search that is interrupted leaves the trials that it had finished, and a parent marked as killed. One
-    that is ended by force is marked so by the next.
+    A search that is interrupted leaves the trials that it had finished, and a parent marked as killed; one
+    that fails a parent marked as failed. One that is ended by force is marked as killed by the next.
     """
     if not config.tracking.enabled:
         yield not_recorded
@@ -63,7 +71,7 @@ def tracked_search(
         client, experiment = opened_store(config.tracking, folder)
         end_stale_searches(client, experiment, folder)
     with search_tags(folder) as tags, _search_run(client, experiment, {**tags, "tier": tier}) as parent:
-        client.log_dict(parent, config.resolved(), "config.json")
+        client.log_dict(parent, config.recorded(), "config.json")
         client.log_batch(parent, params=_params(facts))
         yield _recorder(client, experiment, parent, {**tags, "tier": tier})
 
@@ -73,12 +81,22 @@ def _search_run(client: Any, experiment: str, tags: Mapping[str, str]) -> Iterat
     """The parent of a search: its id."""
     tags = {"mlflow.source.name": "consentier tune", **tags}
     parent = client.create_run(experiment, run_name=f"tune {tags['tier']}", tags=tags).info.run_id
+    with ended(client, parent):
+        yield parent
+
+
+@contextlib.contextmanager
+def ended(client: Any, run_id: str) -> Iterator[None]:
+    """A run that has ended when the block has, and says how."""
     status = "KILLED"
     try:
-        yield parent
+        yield
         status = "FINISHED"
+    except Exception:
+        status = "FAILED"
+        raise
     finally:
-        client.set_terminated(parent, status=status)
+        client.set_terminated(run_id, status=status)
 
 
 def _recorder(client: Any, experiment: str, parent: str, tags: Mapping[str, str]) -> RecordTrial:

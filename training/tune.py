@@ -111,7 +111,7 @@ class TierTuning:
         Why there were not more trials.
     figures
         Intervals of the metric for the ``popular`` list, the ``current`` and the ``chosen`` configuration,
-        and of the paired ``difference`` of the last two.
+        and of the paired ``difference`` of the last two. Without a fit of the ``current`` one: neither.
     """
 
     tier: Tier
@@ -238,10 +238,12 @@ def tuned_toml(result: TuningResult, base: Config, *, name: str) -> str:
         "period, which flatter what was chosen by them: the test period of consentier evaluate says more.",
     ]
     for each in result.tiers:
-        chosen, gain = (each.figures[name].to_dict() for name in ("chosen", "difference"))
+        gain = "the configuration before has no stable solution"
+        if "difference" in each.figures:
+            over = mean_with_bounds(each.figures["difference"].to_dict(), sign="+")
+            gain = f"{over} over the configuration before"
         head.append(
-            f"{each.tier}: {mean_with_bounds(chosen)}, "
-            f"{mean_with_bounds(gain, sign='+')} over the configuration before; "
+            f"{each.tier}: {mean_with_bounds(each.figures['chosen'].to_dict())}, {gain}; "
             f"{len(each.trials)} trials, {each.persons} persons, {each.requests} requests."
         )
     merged = base.model_copy(update={str(each.tier): each.config for each in result.tiers})
@@ -556,10 +558,10 @@ def _outcome(found: Search, config: Config) -> TierTuning:
         name: bootstrap_mean(values, data.persons, samples=samples, rng=seed)
         for name, values in judged.items()
     }
-    figures["difference"] = paired_difference(
-        found.values, judged.get("current", np.zeros_like(found.values)), data.persons,
-        samples=samples, rng=seed,
-    )  # fmt: skip
+    if found.current is not None:
+        figures["difference"] = paired_difference(
+            found.values, found.current, data.persons, samples=samples, rng=seed
+        )
     return TierTuning(
         data.tier,
         found.config,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,9 @@ from consentier.serving.factor_scorer import take_folding
 from consentier.training.config import Config, TierConfig, TrackingConfig, load_config
 from consentier.training.factor_validation import batch_scorer
 from consentier.training.fit import FittedTier, TierRows, estimator, fit_tier, matrix_settings
+from consentier.training.forget import Subject, forget
 from consentier.training.metrics import ndcg
+from consentier.training.restricted import Restricted
 from consentier.training.train import train
 from consentier.training.validation import ValidationSet, validation_set
 
@@ -249,6 +252,32 @@ def test_strangers_change_nothing(
     assert fitted.scoring == bundle.manifest.scoring
     for name, array in fitted.arrays.items():
         assert array.tobytes() == bundle.arrays[name].tobytes(), name
+
+
+def test_nobody_is_forgotten_here_and_one_machine_says_whose_als_it_leaves(
+    session: SparkSession, shop: ShopTables, data: Path, config: Config, trained: Path, tmp_path: Path
+) -> None:
+    from consentier.features.spark_tables import read_spark_tables
+    from consentier.training.spark_forgetting import forget_on_spark
+
+    out = tmp_path / "bundles"
+    shutil.copytree(trained, out)
+    kept = Restricted.beside(out)
+    train(shop, config, out, tiers=[Tier.CRM], restricted=kept, show_progress=False)
+    before = {tier: open_bundle(out / tier).digest for tier in ("crm", "fused", "popular")}
+    gate = ConsentGate(shop, ledger_of(shop), cutoff_of(config), Policy.default())
+    held = gate.permitted(Tier.FUSED).subjects.filter(pc.field("kind") == "customer")
+    subjects: list[Subject] = [("customer", held["subject_id"][0].as_py())]
+    with pytest.raises(ConfigError, match=r"fused\.algorithm is 'als'.*take one machine"):
+        forget_on_spark(
+            session, read_spark_tables(session, str(data)), subjects, out, kept, show_progress=False
+        )
+    assert {tier: open_bundle(out / tier).digest for tier in before} == before
+    done = forget(shop, subjects, out, kept, tiers=[Tier.FUSED], show_progress=False)
+    assert done.tiers[0].how == "refitted"
+    assert "pyspark.ml fitted it" in str(done.tiers[0].reason)
+    assert "observed_weight" not in open_bundle(out / "fused").manifest.scoring["fold_in"]
+    assert "solver" not in read_run(out / "fused")
 
 
 def test_it_is_as_good_as_that_of_one_machine(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import random
 import signal
@@ -195,6 +196,19 @@ def test_another_batch_is_not_resumed(tmp_path: Path, changed: dict[str, Any], t
     left = content(tmp_path / "parts")
     assert left == {name: before[name] for name in left}
     assert len(left) == len(before) - 1
+
+
+def test_a_batch_of_the_other_engine_is_not_resumed(tmp_path: Path) -> None:
+    """tests/services/test_spark_batch.py does so with both engines."""
+    score(tmp_path / "parts")
+    path = tmp_path / "parts" / JOB_FILE
+    begun = json.loads(path.read_text())
+    path.write_text(json.dumps({**begun, "inputs": f"spark {begun['inputs']}"}))
+    part_file(tmp_path / "parts", 1).unlink()
+    before = content(tmp_path / "parts")
+    with pytest.raises(DataError, match="it was begun on the other engine"):
+        score(tmp_path / "parts", at=None, resume=True)
+    assert content(tmp_path / "parts") == before
 
 
 def test_a_directory_in_use_is_not_written_over(tmp_path: Path) -> None:

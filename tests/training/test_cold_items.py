@@ -28,11 +28,12 @@ from consentier.serving.view import PermittedView
 from consentier.training.config import Config, TierConfig, TrackingConfig, TrainingConfig, load_config
 from consentier.training.fit import TierRows
 from consentier.training.forget import forget
+from consentier.training.linear_validation import BatchScorer
 from consentier.training.metrics import ndcg
 from consentier.training.restricted import Restricted
 from consentier.training.search_space import facts_of, space_of
 from consentier.training.train import train
-from consentier.training.validation import BatchScorer, validation_set
+from consentier.training.validation import validation_set
 
 CUTOFF = 50
 TIERS = (Tier.SESSION, Tier.ONLINE, Tier.CRM, Tier.FUSED)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from consentier.errors import ConfigError
-from consentier.training.config import Config, TierConfig, config_hash, load_config
+from consentier.training.config import Config, TierConfig, TrackingConfig, config_hash, load_config
 
 
 def written(folder: Path, text: str, name: str = "settings.toml") -> Path:
@@ -158,3 +158,20 @@ def test_every_field_is_documented() -> None:
         assert issubclass(section.annotation, BaseModel)
         for field_name, field in section.annotation.model_fields.items():
             assert field.description, f"{name}.{field_name} has no description"
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("postgresql://mlflow:hunter2@db:5432/runs?sslmode=require", "postgresql://db:5432/runs"),
+        ("https://me:hun?ter/2@mlflow.example/", "https://mlflow.example/"),
+        ("http://mlflow.example", "http://mlflow.example"),
+        ("sqlite:////srv/shop@home/mlflow.db", "sqlite:////srv/shop@home/mlflow.db"),
+        ("", ""),
+    ],
+)
+def test_a_record_that_others_read_names_its_store_without_user_and_password(uri: str, shown: str) -> None:
+    config = Config(tracking=TrackingConfig(uri=uri))
+    assert config.recorded() == {
+        **config.resolved(), "tracking": {**config.resolved()["tracking"], "uri": shown},
+    }  # fmt: skip

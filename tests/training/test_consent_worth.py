@@ -144,6 +144,19 @@ def test_small_groups_are_withheld(shop: ShopTables) -> None:
     render_worth(result)
 
 
+def test_fewer_that_are_drawn_than_may_be_shown_are_not_shown(shop: ShopTables) -> None:
+    config = config_of(SIMULATION)
+    drawn = config.evaluation.model_copy(update={"max_customers": 30})
+    config = config.model_copy(update={"evaluation": drawn})
+    result = consent_worth(shop, config, name="shop", minimum_group=50, periods=1, show_progress=False)
+    assert result["customers"] is None
+    assert not result["designs"]
+    assert result["notes"][0].startswith(
+        "Fewer than 50 customers are asked, by max_customers of [evaluation]"
+    )
+    render_worth(result)
+
+
 def test_a_threshold_below_the_least_and_a_missing_cutoff_are_refused(shop: ShopTables) -> None:
     with pytest.raises(ValueError, match="fewer than 20"):
         consent_worth(shop, config_of(SIMULATION), name="shop", minimum_group=19)

@@ -160,16 +160,35 @@ def test_a_share_of_few_persons_is_not_told_but_counts(bundles: Path) -> None:
 
 
 def test_small_groups_are_in_no_summary(bundles: Path) -> None:
-    assert _shares({"a": 60, "b": 30, "c": 9}, {"a": 50, "b": 19, "c": 3}) == {
-        "a": 0.606,
-        "all others": 0.394,
-    }
-    assert _shares({"a": 60, "b": 30, "c": 9}, {"a": 50, "b": 40, "c": 3}) == {"a": 0.667, "b": 0.333}
+    counts = {"a": 60, "b": 30, "c": 9}
+    pooled = {"a": 0.606, "all others": 0.394}
+    assert _shares(counts, {"a": 50, "b": 19, "c": 3}, lambda pool: 10 * len(pool)) == pooled
+    assert _shares(counts, {"a": 50, "b": 19, "c": 3}, lambda pool: 19) == {"a": 1.0}
+    assert _shares(counts, {"a": 50, "b": 40, "c": 3}, lambda pool: 3) == {"a": 0.667, "b": 0.333}
     for tier in TRAINED_TIERS:
         summary = json.dumps(read_run(bundles / tier)["data_summary"])
         # Of each kind of refusal there is one person.
         assert "withdrawn" not in summary
         assert "denied" not in summary
+
+
+def test_a_pool_of_the_same_few_persons_is_in_no_summary() -> None:
+    """Who is behind two rare types of event counts once: twelve persons are no twenty-four."""
+
+    def event_mix(clicked: list[str], liked: list[str]) -> set[str]:
+        rare: list[Noise] = [
+            ("events", event(f"v{name}", "i1", CUTOFF - 2, kind=kind, session=f"n-{name}"))
+            for kind, names in (("click", clicked), ("favourite", liked))
+            for name in names
+        ]
+        shop = shop_with(rare)
+        gate = ConsentGate(shop, ledger_of(shop), day(CUTOFF), Policy.default())
+        found = data_summary([gate.permitted(Tier.ONLINE)], {}, 40)
+        assert found is not None
+        return set(found["event_mix"])
+
+    assert event_mix(PERMITTED[:12], PERMITTED[:12]) == {"view", "cart"}
+    assert event_mix(PERMITTED[:12], PERMITTED[12:24]) == {"view", "cart", "all others"}
 
 
 def test_total_variation_is_half_the_sum_of_the_differences() -> None:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from shops import consent, day, event, link, order, shop
+from typer.testing import CliRunner
 
-from consentier.features.tables import ShopTables
+from consentier.cli.app import app
+from consentier.consent import ConsentRecord, Ledger, Tier
+from consentier.errors import TrainingError
+from consentier.features.gate import ledger_of
+from consentier.features.tables import ShopTables, write_tables
+from consentier.training import bundles as training
 from consentier.training.config import Config, EvaluationConfig, TierConfig, TrackingConfig, TrainingConfig
 from consentier.training.evaluate import evaluate
 from consentier.training.evaluation_result import EVALUATION_VERSION, EvaluationResult, check_evaluation
+from consentier.training.fit import fit_tier
 
 START = 100
 
@@ -152,6 +161,36 @@ def test_one_tier_stands_on_both_groups_that_it_may_answer() -> None:
     }  # fmt: skip
 
 
+def test_who_withdrew_in_the_ledger_is_not_judged_although_the_tables_do_not_know() -> None:
+    tables = forgetful_shop()
+    ledger = ledger_of(tables)
+    at = day(START + 2)
+    ledger.append([ConsentRecord("w", "c-7", "customer", "crm", "withdrawn", valid_from=at, recorded_at=at)])
+    result = evaluate(tables, config(), ledger=ledger, name="shop", show_progress=False)
+    assert result["customers"] == evaluated(tables, config())["customers"] - 1 == 24
+
+
+def test_the_command_asks_the_ledger_that_is_named(tmp_path: Path) -> None:
+    tables = forgetful_shop()
+    names = [field.name for field in dataclasses.fields(tables) if field.name != "report"]
+    found = {name: getattr(tables, name) for name in names if getattr(tables, name).num_rows}
+    write_tables(found, tmp_path / "shop")
+    url = f"sqlite:///{tmp_path / 'consents.db'}"
+    Ledger.open(url).close()  # in which nobody has permitted anything
+    for command in ("evaluate", "worth"):
+        arguments = [
+            command,
+            str(tmp_path / "shop"),
+            "--cutoff",
+            day(START).isoformat(),
+            "--out",
+            str(tmp_path / "out"),
+        ]
+        done = CliRunner().invoke(app, [*arguments, "--ledger", url])
+        assert done.exit_code == 2
+        assert "no permitted rows" in done.stderr
+
+
 def test_small_groups_are_counted_and_not_judged() -> None:
     result = evaluated(joint_shop(crm_only=19), config())
     rows = [row for row in result["by_permission_group"] if row["group"] == "crm_only"]
@@ -180,6 +219,18 @@ def test_a_fused_tier_that_loses_is_said_to_lose() -> None:
     assert result["fusion"][0]["difference"]["high"] < 0
     assert "In lists of 1, fused is worse than crm" in result["notes"][0]
     assert "Serve level 3 by crm" in result["notes"][0]
+
+
+def test_without_a_fused_model_nothing_is_told_of_one_model_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unless_fused(tier: Tier, *args: Any, **options: Any) -> Any:
+        if tier is Tier.FUSED:
+            raise TrainingError("the ridge system of item 3 has no stable solution")
+        return fit_tier(tier, *args, **options)
+
+    monkeypatch.setitem(training.fit_one.__kwdefaults__, "fit_model", unless_fused)
+    result = evaluated(joint_shop(), config())
+    assert [each["name"] for each in result["contrasts"]] == ["each tier's own training rows"]
+    assert any("fused tier was not trained" in note for note in result["notes"])
 
 
 def test_the_result_says_what_the_models_weigh() -> None:

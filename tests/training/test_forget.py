@@ -23,7 +23,7 @@ from consentier.cli.forget import forget as command
 from consentier.cli.output import guarded
 from consentier.consent import ConsentRecord, Policy, Tier
 from consentier.consent.policy import Switches
-from consentier.errors import BundleMissing, BundleUnsupported
+from consentier.errors import BundleMissing, BundleUnsupported, TrainingError
 from consentier.features.gate import ledger_of
 from consentier.features.simulator import SimulationConfig, simulate, write_shop
 from consentier.features.tables import ShopTables, read_shop
@@ -377,6 +377,58 @@ def test_another_policy_than_that_of_the_fit_makes_it_a_fit(trained: Trained) ->
     assert (done.how, done.after) == ("removed", None)  # nobody granted contributing to models by itself
     assert not (trained.out / Tier.ONLINE).exists()
     assert not trained.restricted.statistics(Tier.ONLINE).exists()
+
+
+@pytest.mark.parametrize("way", ["decremented", "fit_tier"])
+def test_without_a_stable_solution_the_bundle_goes_and_the_reason_is_that(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """It holds whom it was to forget; training without a solution leaves the bundle that stands."""
+
+    def unstable(*_: object, **__: object) -> None:
+        raise TrainingError("the ridge system of item 3 has no stable solution")
+
+    before = open_bundle(trained.out / Tier.CRM).digest
+    if way == "fit_tier":
+        shutil.rmtree(trained.restricted.statistics(Tier.CRM))
+    monkeypatch.setattr(forgetting, way, unstable)
+    command = [trained.customer, "--data", trained.data, "--bundles", trained.out / Tier.CRM]
+    done = run(*command)
+    assert done.exit_code == 1
+    assert "crm has no bundle any more: the ridge system of item 3 has no stable solution" in done.stdout
+    assert "permitted" not in done.stdout
+    assert not (trained.out / Tier.CRM).exists()
+    assert not trained.restricted.statistics(Tier.CRM).exists()
+    assert before not in trained.restricted.lineage().digests()
+    again = train(
+        trained.shop, trained.config, trained.out, tiers=[Tier.CRM], restricted=trained.restricted,
+        show_progress=False,
+    )  # fmt: skip
+    assert again.digests == {"crm": before}
+    (told,) = trained.forget(("customer", trained.customer), tiers=[Tier.CRM]).values()
+    if way == "decremented":
+        assert (told.how, told.after, told.items) == ("unsolved", None, 0)
+
+
+def test_a_bundle_of_sparks_als_says_whose_als_takes_its_place(trained: Trained) -> None:
+    als = trained.config.crm.model_copy(update={"algorithm": "als", "factors": 4, "iterations": 2})
+    trained = dataclasses.replace(trained, config=trained.config.model_copy(update={"crm": als}))
+    train(trained.shop, trained.config, trained.out, tiers=[Tier.CRM], force=True, show_progress=False)
+    bundle = open_bundle(trained.out / Tier.CRM)
+    manifest = bundle.manifest
+    of_spark = {**manifest.scoring["fold_in"], "observed_weight": 0.1, "entry_regularisation": 0.5}
+    write_bundle(
+        bundle.path, tier="crm", sources=manifest.sources, permission=manifest.permission,
+        algorithm="als", parameters=manifest.parameters, scoring={**manifest.scoring, "fold_in": of_spark},
+        item_count=manifest.item_count, cutoff=trained.config.training.cutoff,  # type: ignore[arg-type]
+        arrays={name: np.array(array) for name, array in bundle.arrays.items()}, overwrite=True,
+    )  # fmt: skip
+    gone: Subject = ("customer", trained.customer)
+    done = trained.forget(gone, tiers=[Tier.CRM])[Tier.CRM]
+    assert done.how == "refitted"
+    assert "pyspark.ml fitted it" in str(done.reason)
+    assert "the ALS of one machine takes its place" in str(done.reason)
+    assert done.after == fitted_without(trained, Tier.CRM, gone)
 
 
 def test_statistics_are_for_their_owner_only_and_name_nobody(trained: Trained) -> None:

@@ -26,7 +26,8 @@ from consentier.models.bundle import open_bundle, read_run
 from consentier.serving import Request
 from consentier.serving.registry import DEADLINE_TAG, DIGEST_TAG, RegistrySource
 from consentier.serving.reloading import ReloadingRecommender
-from consentier.serving.revocation import PAST_DEADLINE
+from consentier.serving.revocation import PAST_DEADLINE, Deadlines
+from consentier.training import forget as forgetting
 from consentier.training import forgotten_versions as telling
 from consentier.training import record as recording
 from consentier.training.bundles import train_bundles
@@ -246,10 +247,70 @@ def test_a_tier_of_which_nothing_is_left_stops_where_it_serves(works: Works, tmp
     assert any(PAST_DEADLINE in reason for reason in answer.basis.reasons)
 
 
+def test_a_tier_without_a_stable_solution_stops_where_it_serves(
+    works: Works, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unstable(*_: object, **__: object) -> None:
+        raise TrainingError("the ridge system of item 3 has no stable solution")
+
+    works.registry.point(Tier.CRM, "champion", works.register(Tier.CRM).number)
+    monkeypatch.setattr(forgetting, "decremented", unstable)
+    result = works.forget(tiers=[Tier.CRM])
+    assert [each.how for each in result.tiers] == ["unsolved"]
+    assert works.tell(result)[Tier.CRM] == RegisteredTier(Tier.CRM, None, None, "1", ("1",), NOW)
+
+
+def test_killed_between_the_last_bundle_and_the_registry_the_next_run_tells_it(
+    works: Works, tmp_path: Path
+) -> None:
+    works.registry.point(Tier.CRM, "champion", works.register(Tier.CRM).number)
+    shutil.rmtree(works.out / "fused")
+    mine = works.shop.orders["customer_id"].to_pylist()
+    alone = works.shop.orders.filter([customer == works.customer for customer in mine])
+    shop = dataclasses.replace(works.shop, orders=alone, product_usage=works.shop.product_usage.slice(0, 0))
+    shutil.rmtree(works.restricted.statistics(Tier.CRM))
+    result = dataclasses.replace(works, shop=shop).forget(tiers=[Tier.CRM])
+    assert [each.how for each in result.tiers] == ["removed"]
+    (tmp_path / "config.toml").write_text(config_toml(works.config), "utf-8")
+    command = ["forget", works.customer, "--data", str(works.data), "--bundles", str(works.out)]
+    run = CliRunner().invoke(app, [*command, "--config", str(tmp_path / "config.toml"), "--json"])
+    assert run.exit_code == 0, run.stderr
+    (told,) = json.loads(run.stdout)["registry"]
+    assert (told["tier"], told["champion"], told["revoked"]) == ("crm", "1", ["1"])
+    assert works.registry.version(Tier.CRM, "1").tags[DEADLINE_TAG]
+    # Where there is nothing to forget anybody in, in no registry either, it is an error as ever.
+    nowhere = ["forget", works.customer, "--data", str(works.data), "--bundles", str(tmp_path / "typo")]
+    refused = CliRunner().invoke(app, [*nowhere, "--config", str(tmp_path / "config.toml")])
+    assert refused.exit_code == 2
+    assert "there is no bundle" in refused.stderr
+
+
+def test_a_digest_that_was_stopped_stays_so_in_later_versions(works: Works, tmp_path: Path) -> None:
+    """What serves goes by the digest: a version without the deadline would be promoted, and not answer."""
+    first = works.register(Tier.CRM)
+    works.registry.point(Tier.CRM, "champion", first.number)
+    served = works.served(tmp_path / "served", Tier.CRM)
+    assert served.recommend(works.asking()).tier is Tier.CRM
+    works.registry.tag(first, **{DEADLINE_TAG: NOW.isoformat()})
+    served.check()
+    assert served.recommend(works.asking()).tier is not Tier.CRM
+    again = works.register(Tier.CRM)
+    works.registry.point(Tier.CRM, "champion", again.number)
+    assert again.digest == first.digest
+    assert works.registry.note_deadlines(Tier.CRM, Deadlines()) == 1
+    assert works.registry.version(Tier.CRM, again.number).tags[DEADLINE_TAG] == NOW.isoformat()
+    assert works.registry.note_deadlines(Tier.CRM, Deadlines()) == 0
+    served.check()
+    assert served.recommend(works.asking()).tier is not Tier.CRM
+
+
+@pytest.mark.parametrize("recorded", [True, False])
 @pytest.mark.parametrize("how", ["train", "retrain"])
 def test_a_tier_that_nobody_permits_any_more_stops_where_it_serves(
-    works: Works, tmp_path: Path, how: str
+    works: Works, tmp_path: Path, how: str, recorded: bool
 ) -> None:
+    tracking = works.config.tracking.model_copy(update={"enabled": recorded})
+    works = dataclasses.replace(works, config=works.config.model_copy(update={"tracking": tracking}))
     ours = works.register(Tier.CRM)
     works.registry.point(Tier.CRM, "champion", ours.number)
     served = works.served(tmp_path / "served", Tier.CRM, clock=lambda: dt.datetime.now(dt.UTC))
@@ -272,6 +333,7 @@ def test_a_tier_that_nobody_permits_any_more_stops_where_it_serves(
             runs[how](tiers=[Tier.CRM], show_progress=False)
 
     run()
+    assert ours.digest not in works.restricted.lineage().digests()
     told = works.registry.version(Tier.CRM, ours.number).tags[DEADLINE_TAG]
     assert dt.datetime.fromisoformat(told) <= dt.datetime.now(dt.UTC)
     assert works.registry.version(Tier.CRM, "2").tags[DEADLINE_TAG] == ""

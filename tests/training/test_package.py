@@ -21,10 +21,12 @@ from typer.testing import CliRunner
 from consentier.cli.app import app
 from consentier.consent import Permission, Tier
 from consentier.errors import BundleMissing, DataError
-from consentier.models.bundle import open_bundle
-from consentier.serving import Request
+from consentier.models.bundle import open_bundle, write_bundle
+from consentier.serving import Recommender, Request
 from consentier.serving.loading import TIERS
-from consentier.serving.revocation import PAST_DEADLINE, revoke
+from consentier.serving.pyfunc import load
+from consentier.serving.revocation import PAST_DEADLINE, Revocations, revoke
+from consentier.training import package
 from consentier.training.config import TrackingConfig
 from consentier.training.package import PackagedModel, log_model, write_model
 
@@ -162,6 +164,34 @@ def test_an_earlier_deadline_goes_with_the_copy(tmp_path: Path) -> None:
     assert set(deadlines) == set(packaged.digests.values())
     assert deadlines.pop(packaged.digests["crm"]) == soon.isoformat()
     assert set(deadlines.values()) == {packaged.answers_until.isoformat()}
+
+
+def test_a_bundle_that_came_while_it_was_packaged_has_a_deadline_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(bundles(), tmp_path / "bundles")
+
+    def retrained(folder: Path, **files: Path) -> Recommender:
+        loaded = load(folder, **files)
+        standing = open_bundle(folder / "crm")
+        manifest = standing.manifest
+        write_bundle(
+            standing.path, tier="crm", sources=manifest.sources, permission=manifest.permission,
+            algorithm=manifest.algorithm, parameters={**manifest.parameters, "later": True},
+            scoring=manifest.scoring, item_count=manifest.item_count, overwrite=True,
+            cutoff=dt.datetime.fromisoformat(manifest.cutoff) + DAY,
+            arrays={name: array.copy() for name, array in standing.arrays.items()},
+        )  # fmt: skip
+        return loaded
+
+    monkeypatch.setattr(package, "load", retrained)
+    packaged = write_model(tmp_path / "bundles", tmp_path / "model")
+    copies = packaged.path / "artifacts" / "bundles"
+    assert (
+        packaged.digests["crm"] == open_bundle(copies / "crm").digest != open_bundle(bundles() / "crm").digest
+    )
+    for tier in packaged.digests:
+        assert Revocations.open(copies).deadline_of(open_bundle(copies / tier).digest) is not None
 
 
 def test_a_revoked_bundle_stays_out(tmp_path: Path) -> None:

@@ -670,6 +670,29 @@ def test_a_model_in_use_is_asked_as_it_is_only_if_that_is_fair_and_lawful(
     assert found == {"fair": "as it is", "held": "fitted again", "seen": "fitted again"}
 
 
+def test_a_model_in_use_that_cannot_be_fitted_again_ends_nothing(works: Works, tmp_path: Path) -> None:
+    """It borrowed by a column that the items table has no more."""
+    items = works.shop.items
+    fancy = dataclasses.replace(works.shop, items=items.append_column("fancy", items["category"]))
+    before = works.at - dt.timedelta(days=10)
+    borrows = works.config.session.model_copy(update={"metadata_persons": 5, "metadata_columns": ("fancy",)})
+    config = works.config.model_copy(update={"session": borrows})
+    train_bundles(fancy, config, tmp_path, tiers=[Tier.SESSION], show_progress=False)
+    champion = Champion("7", open_bundle(tmp_path / "session"), may_be_asked=False)
+    permitted = ConsentGate(works.shop, works.ledger, works.at, Policy.default()).permitted(Tier.SESSION)
+    fitted = train_bundles(
+        works.shop, works.config.with_cutoff(works.at), tmp_path / "earlier", tiers=[Tier.SESSION],
+        until=before, show_progress=False,
+    )  # fmt: skip
+    measured = measure(
+        Tier.SESSION, permitted, works.config, Periods.before(works.at, works.config),
+        fitted=open_bundle(fitted.out / "session"), champion=champion,
+    )  # fmt: skip
+    assert measured["champion"] is None
+    assert any("could not be measured: " in note and "fancy" in note for note in measured["notes"])
+    assert {period["name"] for period in measured["periods"]} == {"validation", "test"}
+
+
 # ---- Level 3 -----------------------------------------------------------------------------------------------
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import fcntl
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import mlflow
@@ -28,6 +30,7 @@ from consentier.serving.outcomes import OutcomeLog
 from consentier.serving.profile_store import SqliteProfiles
 from consentier.serving.registry import mlflow_client
 from consentier.serving.revocation import revoke
+from consentier.training import retention
 from consentier.training.restricted import Restricted
 from consentier.training.retention import apply_retention
 from consentier.training.retention_schedule import FilesRule, RetentionSchedule, load_schedule
@@ -236,6 +239,37 @@ def test_bundles_past_their_deadline_go_with_what_was_kept_of_them(tmp_path: Pat
         "fused",
         "popular",
     }
+
+
+def test_no_training_puts_a_new_bundle_in_place_between_the_look_and_the_deletion(
+    tmp_path: Path, bundles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    revoked(bundles, "crm", NOW - DAY)
+    looked = []
+
+    def look(path: Path) -> None:
+        with (Restricted.beside(bundles).path / "forget.lock").open() as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        looked.append(path.name)
+
+    monkeypatch.setattr(retention, "remove_directory", look)
+    apply_retention(schedule(tmp_path, BUNDLES), now=NOW)
+    assert looked == ["crm"]
+
+
+def test_runs_are_deleted_in_commands_that_the_system_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    deleted: list[str] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert max(map(len, command)) < 128 << 10  # Linux refuses a longer argument
+        assert not any("hunter2" in argument for argument in command)  # which every user sees
+        deleted.extend(command[-1].split(","))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(retention.subprocess, "run", run)
+    runs = [f"{number:032x}" for number in range(4500)]
+    retention._delete_for_good("postgresql://mlflow:hunter2@db/mlflow", runs)
+    assert deleted == runs
 
 
 def test_a_list_of_deadlines_that_cannot_be_read_deletes_nothing(tmp_path: Path, bundles: Path) -> None:

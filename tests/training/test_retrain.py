@@ -194,6 +194,27 @@ def test_a_tier_without_bundle_is_trained_and_one_without_rows_removed(trained: 
         trained.retrain(shop=shop, tiers=[Tier.CRM])
 
 
+def test_a_tier_without_a_stable_solution_stays_as_it_was_and_keeps_no_other_from_anything(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unstable(*_: object, **__: object) -> None:
+        raise TrainingError("the ridge system of item 3 has no stable solution")
+
+    before = digests(trained.out)
+    shutil.rmtree(trained.restricted.statistics(Tier.ONLINE))
+    monkeypatch.setattr(retraining, "fit_tier", unstable)
+    options = ["--bundles", trained.out, "--config", trained.data.parent / "retrain.toml"]
+    done = run(trained.data, *options, "--tier", "online", "--tier", "crm")
+    assert done.exit_code == 1
+    assert "online could not be fitted, and is as it was: the ridge system" in done.stdout
+    after = digests(trained.out)
+    assert after["online"] == before["online"]
+    assert after["crm"] != before["crm"]
+    assert before["online"] in trained.restricted.lineage().digests()
+    with pytest.raises(TrainingError, match="no stable solution"):
+        trained.retrain(tiers=[Tier.ONLINE])
+
+
 def test_the_first_bundles_of_a_shop_may_come_from_training_on(trained: Trained) -> None:
     """As after a first run that had nothing to train on: then there is not even a directory."""
     shutil.rmtree(trained.out)

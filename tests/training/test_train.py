@@ -14,6 +14,7 @@ from consentier.models.bundle import open_bundle, read_run
 from consentier.serving import Recommender, Request
 from consentier.training import bundles as training
 from consentier.training.config import Config, TrackingConfig, load_config
+from consentier.training.restricted import Restricted
 from consentier.training.train import TRAINED_TIERS, train
 
 BOTH = Permission.ONLINE | Permission.CRM
@@ -146,6 +147,22 @@ def test_a_tier_that_may_use_nothing_any_more_loses_its_earlier_bundle(
     assert set(result.skipped) == {"crm", "fused"}
     assert "removed" in result.skipped["crm"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["online", "popular", "session"]
+
+
+def test_nothing_is_kept_of_whom_the_removed_bundle_held(
+    shop: ShopTables, config: Config, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundles"
+    kept = Restricted.beside(out)
+    before = train(
+        shop, config, out, tiers=[Tier.CRM, Tier.POPULAR], restricted=kept, show_progress=False
+    ).digests
+    train(
+        without_customers(shop), config, out, tiers=[Tier.CRM, Tier.POPULAR], force=True, restricted=kept,
+        show_progress=False,
+    )  # fmt: skip
+    assert before["crm"] not in kept.lineage().digests()
+    assert not kept.statistics(Tier.CRM).exists()
 
 
 def test_so_does_the_only_tier_that_was_asked_for(shop: ShopTables, config: Config, tmp_path: Path) -> None:

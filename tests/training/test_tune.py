@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from consentier.cli.tune import print_tuning
 from consentier.consent import Policy, Tier
 from consentier.errors import TrainingError
 from consentier.features.gate import ConsentGate, ledger_of
@@ -233,6 +234,25 @@ def test_a_fit_that_fails_is_a_trial_like_any_other(data: ValidationSet) -> None
     assert (found.best, found.current) == (1, None)
 
 
+def test_without_a_fit_of_the_current_configuration_nothing_is_told_over_it(
+    shop: ShopTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = Objective.parts, []
+
+    def unstable_at_first(self: Objective, config: TierConfig) -> Iterator[NDArray[np.float64]]:
+        calls.append(config)
+        if len(calls) == 1:
+            raise TrainingError("no stable solution")
+        return real(self, config)
+
+    monkeypatch.setattr(Objective, "parts", unstable_at_first)
+    config = config_of(shop, trials=2)
+    found = tuned(shop, config, tiers=[Tier.CRM])
+    assert set(found.tiers[0].figures) == {"popular", "chosen"}
+    assert "the configuration before has no stable solution" in tuned_toml(found, config, name="shop")
+    print_tuning(found)
+
+
 def test_equal_values_leave_the_earlier_one(data: ValidationSet) -> None:
     assert searched(data, [0.5, 0.5]).best == 0
 
@@ -296,6 +316,20 @@ def test_an_interrupted_search_leaves_its_trials_and_a_killed_parent(
     parent, children = recorded(tmp_path)
     assert parent.info.status == "KILLED"
     assert len(children) == 1
+
+
+def test_a_search_that_fails_leaves_a_failed_parent(
+    shop: ShopTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Objective, "parts", failing)
+    config = config_of(shop).model_copy(update={"tracking": TrackingConfig()})
+    with pytest.raises(MemoryError):
+        tuned(shop, config, tiers=[Tier.CRM], tracking_folder=tmp_path)
+    parent, _ = recorded(tmp_path)
+    assert parent.info.status == "FAILED"
 
 
 def test_a_search_ends_the_runs_of_those_that_were_killed_and_no_others(tmp_path: Path) -> None:

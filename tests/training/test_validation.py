@@ -31,12 +31,14 @@ from consentier.serving.factor_scorer import FactorScorer
 from consentier.serving.query import Query
 from consentier.serving.scorer import ItemScorer, LinearScorer
 from consentier.serving.scoring_settings import NO_INTEREST, ScoringSettings
-from consentier.training import factor_validation, validation
-from consentier.training.config import Config
+from consentier.training import factor_validation, linear_validation
+from consentier.training.bundles import train_bundles
+from consentier.training.config import Config, TrackingConfig
 from consentier.training.factor_validation import FactorBatchScorer, batch_scorer
 from consentier.training.fit import TierRows
+from consentier.training.linear_validation import BatchScorer, Requests
 from consentier.training.tune import TUNED_TIERS
-from consentier.training.validation import BatchScorer, Requests, ValidationSet, validation_set
+from consentier.training.validation import ValidationSet, validation_set
 
 ALL = frozenset(Source)
 
@@ -150,6 +152,23 @@ def sets() -> dict[Tier, ValidationSet]:
     }
 
 
+def test_what_is_tuned_is_what_a_training_at_the_beginning_of_the_period_fits(
+    sets: dict[Tier, ValidationSet], tmp_path: Path
+) -> None:
+    """Above all: sessions are as old as they are there, not as old as they are at the period's end."""
+    tables, end = simulated()
+    halved = Config().session.model_copy(update={"session_half_life": 5.0})
+    config = Config(tracking=TrackingConfig(enabled=False)).model_copy(update={"session": halved})
+    data = sets[Tier.SESSION]
+    train_bundles(
+        tables, config.with_cutoff(end), tmp_path, tiers=[Tier.SESSION], until=data.start,
+        show_progress=False,
+    )  # fmt: skip
+    fitted, _ = TierRows(Tier.SESSION, data.rows, 1).fit(halved, threads=1)
+    for name, array in open_bundle(tmp_path / "session").arrays.items():
+        np.testing.assert_array_equal(fitted.arrays[name], array)
+
+
 @pytest.mark.parametrize(
     ("tier", "algorithm"),
     [
@@ -164,7 +183,7 @@ def test_what_is_tuned_is_what_a_bundle_of_the_same_rows_serves(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(validation, "_REQUESTS_AT_ONCE", 7)
+    monkeypatch.setattr(linear_validation, "_REQUESTS_AT_ONCE", 7)
     monkeypatch.setattr(factor_validation, "_SCORES_AT_ONCE", 400)
     data = sets[tier]
     changes = {

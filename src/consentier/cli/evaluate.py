@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from consentier.cli.ledgers import lifetimes_in
+from consentier.cli.ledgers import TrainingLedgerUrl, ledger_for
 from consentier.cli.options import (
     AsJson,
     BadRows,
@@ -30,6 +30,7 @@ def evaluate(
     config: ConfigPath = None,
     cutoff: Cutoff = None,
     policy: PolicyPath = None,
+    ledger: TrainingLedgerUrl = None,
     lifetimes: LifetimesPath = None,
     on_bad_rows: OnBadRowsOption = BadRows.ERROR,
     as_json: AsJson = False,
@@ -41,9 +42,8 @@ def evaluate(
     settings = settings_of(config, data, cutoff)
     routing = None if policy is None else Policy.load(policy)
     shop = read_shop(data, on_bad_rows=on_bad_rows.value)
-    evaluation = evaluate_tiers(
-        shop, settings, policy=routing, lifetimes=lifetimes_in(lifetimes), name=name_of(data)
-    )
+    with ledger_for(shop, ledger, lifetimes) as opened:
+        evaluation = evaluate_tiers(shop, settings, policy=routing, ledger=opened, name=name_of(data))
     write_json(out, evaluation)
     if as_json:
         print_json(evaluation)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,14 +25,15 @@ from consentier.cli.options import (
     OnBadRowsOption,
     RestrictedPath,
 )
-from consentier.cli.output import note, print_json, print_table, say, short
+from consentier.cli.output import CHECK_FAILED, note, print_json, print_table, say, short
 from consentier.cli.spark import require_no_master, spark_shop
 from consentier.consent import Policy
-from consentier.errors import DataError
+from consentier.errors import BundleMissing, DataError
 
 if TYPE_CHECKING:
-    from consentier.training.forget import Subject
+    from consentier.training.forget import ForgetResult, Subject
     from consentier.training.forgotten_versions import RegisteredTier
+    from consentier.training.restricted import Restricted
 
 
 def forget(
@@ -73,10 +74,12 @@ def forget(
 
     It says per tier whether the subjects were subtracted or the tier had to be fitted again, and why.
     Run it before the subjects' rows are deleted. Where bundles are registered, the new ones are too, take the
-    place of a champion that they were made from, and versions that hold the subjects are revoked.
+    place of a champion that they were made from, and versions that hold the subjects are revoked. Exit with 1
+    if a tier lost its bundle because a fit without them has no stable solution.
     """
     from consentier.training.bundles import TRAINED_TIERS
     from consentier.training.config import load_config
+    from consentier.training.forget import ForgetResult
     from consentier.training.restricted import Restricted
     from consentier.training.track import has_store
 
@@ -94,26 +97,67 @@ def forget(
     chosen: list[Subject] = [(kind.value, subject) for subject in subjects]
     place = Restricted.beside(out) if restricted is None else Restricted(restricted.absolute())
     run: dict[str, Any] = {"tiers": tiers, "policy": None if policy is None else Policy.load(policy)}
-    if engine is EngineChoice.SPARK:
-        session, tables = spark_shop(data, master, on_bad_rows)
-        from consentier.training.spark_forgetting import forget_on_spark
-
-        with opened_ledger(ledger, lifetimes) as opened:
-            result = forget_on_spark(session, tables, chosen, out, place, ledger=opened, **run)
-    else:
-        require_no_master(master)
-        from consentier.features.tables import read_shop
-        from consentier.training.forget import forget as forget_in_bundles
-
-        shop = read_shop(data, on_bad_rows=on_bad_rows.value)
-        with opened_ledger(ledger, lifetimes) as opened:
-            result = forget_in_bundles(shop, chosen, out, place, ledger=opened, **run)
+    told = has_store(settings.tracking, out)
+    try:
+        forget_in = _on_spark if engine is EngineChoice.SPARK else _embedded
+        result = forget_in(data, chosen, out, place, ledger, lifetimes, on_bad_rows, master, run)
+    except BundleMissing:
+        # A run may have been killed when the last bundle was gone, and before the registry knew.
+        if not (told and place.path.is_dir()):
+            raise
+        result = ForgetResult(())
     registered = []
-    if has_store(settings.tracking, out):
+    if told:
         from consentier.training.forgotten_versions import register_forgotten
 
         now = dt.datetime.now(dt.UTC)
         registered = register_forgotten(settings, out, place, chosen, result, tiers=tiers, at=now)
+    if not (result.tiers or registered):
+        raise BundleMissing(f"{out}: there is no bundle to forget anybody in; train first")
+    _print(result, registered, kind, as_json=as_json)
+    if any(each.how == "unsolved" for each in result.tiers):
+        raise typer.Exit(CHECK_FAILED)
+
+
+def _embedded(
+    data: str,
+    subjects: Sequence[Subject],
+    out: Path,
+    restricted: Restricted,
+    ledger: str | None,
+    lifetimes: Path | None,
+    on_bad_rows: BadRows,
+    master: str | None,
+    run: Mapping[str, Any],
+) -> ForgetResult:
+    require_no_master(master)
+    from consentier.features.tables import read_shop
+    from consentier.training.forget import forget as forget_in_bundles
+
+    shop = read_shop(data, on_bad_rows=on_bad_rows.value)
+    with opened_ledger(ledger, lifetimes) as opened:
+        return forget_in_bundles(shop, subjects, out, restricted, ledger=opened, **run)
+
+
+def _on_spark(
+    data: str,
+    subjects: Sequence[Subject],
+    out: Path,
+    restricted: Restricted,
+    ledger: str | None,
+    lifetimes: Path | None,
+    on_bad_rows: BadRows,
+    master: str | None,
+    run: Mapping[str, Any],
+) -> ForgetResult:
+    session, shop = spark_shop(data, master, on_bad_rows)
+    from consentier.training.spark_forgetting import forget_on_spark
+
+    with opened_ledger(ledger, lifetimes) as opened:
+        return forget_on_spark(session, shop, subjects, out, restricted, ledger=opened, **run)
+
+
+def _print(result: ForgetResult, registered: Sequence[RegisteredTier], kind: Kind, *, as_json: bool) -> None:
     if as_json:
         versions = [dataclasses.asdict(each) for each in registered]
         print_json({**dataclasses.asdict(result), "registry": versions})
@@ -127,7 +171,9 @@ def forget(
     )
     for each in result.tiers:
         if each.reason is not None and each.how != "unchanged":
-            say(f"\n{each.tier} was {each.how}: {each.reason}", style="yellow")
+            bad = each.how == "unsolved"
+            how = "has no bundle any more" if bad else f"was {each.how}"
+            say(f"\n{each.tier} {how}: {each.reason}", style="red" if bad else "yellow")
     if registered:
         _print_registry(registered)
     if kind is Kind.CUSTOMER:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from consentier.cli.ledgers import TrainingLedgerUrl, ledger_for, opened_ledger
 from consentier.cli.options import (
     AsJson,
@@ -25,7 +27,7 @@ from consentier.cli.options import (
     TiersToTrain,
     chosen_tiers,
 )
-from consentier.cli.output import name_of, print_json, print_table, say, short
+from consentier.cli.output import CHECK_FAILED, name_of, print_json, print_table, say, short
 from consentier.cli.settings import settings_of
 from consentier.cli.spark import require_no_master, spark_shop
 from consentier.consent import Policy
@@ -54,7 +56,8 @@ def retrain(
     """Bring the bundles to a new cut-off: each becomes, byte for byte, what 'consentier train' would make.
 
     Rows that changed are exchanged in the statistics of the earlier fit, where that is exact; else the tier
-    is fitted from scratch, and it says why. May be killed at any moment, and run again.
+    is fitted from scratch, and it says why. May be killed at any moment, and run again. Exit with 1 if the
+    fit of a tier has no stable solution: its bundle stays as it was.
     """
     from consentier.training.restricted import Restricted
 
@@ -69,6 +72,12 @@ def retrain(
     else:
         require_no_master(master)
         result = _embedded(data, settings, bundles, place, on_bad_rows, ledger, lifetimes, run)
+    _print(result, bundles, as_json=as_json)
+    if any(each.how == "unsolved" for each in result.tiers):
+        raise typer.Exit(CHECK_FAILED)
+
+
+def _print(result: RetrainResult, bundles: Path, *, as_json: bool) -> None:
     if as_json:
         told = dataclasses.asdict(result)
         print_json({**told, "training": {**told["training"], "out": str(bundles)}})
@@ -85,7 +94,9 @@ def retrain(
     )  # fmt: skip
     for each in result.tiers:
         if each.reason is not None:
-            say(f"\n{each.tier} was {each.how}: {each.reason}", style="yellow")
+            bad = each.how == "unsolved"
+            how = "could not be fitted, and is as it was" if bad else f"was {each.how}"
+            say(f"\n{each.tier} {how}: {each.reason}", style="red" if bad else "yellow")
     versions = result.training.versions
     if versions:
         say(f"\nregistered as challengers, by version: {', '.join(f'{t} {v}' for t, v in versions.items())}")

@@ -133,7 +133,7 @@ def print_training(result: TrainingResult) -> None:
         ],
     )
     for tier, reason in result.skipped.items():
-        say(f"\nno {tier} bundle: {reason}", style="yellow")
+        say(f"\n{tier} was not trained: {reason}", style="yellow")
     say(f"\nbundles in {result.out}")
     if result.versions:
         versions = ", ".join(f"{tier} {number}" for tier, number in result.versions.items())

@@ -110,10 +110,12 @@ def tune(
 
 def print_tuning(result: TuningResult) -> None:
     """Print what each tier gained, and on what."""
+    from consentier.training.evaluation_result import mean_with_bounds
+
     say(f"{result.metric} from {result.start.isoformat()} to {result.end.isoformat()}\n")
     rows = []
     for each in result.tiers:
-        difference = each.figures["difference"]
+        difference = each.figures.get("difference")
         rows.append(
             [
                 str(each.tier),
@@ -122,7 +124,7 @@ def print_tuning(result: TuningResult) -> None:
                 each.figures["popular"].mean,
                 each.figures["current"].mean if "current" in each.figures else None,
                 each.figures["chosen"].mean,
-                f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]",
+                None if difference is None else mean_with_bounds(difference.to_dict(), sign="+"),
                 f"{each.best} of {len(each.trials)}",
             ]
         )

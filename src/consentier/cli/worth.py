@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from consentier.cli.ledgers import lifetimes_in
+from consentier.cli.ledgers import TrainingLedgerUrl, ledger_for
 from consentier.cli.options import (
     AsJson,
     BadRows,
@@ -49,6 +49,7 @@ def worth(
     config: ConfigPath = None,
     cutoff: Cutoff = None,
     policy: PolicyPath = None,
+    ledger: TrainingLedgerUrl = None,
     lifetimes: LifetimesPath = None,
     on_bad_rows: OnBadRowsOption = BadRows.ERROR,
     as_json: AsJson = False,
@@ -61,16 +62,18 @@ def worth(
 
     settings = settings_of(config, data, cutoff)
     routing = None if policy is None else Policy.load(policy)
-    result = consent_worth(
-        read_shop(data, on_bad_rows=on_bad_rows.value),
-        settings,
-        policy=routing,
-        lifetimes=lifetimes_in(lifetimes),
-        name=name_of(data),
-        minimum_group=min_group,
-        every=every.value,
-        periods=periods,
-    )
+    shop = read_shop(data, on_bad_rows=on_bad_rows.value)
+    with ledger_for(shop, ledger, lifetimes) as opened:
+        result = consent_worth(
+            shop,
+            settings,
+            policy=routing,
+            ledger=opened,
+            name=name_of(data),
+            minimum_group=min_group,
+            every=every.value,
+            periods=periods,
+        )
     write_page(out, render_worth(result))
     if figures is not None:
         write_json(figures, result)
