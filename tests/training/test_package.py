@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 from engines import ITEMS, bundles, engine
 from typer.testing import CliRunner
@@ -27,8 +28,6 @@ from consentier.serving.loading import TIERS
 from consentier.serving.revocation import PAST_DEADLINE, revoke
 from consentier.training.config import TrackingConfig
 from consentier.training.package import PackagedModel, log_model, write_model
-
-mlflow = pytest.importorskip("mlflow")
 
 DAY = dt.timedelta(days=1)
 ROW: dict[str, Any] = {
