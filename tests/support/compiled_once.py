@@ -47,7 +47,7 @@ def _remembering(compile_: Callable[..., str]) -> Callable[..., str]:
 
 def form_of(root: Any) -> tuple[Hashable, list[str]]:
     """All that an expression says but the rows and names of tables in memory; and these names."""
-    from ibis.common.graph import Graph, Node
+    from ibis.common.graph import Node
     from ibis.expr.operations import InMemoryTable
 
     numbers: dict[Any, int] = {}
@@ -63,8 +63,9 @@ def form_of(root: Any) -> tuple[Hashable, list[str]]:
         return type(value), value
 
     form = []
-    order, _ = Graph.from_bfs(root).toposort()
-    for node in order:
+    nodes: list[Any] = []
+    root.map(lambda node, *_, **__: nodes.append(node))  # what a node rests on comes before it
+    for node in nodes:
         if isinstance(node, InMemoryTable):
             form.append((InMemoryTable, said(node.schema)))
             names.append(node.name)
