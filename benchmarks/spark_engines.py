@@ -231,7 +231,7 @@ def consentier(*words: object, memory: str = "4g") -> tuple[str, Cost]:
         return said.read(), cost
 
 
-def watched(process: subprocess.Popen[str], started: float) -> Cost:
+def watched(process: subprocess.Popen[bytes], started: float) -> Cost:
     """Wait for a command, and read what its session of processes uses, once a second.
 
     Of the command's own process and of those that it has waited for, the system says at the end what they

@@ -7,7 +7,7 @@ import datetime as dt
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from consentier.consent.chain import head_bytes, head_text
 from consentier.consent.entries import ErasedLogin, ErasedVersion, Remnant, link_of, record_of
@@ -40,7 +40,7 @@ __all__ = ["Ledger", "LinkStanding", "Standing"]
 
 _Entry = TypeVar("_Entry", ConsentRecord, Link)
 
-_KIND_OF: dict[Source, SubjectKind] = {Source.ONLINE: "visitor", Source.CRM: "customer"}
+_OWNER_OF: dict[Source, SubjectKind] = {Source.ONLINE: "visitor", Source.CRM: "customer"}
 _CHANNEL_OF = {f"contact:{channel}": str(channel) for channel in CONTACT_CHANNELS}
 
 
@@ -222,12 +222,20 @@ class Ledger:
         ------
         LedgerError
             If the ledger cannot be read at all.
+        ValueError
+            If the anchor's head is none.
+
+        Notes
+        -----
+        Two SHA-256 for each entry: about half a minute for a million.
         """
         self._require_whole("verified")
         return self._store.verify(anchor)
 
     def backup(self, path: str | Path) -> None:
         """Copy the ledger, as of one moment and while it is written to, into one new SQLite file.
+
+        Cost: all entries are copied and indexed, much as they were appended.
 
         Raises
         ------
@@ -319,7 +327,8 @@ class Ledger:
     def erased(self) -> list[str]:
         """The commitments of all erased entries, in order. They hold nothing about anybody.
 
-        Kept beside the backups, they say what must be erased again from a ledger that was restored.
+        Kept beside the backups, they say what must be erased again from a ledger that was restored. Cost: all
+        entries are walked along.
         """
         return [
             head_text(entry.commitment) for entry in self._store.entries(0, self._until) if entry.row is None
@@ -329,6 +338,12 @@ class Ledger:
         """Erase entries that `erased` told of another copy of this ledger; return how many there were.
 
         An entry is known by its commitment, so that none is mistaken for another whatever was appended since.
+        Cost: all entries are walked along, and those that are found looked up.
+
+        Raises
+        ------
+        ValueError
+            If a commitment is none; then nothing is erased.
         """
         self._require_whole("erased from")
         doomed = {head_bytes(commitment) for commitment in commitments}
@@ -358,11 +373,10 @@ class Ledger:
         return self._store.erase(sorted(entries), remnants, microseconds(dt.datetime.now(dt.UTC)))
 
     def _facts_about(self, kind: SubjectKind, subject_id: str) -> Facts:
+        _require_kind(kind)
         if kind == "visitor":
             return self._store.about(subject_id, None, self._until)
-        if kind == "customer":
-            return self._store.about(None, subject_id, self._until)
-        raise ValueError(f"kind must be 'visitor' or 'customer', not {kind!r}")
+        return self._store.about(None, subject_id, self._until)
 
     def _require_whole(self, what: str) -> None:
         if self._until is not None:
@@ -372,10 +386,12 @@ class Ledger:
 
     def records_of(self, subject_id: str, *, kind: SubjectKind) -> list[ConsentRecord]:
         """All stored records of a subject, all versions, in order of position."""
+        _require_kind(kind)
         return [record_of(row) for row in self._store.rows_about(kind, subject_id, self._until)]
 
     def links_of(self, subject_id: str, *, kind: SubjectKind) -> list[Link]:
         """All stored links of a subject, in order of position."""
+        _require_kind(kind)
         return [link_of(row) for row in self._store.link_rows_about(kind, subject_id, self._until)]
 
     def entries(self, after: int = 0) -> Iterator[tuple[int, ConsentRecord | Link]]:
@@ -495,12 +511,12 @@ class Ledger:
         model_purpose
             Whether the shop's notice asks separately for contributing to models.
         """
-        claims = self._claims((_KIND_OF[source], subject_id), _known(known_at))
+        claims = self._claims((_owner_of(source), subject_id), _known(known_at))
         return _standing(_trainable(source, claims, model_purpose), microseconds(at))
 
     def subjects(self, source: Source) -> Iterator[str]:
         """Ids of all subjects with records that could bear on a source."""
-        return self._store.subjects(_KIND_OF[source], self._until)
+        return self._store.subjects(_owner_of(source), self._until)
 
     def lawful_links(
         self,
@@ -520,6 +536,11 @@ class Ledger:
         ----------
         model_purpose, fusion_purpose
             Whether the shop's notice asks separately for these purposes.
+
+        Notes
+        -----
+        Up to three look-ups for each device that was ever linked. For all of them at once, and for training,
+        `features.consent_intervals` is quicker.
         """
         instant, known = microseconds(at), _known(known_at)
         standings = {}
@@ -646,6 +667,18 @@ def _remnants_of(links: Iterable[LinkRow]) -> list[Remnant]:
         for link in links
         if link.linked_at is not None
     ]
+
+
+def _require_kind(kind: SubjectKind) -> None:
+    if kind not in get_args(SubjectKind):
+        raise ValueError(f"kind must be 'visitor' or 'customer', not {kind!r}")
+
+
+def _owner_of(source: Source) -> SubjectKind:
+    """Whose permission lets a source be learnt from."""
+    if source not in _OWNER_OF:
+        raise ValueError(f"source must be online or crm, not {source!r}: nobody is recorded on anything else")
+    return _OWNER_OF[source]
 
 
 def _all_of(kind: type[_Entry], entries: Iterable[_Entry]) -> list[_Entry]:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from consentier.consent import Ledger, Policy, Side, Tier, sources_of
+from consentier.consent import Ledger, Lifetimes, Policy, Side, Tier, sources_of
 from consentier.errors import TrainingError
 from consentier.features.gate import ConsentGate, ledger_of
 from consentier.features.tables import ShopTables
@@ -75,6 +75,7 @@ def evaluate(
     config: Config,
     *,
     policy: Policy | None = None,
+    lifetimes: Lifetimes | None = None,
     name: str,
     show_progress: bool = True,
 ) -> EvaluationResult:
@@ -88,6 +89,8 @@ def evaluate(
         The configuration; ``training.cutoff`` is the start of the test period. Without one it ends now.
     policy
         The routing policy; the default one otherwise.
+    lifetimes
+        How old grants may grow; as Consentier ships it by default.
     name
         What to call the data in the report.
     show_progress
@@ -106,7 +109,7 @@ def evaluate(
     horizon = dt.timedelta(days=config.evaluation.horizon_days)
     start = config.training.cutoff or dt.datetime.now(dt.UTC) - horizon
     end = start + horizon
-    ledger = ledger_of(shop)
+    ledger = ledger_of(shop, lifetimes)
     with scratch("evaluate") as folder:
         trained = train_bundles(
             shop,
