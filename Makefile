@@ -70,7 +70,7 @@ tests: $(TEST)/.wheel  ## The tests that need no service (pytest)
 	$(SAY) 'Testing the installed wheel'
 	CONSENTIER_TESTED=wheel $(TEST)/bin/pytest $(PYTEST_ARGS)
 
-explore: $(TEST)/.wheel  ## The property tests with new random examples, and more of them (nightly)
+explore: $(TEST)/.wheel  ## The property tests with new random examples (nightly)
 	$(SAY) 'Trying the properties on new examples'
 	CONSENTIER_TESTED=wheel HYPOTHESIS_PROFILE=explore $(TEST)/bin/pytest $(PYTEST_ARGS) -m 'hypothesis and not service'
 
@@ -87,7 +87,9 @@ test-services: $(TEST)/.wheel .venv-spark/.wheel  ## The tests against real serv
 fuzz: .venv-fuzz/.wheel  ## Coverage-guided fuzzing of every parser and loader (FUZZ_SECONDS each, by default 60)
 	$(SAY) 'Fuzzing every parser and loader for $(FUZZ_SECONDS) seconds'
 	@for program in fuzz_signals fuzz_loaders; do \
-		for target in $$(.venv-fuzz/bin/python fuzz/$$program.py --list 2>/dev/null); do \
+		targets=$$(.venv-fuzz/bin/python fuzz/$$program.py --list 2>.build/$$program.log) || \
+			{ tail -40 .build/$$program.log; exit 1; }; \
+		for target in $$targets; do \
 			echo "$$target"; \
 			.venv-fuzz/bin/python fuzz/$$program.py $$target -max_total_time=$(FUZZ_SECONDS) \
 				>.build/fuzz-$$target.log 2>&1 || { tail -40 .build/fuzz-$$target.log; exit 1; }; \

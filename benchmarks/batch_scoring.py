@@ -22,7 +22,6 @@ import datetime as dt
 import importlib.metadata
 import json
 import logging
-import os
 import platform
 import resource
 import statistics
@@ -269,7 +268,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     drawn_or_read = (
         read(arguments.data, arguments.set) if arguments.data else drawn(arguments.customers, arguments.items)
     )

@@ -3,7 +3,8 @@
 The model has random neighbours, and requests random items: rows come from memory that no cache holds, which
 is the hard case. In one process the contenders take turns, some hundred requests each, so that a busy machine
 slows all of them. Times are processor time: on a shared machine, the wall clock's 99th percentile is that of
-the neighbours. implicit's item-kNN recommender answers the same histories from the same matrix.
+the neighbours. implicit's item-kNN recommender answers such histories, as sparse rows that stand ready, from
+the same matrix.
 
 Prints Markdown tables, then one line of JSON. Needs the extra ``train``.
 
@@ -33,6 +34,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from consentier import Permission, Recommender, Request
 from consentier.models.bundle import Bundle, open_bundle, write_bundle
@@ -94,11 +96,13 @@ def kernel(bundle: Bundle, hop_weight: float, *, compiled: bool) -> Callable[[Ro
     return lambda rows: scorer.best(rows, np.ones(rows.size, np.float32), N, barred=rows)
 
 
-def peer(bundle: Bundle) -> Callable[[Rows], object]:
-    """The item-kNN recommender of implicit on the same matrix."""
+PEER = "implicit, item-kNN"
+
+
+def peer(bundle: Bundle) -> Callable[[sparse.csr_matrix], object]:
+    """The item-kNN recommender of implicit on the same matrix; it takes a sparse row."""
     from implicit._nearest_neighbours import NearestNeighboursScorer
     from implicit.nearest_neighbours import ItemItemRecommender
-    from scipy import sparse
 
     items = bundle.manifest.item_count
     data, indices, indptr = (np.array(bundle.arrays[name]) for name in ("data", "indices", "indptr"))
@@ -107,14 +111,13 @@ def peer(bundle: Bundle) -> Callable[[Rows], object]:
         (data.astype(np.float64), indices, indptr.astype(np.int32)), shape=(items, items)
     )
     model.scorer = NearestNeighboursScorer(model.similarity)
+    return lambda history: model.recommend(0, history, N=N)
 
-    def answer(rows: Rows) -> object:
-        history = sparse.csr_matrix(
-            (np.ones(rows.size), rows.astype(np.int32), np.array([0, rows.size], np.int32)), shape=(1, items)
-        )
-        return model.recommend(0, history, N=N)
 
-    return answer
+def sparse_row(rows: Rows, items: int) -> sparse.csr_matrix:
+    """A history as implicit takes it, made before the clock starts."""
+    ends = np.array([0, rows.size], np.int32)
+    return sparse.csr_matrix((np.ones(rows.size), rows.astype(np.int32), ends), shape=(1, items))
 
 
 def request_of(rows: Rows) -> Request:
@@ -144,6 +147,8 @@ def round_of(
 def requests_for(name: str, rng: np.random.Generator, length: int, items: int, count: int) -> list[Any]:
     """Random histories, as the contender of some name takes them."""
     drawn = [np.sort(rng.choice(items, length, replace=False)).astype(np.int64) for _ in range(count)]
+    if name == PEER:
+        return [sparse_row(rows, items) for rows in drawn]
     return [request_of(rows) for rows in drawn] if name.startswith("recommend") else drawn
 
 
@@ -154,7 +159,7 @@ def contenders(path: Path, items: int, hop_weight: float) -> dict[str, Callable[
     return {
         "kernel, NumPy": kernel(bundle, hop_weight, compiled=False),
         "kernel, compiled": kernel(bundle, hop_weight, compiled=True),
-        **({} if hop_weight else {"implicit, item-kNN": peer(bundle)}),
+        **({} if hop_weight else {PEER: peer(bundle)}),
         "recommend, NumPy": Recommender.load(path, compiled=False).recommend,
         "recommend, compiled": Recommender.load(path).recommend,
     }

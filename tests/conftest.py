@@ -12,10 +12,13 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # two test processes on two cores
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("_TYPER_FORCE_DISABLE_TERMINAL", "1")  # on GitHub, Typer would colour what tests read
 os.environ["PYTHONSAFEPATH"] = "1"
 
 import pytest
+from compiled_once import compile_once
 from hypothesis import settings
+from mlflow_stores import migrate_once
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,9 +27,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 
 # A gate says the same twice; whoever works on the code, and `make explore`, look at other examples each time.
+# Each profile says so: what one leaves open, Hypothesis decides otherwise where `CI` is set, as on GitHub.
 settings.register_profile("gate", deadline=None, derandomize=True)
-settings.register_profile("develop", deadline=None)
-settings.register_profile("explore", deadline=None, max_examples=1000)
+settings.register_profile("develop", deadline=None, derandomize=False)
+settings.register_profile("explore", deadline=None, derandomize=False, max_examples=1000, print_blob=True)
 settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE", "gate" if "CONSENTIER_TESTED" in os.environ else "develop")
 )
@@ -49,3 +53,11 @@ def pytest_configure() -> None:
 def pytest_report_header() -> str:
     """Name what is tested at the top of the output."""
     return f"consentier {importlib.metadata.version('consentier')}, installed as {tested()}"
+
+
+def pytest_collection_finish() -> None:
+    """What takes longer than any test that needs it, and comes to the same each time, is done once."""
+    if "ibis" in sys.modules:
+        compile_once()
+    if "mlflow" in sys.modules:
+        migrate_once()

@@ -230,6 +230,7 @@ def _measure(
 ) -> dict[str, Any]:
     path = options.out / f"{dataset}.json"
     results: dict[str, Any] = {}
+    former: dict[str, Any] = {}
     for name, row in rows.items():
         print(f"{dataset}: {name}", file=sys.stderr, flush=True)
         task = _task(benchmark, dataset, name, row, options)
@@ -241,7 +242,9 @@ def _measure(
             "machine": machine(),
             "versions": versions(),
         }
-        results = results or _kept(path, header)
+        if not results:
+            results = _kept(path, header)
+            former = dict(results["rows"])
         figures = {
             "model": task.model,
             "ours": benchmark.contenders[task.model].ours,
@@ -252,7 +255,7 @@ def _measure(
         results["rows"][name] = figures
         _keep_values(options.out, dataset, name, measured.values)
         _write_json(path, results)
-    _compare(benchmark, results, options)
+    _compare(benchmark, results, former, options)
     _write_json(path, results)
     return results
 
@@ -271,8 +274,17 @@ def _kept(path: Path, header: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _compare(benchmark: Benchmark, results: dict[str, Any], options: argparse.Namespace) -> None:
-    """Add to each row its difference from the best peer, in pairs, where its values are at hand."""
+def _compare(
+    benchmark: Benchmark,
+    results: dict[str, Any],
+    former: Mapping[str, Mapping[str, Any]],
+    options: argparse.Namespace,
+) -> None:
+    """Add to each row its difference from the best peer, in pairs, where its values are at hand.
+
+    Where they are not (they are no part of the repository), the difference of before stays, if it was from
+    the same peer and neither row has other metrics than before (`former`).
+    """
     rows = results["rows"]
     peers = {
         name: row["metrics"][benchmark.objective]["mean"] for name, row in rows.items() if not row["ours"]
@@ -281,12 +293,20 @@ def _compare(benchmark: Benchmark, results: dict[str, Any], options: argparse.Na
     if against is None:
         return
     others = _kept_values(options.out, results["dataset"], against)
+    same = {name: row for name, row in former.items() if row["metrics"] == rows[name]["metrics"]}
+    kept = {name: row["difference"] for name, row in same.items() if "difference" in row}
+    if against not in same or results.get("against") != against:
+        kept = {}
     results["against"] = against
     for name, row in rows.items():
         values = _kept_values(options.out, results["dataset"], name)
         row.pop("difference", None)
-        if name != against and others is not None and values is not None:
+        if name == against:
+            continue
+        if others is not None and values is not None:
             row["difference"] = differences(values, others)
+        elif name in kept:
+            row["difference"] = kept[name]
 
 
 def _values_path(out: Path, dataset: str, name: str) -> Path:

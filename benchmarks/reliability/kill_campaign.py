@@ -206,6 +206,4 @@ def _write(results: list[Result], asked: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    # One thread: what forks must have no others.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     sys.exit(main())

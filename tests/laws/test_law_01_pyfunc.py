@@ -21,8 +21,6 @@ from consentier.consent import Channel, Policy
 from consentier.models.bundle import open_bundle
 from consentier.serving import pyfunc
 
-pytest.importorskip("mlflow")
-
 Row = dict[str, Any]
 
 MARK = "5ab1c0de"

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 from engines import ITEMS, bundles, write_linear
 
@@ -18,8 +19,6 @@ from consentier.serving import Request
 from consentier.serving.registry import RegistrySource
 from consentier.serving.reloading import Outcome, ReloadingRecommender
 from consentier.serving.revocation import PAST_DEADLINE, revoke
-
-mlflow = pytest.importorskip("mlflow")
 
 EARLIER = dt.datetime(2025, 12, 1, tzinfo=dt.UTC)
 LATER = dt.datetime(2026, 2, 1, tzinfo=dt.UTC)

@@ -42,8 +42,6 @@ from consentier.training.retrain import retrain
 from consentier.training.track import opened_store, store_client
 from consentier.training.train import train
 
-pytest.importorskip("mlflow")
-
 TIERS = (Tier.CRM, Tier.FUSED)
 NOW = dt.datetime(2026, 11, 1, tzinfo=dt.UTC)
 FIGURES = {"version": 1, "notes": []}

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 from engines import ITEMS, bundles, engine
 from typer.testing import CliRunner
@@ -29,8 +30,6 @@ from consentier.serving.revocation import PAST_DEADLINE, Revocations, revoke
 from consentier.training import package
 from consentier.training.config import TrackingConfig
 from consentier.training.package import PackagedModel, log_model, write_model
-
-mlflow = pytest.importorskip("mlflow")
 
 DAY = dt.timedelta(days=1)
 ROW: dict[str, Any] = {

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -52,8 +53,6 @@ from consentier.training.restricted import Restricted
 from consentier.training.stale_runs import end_stale_runs, trainer_tags
 from consentier.training.track import store_client
 from consentier.training.train import TRAINED_TIERS, TrainingResult, train
-
-mlflow = pytest.importorskip("mlflow")
 
 MARKER = "Qsubject-"
 """Stands before every id of a person, so that it is found wherever it stands."""

@@ -29,8 +29,6 @@ from consentier.training.retrain import RetrainResult, retrain
 from consentier.training.track import store_client
 from consentier.training.train import TrainingResult, train
 
-pytest.importorskip("mlflow")
-
 TIERS = (Tier.SESSION, Tier.POPULAR)
 
 
