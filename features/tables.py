@@ -53,6 +53,7 @@ __all__ = [
     "open_directory",
     "read_shop",
     "reader_of",
+    "require_directory",
     "write_tables",
 ]
 
@@ -60,6 +61,8 @@ TableFormat = Literal["parquet", "csv"]
 
 LONGEST_LINE = 1 << 20
 """Bytes. A longer line is no row of a table but a file of another kind, or a quote that was never closed."""
+
+_OTHERS_NAMED = 8
 
 _PYTHON_CHUNK_ROWS = 8_192  # rows as Python values: more of them cost time in the garbage collector
 
@@ -154,6 +157,7 @@ def _require_tables(source: Source) -> None:
         raise DataError(
             "table consents: missing table: no consents, no training. Supply consents.parquet, consents.csv "
             f"or a database table consents, one row per decision{_near_miss('consents', source.others)}"
+            + ("" if source.tables else _unread(source.others))
         )
     if "events" not in source.tables and "orders" not in source.tables:
         near = _near_miss("events", source.others) or _near_miss("orders", source.others)
@@ -163,6 +167,14 @@ def _require_tables(source: Source) -> None:
 def _near_miss(name: str, others: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, others, n=1, cutoff=0.75)
     return f" (is {near[0]!r} meant for it?)" if near else ""
+
+
+def _unread(others: Sequence[str]) -> str:
+    """What a source without any table of the contract holds instead: exports under their own names."""
+    if not others:
+        return ". It holds nothing"
+    named = ", ".join(others[:_OTHERS_NAMED]) + (", …" if len(others) > _OTHERS_NAMED else "")
+    return f". Nothing in it has the name of a table of the data contract: {named}"
 
 
 def _columns_to_read(schema: TableSchema, names: Sequence[str]) -> list[str]:
@@ -181,10 +193,8 @@ def open_directory(source: str) -> Iterator[Source]:
     DataError
         If there is no such directory, or a table stands in it twice.
     """
+    require_directory(source)
     folder = Path(source)
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "no such directory"
-        raise DataError(f"{source}: {what}: give the directory that holds the shop's tables")
     tables: dict[str, Chunks] = {}
     for name in SCHEMAS:
         candidates = [
@@ -203,6 +213,14 @@ def open_directory(source: str) -> Iterator[Source]:
             tables[name] = reader_of(candidates[0])
     others = sorted({path.stem for path in folder.iterdir()} - tables.keys())
     yield Source(tables, others)
+
+
+def require_directory(source: str) -> None:
+    """Raise `DataError` unless a source that is no URL is a directory."""
+    folder = Path(source)
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "no such directory"
+        raise DataError(f"{source}: {what}: give the directory that holds the shop's tables")
 
 
 def reader_of(path: Path) -> Chunks:

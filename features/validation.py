@@ -87,6 +87,8 @@ _INSTANT = rf"^{_DATE}[T ]{_TIME_OF_DAY}{_OFFSET}?$"
 _NUMBER = r"^-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?$"
 _WHOLE = r"^-?\d{1,18}$"
 
+_OTHER_DELIMITERS = {";": "semicolon", "\t": "tab", "|": "vertical bar"}
+
 _DROPPABLE_PERMISSIONS = ["online", "crm", *sorted(f"contact:{channel}" for channel in CONTACT_CHANNELS)]
 
 
@@ -258,6 +260,7 @@ def check_header(schema: TableSchema, names: Sequence[str], file: str = "") -> N
         raise DataError(
             f"{place}: none of its {len(names)} columns has a name of the contract: the first line must be a "
             f"header, with {', '.join(column.name for column in schema.columns if column.required)}"
+            + _delimiter_hint(names)
         )
     repeated = sorted(name for name, count in collections.Counter(names).items() if count > 1)
     if repeated:
@@ -274,6 +277,12 @@ def check_header(schema: TableSchema, names: Sequence[str], file: str = "") -> N
             )
         if near:
             raise DataError(f"{place}: column {others[near[0]]!r} must be called {column.name}: rename it")
+
+
+def _delimiter_hint(names: Sequence[str]) -> str:
+    """What to say of a header that came out as one column, because something else than a comma divides it."""
+    found = [word for sign, word in _OTHER_DELIMITERS.items() if len(names) == 1 and sign in names[0]]
+    return f". Its one column holds a {found[0]}: separate the columns by commas" if found else ""
 
 
 def _remedy(column: Column, others: Mapping[str, str], near: Sequence[str]) -> str:
@@ -527,7 +536,7 @@ def _expectation(rule: Rule, column: Column | None) -> str:
 _EXPECTED = {
     ColumnType.TEXT: "text or integers (a float is no id: 12 and 12.0 would differ)",
     ColumnType.TIME: "a time from 1970 to 9999 with date and time of day, such as 2026-01-05T10:00:00Z",
-    ColumnType.NUMBER: "a finite number",
+    ColumnType.NUMBER: "a finite number, such as 1234.50",
     ColumnType.WHOLE: "an integer",
     ColumnType.FLAG: "true or false",
 }

@@ -32,6 +32,9 @@ class SourceChoice(enum.StrEnum):
     CRM = "crm"
 
 
+_STRANGER = "The ledger had no record of this subject: check the id, and --kind"
+
+
 def import_records(
     data: Annotated[
         Path,
@@ -54,6 +57,12 @@ def import_records(
         print_json(dataclasses.asdict(imported))
         return
     print_table(["", "entries"], [[name, count] for name, count in dataclasses.asdict(imported).items()])
+    if imported.record_ids_conflicting:
+        say(
+            "\nA record id that stands for several decisions denies what each of them speaks of: give every "
+            "decision an id of its own",
+            style="yellow",
+        )
 
 
 def record_signal(
@@ -127,6 +136,8 @@ def show(
     say()
     _print_records(records)
     say(f"\n{len(links)} identity links on record")
+    if not records and not links:
+        say(_STRANGER, style="yellow")
 
 
 def withdraw(
@@ -175,6 +186,7 @@ def withdraw(
     }
     lineages = [_lineage(directory, restricted) for directory in directories]
     with Ledger.open(ledger, create=False) as opened:
+        stranger = not opened.records_of(subject, kind=kind.value)
         done = withdraw_permission(
             opened,
             subject,
@@ -198,6 +210,8 @@ def withdraw(
         ["bundles that hold, or may hold, the subject", len(done.bundles)],
     ]
     print_table(["", ""], rows)
+    if stranger:
+        say(_STRANGER, style="yellow")
     if done.deadline is not None:
         _print_bundles([dataclasses.asdict(bundle) for bundle in done.bundles])
         note(f"they stop answering at {done.deadline.isoformat()}; next: consentier forget, or train anew")

@@ -120,6 +120,8 @@ def forget(
     for each in result.tiers:
         if each.reason is not None and each.how != "unchanged":
             say(f"\n{each.tier} was {each.how}: {each.reason}", style="yellow")
+    if all(each.how == "unchanged" for each in result.tiers):
+        say("\nNo bundle holds any of them. If one should: check the id, and --kind", style="yellow")
     if registered:
         _print_registry(registered)
     if kind is Kind.CUSTOMER:
