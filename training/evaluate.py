@@ -75,6 +75,7 @@ def evaluate(
     config: Config,
     *,
     policy: Policy | None = None,
+    ledger: Ledger | None = None,
     name: str,
     show_progress: bool = True,
 ) -> EvaluationResult:
@@ -88,6 +89,8 @@ def evaluate(
         The configuration; ``training.cutoff`` is the start of the test period. Without one it ends now.
     policy
         The routing policy; the default one otherwise.
+    ledger
+        Who permits what; by default what the shop's own tables say.
     name
         What to call the data in the report.
     show_progress
@@ -106,7 +109,7 @@ def evaluate(
     horizon = dt.timedelta(days=config.evaluation.horizon_days)
     start = config.training.cutoff or dt.datetime.now(dt.UTC) - horizon
     end = start + horizon
-    ledger = ledger_of(shop)
+    ledger = ledger_of(shop) if ledger is None else ledger
     with scratch("evaluate") as folder:
         trained = train_bundles(
             shop,

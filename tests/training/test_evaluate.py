@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from shops import consent, day, event, link, order, shop
 
+from consentier import ConsentRecord
+from consentier.features.gate import ledger_of
 from consentier.features.tables import ShopTables
 from consentier.training.config import Config, EvaluationConfig, TierConfig, TrackingConfig, TrainingConfig
 from consentier.training.evaluate import evaluate
@@ -51,6 +53,22 @@ def forgetful_shop() -> ShopTables:
         orders += [order(f"c-{number}", "q", START + 1)]
     customers = sorted({row["customer_id"] for row in orders})
     return shop(orders=orders, consents=[consent(name, "crm", at=1) for name in customers])
+
+
+def test_a_ledger_decides_in_place_of_the_tables() -> None:
+    """A withdrawal that only the ledger knows takes the customer out of training and test."""
+    tables = forgetful_shop()
+    ledger = ledger_of(tables)
+    withdrawn = day(START + 1)
+    ledger.append(
+        [
+            ConsentRecord(
+                "w", "c-0", "customer", "crm", "withdrawn", valid_from=withdrawn, recorded_at=withdrawn
+            )
+        ]
+    )
+    result = evaluate(tables, config(), ledger=ledger, name="shop", show_progress=False)
+    assert result["customers"] == evaluated(tables, config())["customers"] - 1
 
 
 def test_older_events_count_less_in_the_evaluation_too() -> None:

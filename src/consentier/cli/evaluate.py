@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from consentier.cli.ledgers import TrainingLedgerUrl, opened_ledger
 from consentier.cli.options import AsJson, BadRows, ConfigPath, Cutoff, OnBadRowsOption, PolicyPath, ShopData
 from consentier.cli.output import name_of, note, print_json, print_table, say, write_json
 from consentier.cli.settings import settings_of
@@ -20,6 +21,7 @@ def evaluate(
     config: ConfigPath = None,
     cutoff: Cutoff = None,
     policy: PolicyPath = None,
+    ledger: TrainingLedgerUrl = None,
     on_bad_rows: OnBadRowsOption = BadRows.ERROR,
     as_json: AsJson = False,
 ) -> None:
@@ -30,7 +32,8 @@ def evaluate(
     settings = settings_of(config, data, cutoff)
     routing = None if policy is None else Policy.load(policy)
     shop = read_shop(data, on_bad_rows=on_bad_rows.value)
-    evaluation = evaluate_tiers(shop, settings, policy=routing, name=name_of(data))
+    with opened_ledger(ledger) as opened:
+        evaluation = evaluate_tiers(shop, settings, policy=routing, ledger=opened, name=name_of(data))
     write_json(out, evaluation)
     if as_json:
         print_json(evaluation)
