@@ -51,13 +51,15 @@ lint: $(TEST)/.requirements  ## Lint and formatting (ruff)
 	$(TEST)/bin/ruff format --check .
 
 # Outside the tree, so that the installed wheel is checked and not the folders of the tree.
-types: $(TEST)/.wheel  ## Types of the installed wheel, and of what a service writes against it (mypy --strict)
+types: $(TEST)/.wheel  ## Types of the installed wheel, of a service written against it, and of the benchmarks (mypy --strict)
 	$(SAY) 'Checking the types of the installed wheel'
 	@mkdir -p .build/outside
 	cd .build/outside && '$(ROOT)/$(TEST)/bin/mypy' --config-file '$(ROOT)/pyproject.toml' \
 		--cache-dir '$(ROOT)/.mypy_cache' -p consentier
 	cd .build/outside && '$(ROOT)/$(TEST)/bin/mypy' --config-file '$(ROOT)/pyproject.toml' \
 		--cache-dir '$(ROOT)/.mypy_cache' '$(ROOT)/tests/typing/api.py'
+	cd .build/outside && MYPYPATH='$(ROOT)' '$(ROOT)/$(TEST)/bin/mypy' --config-file '$(ROOT)/pyproject.toml' \
+		--cache-dir '$(ROOT)/.mypy_cache' -p benchmarks
 
 contracts: $(TEST)/.wheel  ## Import contracts of the installed wheel (import-linter)
 	$(SAY) 'Checking the import contracts of the installed wheel'

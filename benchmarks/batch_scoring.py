@@ -38,7 +38,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy import sparse
 
-from consentier.consent import Channel, Source
+from consentier.consent import Channel, Source, Tier
 from consentier.consent.lifetimes import Lifetimes
 from consentier.features.schemas import SCHEMAS, arrow_schema
 from consentier.features.tables import ShopTables
@@ -204,34 +204,31 @@ def steps_of(shop: ShopTables, recommender: Recommender, out: Path) -> dict[str,
         return result
 
     from consentier.features.consent_intervals import ConsentTables
-    from consentier.serving.batch_views import Histories, views_of
+    from consentier.serving.batch_views import views_of
     from consentier.serving.bulk_reach import bulk_reach
-    from consentier.serving.shop_rows import shop_rows
 
-    consents = step("consents", lambda: ConsentTables.of_shop(shop, Lifetimes.default()))
-    persons = step("persons", lambda: batch._persons(shop, consents, Channel.EMAIL.side))
-    reach = step("permissions", lambda: bulk_reach(consents, recommender.policy, persons, Channel.EMAIL, NOW))
-    histories = step("histories as numbers", lambda: Histories.of(shop_rows(shop, NOW)))
-    whole = step(
-        "models, and the digest of all inputs",
-        lambda: batch._Batch.prepared(shop, recommender, None, channel=Channel.EMAIL, at=NOW, n=N),
-    )
-    for name in ("consents", "persons", "permissions", "histories as numbers"):
-        found["models, and the digest of all inputs"] -= found[name]
-    scorer = next(iter(whole.scorers.values()))
+    def prepared() -> batch._Batch:
+        return batch._Batch.prepared(shop, recommender, None, channel=Channel.EMAIL, at=NOW, n=N)
+
+    answers = prepared().answers  # and the pages of the memory that the steps use are there
+    reach = answers.reach
+    consents = ConsentTables.of_shop(shop, Lifetimes.default())
+    step("permissions", lambda: bulk_reach(consents, recommender.policy, reach.persons, Channel.EMAIL, NOW))
+    rest = "persons, histories as numbers, models, digest of all inputs"
+    whole = step(rest, prepared)
+    found[rest] -= found["permissions"]
     views = step(
         "views",
-        lambda: views_of(histories, reach, np.arange(len(reach)), frozenset({Source.CRM}), fused=False),
+        lambda: views_of(
+            answers.histories, reach, np.arange(len(reach)), frozenset({Source.CRM}), fused=False
+        ),
     )
-    step("weights", lambda: scorer._weighed(scorer._model, views, whole.query))  # type: ignore[arg-type]
     nobody = np.zeros(len(reach), np.bool_)
-    step("kernel", lambda: scorer.lists(views, whole.query, nobody, nobody))
-    found["kernel"] -= found["weights"]
+    step("weights, kernel", lambda: answers.scorers[Tier.CRM].lists(views, answers.query, nobody, nobody))
     used = time.process_time()
     tables = [whole.part(part)[0] for part in range(whole.job.parts)]
-    found["lists as tables"] = max(
-        0.0, time.process_time() - used - found["views"] - found["weights"] - found["kernel"]
-    )
+    used = time.process_time() - used - found["views"] - found["weights, kernel"]
+    found["lists as tables"] = max(0.0, used)
 
     def write() -> None:
         with pq.ParquetWriter(out, tables[0].schema) as file:

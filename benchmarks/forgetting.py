@@ -177,7 +177,8 @@ def row(tier: Tier, count: int, runs: Sequence[Run]) -> str:
     done = [each for each, _, _, _ in runs]
     how = "/".join(sorted({each.how for each in done}))
     solved = "-" if done[0].solved is None else f"{statistics.median(each.solved or 0 for each in done):,.0f}"
-    forgetting, fitting = (statistics.median(run[position] for run in runs) for position in (1, 2))
+    forgetting = statistics.median(run[1] for run in runs)
+    fitting = statistics.median(run[2] for run in runs)
     ratios = [run[2] / run[1] for run in runs]
     ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
     equal = "yes" if all(run[3] for run in runs) else "NO"

@@ -74,12 +74,13 @@ def main() -> None:
 def configuration(data: Path, days: int = 0) -> Config:
     """The shop's configuration, some days after its cut-off."""
     config = load_config(data=data)
-    if config.training.cutoff is None:
+    cutoff = config.training.cutoff
+    if cutoff is None:
         raise SystemExit("the shop's consentier.toml names no cut-off")
     # Otherwise every session counts differently a day later, and there is nothing to compare.
     session = config.session.model_copy(update={"session_half_life": 0.0})
     config = config.model_copy(update={"tracking": TrackingConfig(enabled=False), "session": session})
-    return config.with_cutoff(config.training.cutoff + days * DAY)
+    return config.with_cutoff(cutoff + days * DAY)
 
 
 def measure(data: Path, tiers: Sequence[Tier], shares: Sequence[float], repeats: int, folder: Path) -> None:

@@ -258,7 +258,7 @@ class Worker:
 
     def _faults_of(self, person: Person, request: Request, answer: Answer) -> list[str]:
         # A customer who is not named cannot have permitted anything; on the CRM side there is no login.
-        side = request.channel.side
+        side = Channel(request.channel).side
         crm = person.crm and request.customer_id is not None
         joined = person.online and crm and (request.linked or side is Side.CRM)
         allowed = ALLOWED[side, person.online, crm, joined]

@@ -230,7 +230,7 @@ def consentier(*words: object, memory: str = "4g") -> tuple[str, Cost]:
         return said.read(), cost
 
 
-def watched(process: subprocess.Popen[str], started: float) -> Cost:
+def watched(process: subprocess.Popen[bytes], started: float) -> Cost:
     """Wait for a command, and read what its session of processes uses, once a second."""
     cpu: dict[int, float] = {}
     peak = 0.0

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable
 
 from consentier.consent.entries import ENTRY_COLUMNS, Entry, Row, StoredEntry, row_of
@@ -38,6 +39,7 @@ SALT_BYTES = 32
 _COMMITMENT = b"consentier ledger commitment 1\0"
 _CHAIN = b"consentier ledger chain 1\0"
 _HEAD = "sha256:"
+_HEAD_TEXT = re.compile(_HEAD + r"[0-9A-Fa-f]{64}")
 
 _encode = json.JSONEncoder(ensure_ascii=True, sort_keys=True, separators=(",", ":")).encode
 
@@ -98,10 +100,9 @@ def head_bytes(text: str) -> bytes:
     ValueError
         If the text is none.
     """
-    digits = text.removeprefix(_HEAD)
-    if not text.startswith(_HEAD) or len(digits) != 2 * len(GENESIS):
+    if not _HEAD_TEXT.fullmatch(text):
         raise ValueError(f"expected 'sha256:' and 64 hexadecimal digits, not {text!r}")
-    return bytes.fromhex(digits)
+    return bytes.fromhex(text.removeprefix(_HEAD))
 
 
 def verify_chain(entries: Iterable[StoredEntry], anchor: tuple[int, str] | None = None) -> Verification:
@@ -165,7 +166,10 @@ class _Walk:
         self._position, self._head = entry.position, entry.chain
         self._entries += 1
 
-    def _erase(self, at: int, positions: Iterable[int]) -> None:
+    def _erase(self, at: int, positions: object) -> None:
+        if not isinstance(positions, list | tuple) or not all(isinstance(each, int) for each in positions):
+            self._fault(at, "was altered: it names no positions")
+            return
         for position in positions:
             if position in self._missing:
                 self._erased[position] = at
@@ -199,7 +203,7 @@ class _Walk:
 
 def _is_entry(entry: StoredEntry) -> bool:
     """Whether an entry has the types of one: in a file that was written to by hand it need not."""
-    values: tuple[object, ...] = (entry.commitment, entry.chain, entry.salt or b"")
+    values: tuple[object, ...] = (entry.commitment, entry.chain, b"" if entry.salt is None else entry.salt)
     return all(isinstance(value, bytes) for value in values)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from consentier.consent.records import ConsentRecord, Link, microseconds
+from consentier.errors import LedgerError
 
 __all__ = [
     "ENTRY_COLUMNS",
@@ -122,6 +123,8 @@ ENTRY_COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """By kind of entry, the columns of its row."""
 
+_TIMES = frozenset({"valid_from", "valid_to", "recorded_at", "double_opt_in_at", "linked_at"})
+
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
@@ -172,16 +175,32 @@ def record_of(row: Row) -> ConsentRecord:
     LedgerError
         If the row is none, because somebody changed it.
     """
-    fields = dict(zip(RECORD_COLUMNS, row, strict=True))
-    for name in ("valid_from", "valid_to", "recorded_at", "double_opt_in_at"):
-        fields[name] = datetime_of(fields[name])
-    return ConsentRecord(**fields)
+    return ConsentRecord(**_fields("consent record", RECORD_COLUMNS, row))
 
 
 def link_of(row: Row) -> Link:
-    """The link of a row."""
-    visitor_id, customer_id, linked_at, evidence = row
-    return Link(visitor_id, customer_id, datetime_of(linked_at), evidence)
+    """The link of a row.
+
+    Raises
+    ------
+    LedgerError
+        If the row is none, because somebody changed it.
+    """
+    return Link(**_fields("identity link", LINK_COLUMNS, row))
+
+
+def _fields(what: str, names: Sequence[str], row: Row) -> dict[str, Any]:
+    """The fields of a row by name, times as such."""
+    try:
+        fields = dict(zip(names, row, strict=True))
+        for name in _TIMES.intersection(names):
+            fields[name] = datetime_of(fields[name])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise LedgerError(
+            f"{what}: what is stored is none ({type(error).__name__}), so somebody changed it: "
+            "verify the ledger"
+        ) from error
+    return fields
 
 
 def datetime_of(instant: int | None) -> dt.datetime | None:

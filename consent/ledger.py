@@ -7,7 +7,7 @@ import datetime as dt
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from consentier.consent.chain import head_bytes, head_text
 from consentier.consent.entries import ErasedLogin, ErasedVersion, Remnant, link_of, record_of
@@ -40,7 +40,7 @@ __all__ = ["Ledger", "LinkStanding", "Standing"]
 
 _Entry = TypeVar("_Entry", ConsentRecord, Link)
 
-_KIND_OF: dict[Source, SubjectKind] = {Source.ONLINE: "visitor", Source.CRM: "customer"}
+_OWNER_OF: dict[Source, SubjectKind] = {Source.ONLINE: "visitor", Source.CRM: "customer"}
 _CHANNEL_OF = {f"contact:{channel}": str(channel) for channel in CONTACT_CHANNELS}
 
 
@@ -222,12 +222,20 @@ class Ledger:
         ------
         LedgerError
             If the ledger cannot be read at all.
+        ValueError
+            If the anchor's head is none.
+
+        Notes
+        -----
+        Two SHA-256 for each entry: about half a minute for a million.
         """
         self._require_whole("verified")
         return self._store.verify(anchor)
 
     def backup(self, path: str | Path) -> None:
         """Copy the ledger, as of one moment and while it is written to, into one new SQLite file.
+
+        Cost: all entries are copied and indexed, much as they were appended.
 
         Raises
         ------
@@ -265,7 +273,8 @@ class Ledger:
         Returns
         -------
         bool
-            Whether the link is on record.
+            Whether the link is on record. A device on which another login was noted before joins nobody all
+            the same: ask `resolve`.
         """
         link = Link(visitor_id, customer_id, at, evidence)
         found = self.resolve(visitor_id=visitor_id, customer_id=customer_id, at=at)
@@ -300,8 +309,8 @@ class Ledger:
     def dissolve_links(self, *, visitor_id: str | None = None, customer_id: str | None = None) -> int:
         """Delete the links of a visitor, of a customer, or between the two; return how many there were.
 
-        A device on which several customers were seen stays unlinkable. One that was seen with a single
-        customer is as if it had never been linked, so that the same customer can be linked to it anew.
+        The devices link to nobody afterwards, the same customer included: a trace without a name says that
+        somebody was seen there, so that the next customer to log in is not joined with what this one browsed.
         """
         self._require_whole("erased from")
         if visitor_id is not None:
@@ -313,13 +322,13 @@ class Ledger:
         doomed = [
             link for link in links if link.customer_id is not None and customer_id in (None, link.customer_id)
         ]
-        shared = [link for link in doomed if self._is_shared(link.visitor_id)]
-        return self._erase([link.entry for link in doomed], _remnants_of(shared))
+        return self._erase([link.entry for link in doomed], _remnants_of(doomed))
 
     def erased(self) -> list[str]:
         """The commitments of all erased entries, in order. They hold nothing about anybody.
 
-        Kept beside the backups, they say what must be erased again from a ledger that was restored.
+        Kept beside the backups, they say what must be erased again from a ledger that was restored. Cost: all
+        entries are walked along.
         """
         return [
             head_text(entry.commitment) for entry in self._store.entries(0, self._until) if entry.row is None
@@ -329,6 +338,12 @@ class Ledger:
         """Erase entries that `erased` told of another copy of this ledger; return how many there were.
 
         An entry is known by its commitment, so that none is mistaken for another whatever was appended since.
+        Cost: all entries are walked along, and those that are found looked up.
+
+        Raises
+        ------
+        ValueError
+            If a commitment is none; then nothing is erased.
         """
         self._require_whole("erased from")
         doomed = {head_bytes(commitment) for commitment in commitments}
@@ -350,19 +365,14 @@ class Ledger:
                 remnants += _remnants_of([LinkRow._make((*row[:3], entry.position, entry.position))])
         return self._erase(list(positions), remnants)
 
-    def _is_shared(self, visitor_id: str) -> bool:
-        logins = self._store.about(visitor_id, None).links
-        return len({login.customer_id for login in logins if login.linked_at is not None}) > 1
-
     def _erase(self, entries: Sequence[int], remnants: Sequence[Remnant]) -> int:
         return self._store.erase(sorted(entries), remnants, microseconds(dt.datetime.now(dt.UTC)))
 
     def _facts_about(self, kind: SubjectKind, subject_id: str) -> Facts:
+        _require_kind(kind)
         if kind == "visitor":
             return self._store.about(subject_id, None, self._until)
-        if kind == "customer":
-            return self._store.about(None, subject_id, self._until)
-        raise ValueError(f"kind must be 'visitor' or 'customer', not {kind!r}")
+        return self._store.about(None, subject_id, self._until)
 
     def _require_whole(self, what: str) -> None:
         if self._until is not None:
@@ -372,10 +382,12 @@ class Ledger:
 
     def records_of(self, subject_id: str, *, kind: SubjectKind) -> list[ConsentRecord]:
         """All stored records of a subject, all versions, in order of position."""
+        _require_kind(kind)
         return [record_of(row) for row in self._store.rows_about(kind, subject_id, self._until)]
 
     def links_of(self, subject_id: str, *, kind: SubjectKind) -> list[Link]:
         """All stored links of a subject, in order of position."""
+        _require_kind(kind)
         return [link_of(row) for row in self._store.link_rows_about(kind, subject_id, self._until)]
 
     def entries(self, after: int = 0) -> Iterator[tuple[int, ConsentRecord | Link]]:
@@ -495,12 +507,12 @@ class Ledger:
         model_purpose
             Whether the shop's notice asks separately for contributing to models.
         """
-        claims = self._claims((_KIND_OF[source], subject_id), _known(known_at))
+        claims = self._claims((_owner_of(source), subject_id), _known(known_at))
         return _standing(_trainable(source, claims, model_purpose), microseconds(at))
 
     def subjects(self, source: Source) -> Iterator[str]:
         """Ids of all subjects with records that could bear on a source."""
-        return self._store.subjects(_KIND_OF[source], self._until)
+        return self._store.subjects(_owner_of(source), self._until)
 
     def lawful_links(
         self,
@@ -520,6 +532,11 @@ class Ledger:
         ----------
         model_purpose, fusion_purpose
             Whether the shop's notice asks separately for these purposes.
+
+        Notes
+        -----
+        Up to three look-ups for each device that was ever linked. For all of them at once, and for training,
+        `features.consent_intervals` is quicker.
         """
         instant, known = microseconds(at), _known(known_at)
         standings = {}
@@ -646,6 +663,18 @@ def _remnants_of(links: Iterable[LinkRow]) -> list[Remnant]:
         for link in links
         if link.linked_at is not None
     ]
+
+
+def _require_kind(kind: SubjectKind) -> None:
+    if kind not in get_args(SubjectKind):
+        raise ValueError(f"kind must be 'visitor' or 'customer', not {kind!r}")
+
+
+def _owner_of(source: Source) -> SubjectKind:
+    """Whose permission lets a source be learnt from."""
+    if source not in _OWNER_OF:
+        raise ValueError(f"source must be online or crm, not {source!r}: nobody is recorded on anything else")
+    return _OWNER_OF[source]
 
 
 def _all_of(kind: type[_Entry], entries: Iterable[_Entry]) -> list[_Entry]:

@@ -48,6 +48,10 @@ class Lifetime:
     collected_by: frozenset[str] | None = None
     jurisdictions: frozenset[str] | None = None
 
+    def __post_init__(self) -> None:
+        if self.jurisdictions is not None:
+            object.__setattr__(self, "jurisdictions", frozenset(map(str.upper, self.jurisdictions)))
+
     def fits(self, permission: str, collected_by: str | None, jurisdiction: str | None) -> bool:
         """Whether the rule is about such a grant."""
         return (
@@ -189,13 +193,12 @@ def _rule(document: Mapping[str, Any], where: str) -> Lifetime:
         )
     if not isinstance(source, str) or not source.strip():
         raise ConfigError(f"{where}: source must say what the number rests on")
-    jurisdictions = _names(document, "jurisdictions", where) if "jurisdictions" in document else None
     return Lifetime(
         permissions=permissions,
         days=None if days == UNLIMITED else days,
         source=source,
         collected_by=_names(document, "collected_by", where) if "collected_by" in document else None,
-        jurisdictions=None if jurisdictions is None else frozenset(map(str.upper, jurisdictions)),
+        jurisdictions=_names(document, "jurisdictions", where) if "jurisdictions" in document else None,
     )
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from consentier.consent import ConsentRecord, Ledger, Link, Policy, Source, Tier, microseconds
+from consentier.consent import ConsentRecord, Ledger, Lifetimes, Link, Policy, Source, Tier, microseconds
 from consentier.consent.records import SubjectKind
 from consentier.features.consent_intervals import BEGINNING, ConsentTables, lawful_links, standings
 from consentier.features.embedded_engine import embedded_engine
@@ -289,11 +289,20 @@ class ConsentGate:
         return _Attributes(table, kept["customer_id"])
 
 
-def ledger_of(shop: ShopTables) -> Ledger:
-    """The consent ledger of a shop's ``consents`` and ``identities`` tables, in memory."""
+def ledger_of(shop: ShopTables, lifetimes: Lifetimes | None = None) -> Ledger:
+    """The consent ledger of a shop's ``consents`` and ``identities`` tables, in memory.
+
+    Parameters
+    ----------
+    shop
+        The shop's tables.
+    lifetimes
+        How old grants may grow; as Consentier ships it by default.
+    """
     return Ledger(
         (ConsentRecord(**row) for row in _rows(shop.consents)),
         (Link(**row) for row in _rows(shop.identities)),
+        lifetimes=lifetimes,
     )
 
 

@@ -34,7 +34,8 @@ JSON document. A command that fails leaves no half-written output behind.
 | exit code | meaning |
 |---|---|
 | 0 | done |
-| 1 | a check failed: `validate`, `inspect` or `doctor` found something |
+| 1 | a check failed (`validate`, `inspect`, `doctor`, `drift`, `promote`, `rollback`, `replay`, \
+`consent verify`), or a question was answered with no |
 | 2 | wrong input: an option, a file, a row |
 | 3 | a package is missing; the message names the extra to install |
 | 4 | there is nothing to judge by: `drift`, of bundles that say nothing about their data |

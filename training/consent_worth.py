@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from consentier.consent import Ledger, Policy, Tier
+from consentier.consent import Ledger, Lifetimes, Policy, Tier
 from consentier.consent.records import SubjectKind
 from consentier.errors import TrainingError
 from consentier.features.gate import ConsentGate, ledger_of
@@ -134,6 +134,7 @@ def consent_worth(
     config: Config,
     *,
     policy: Policy | None = None,
+    lifetimes: Lifetimes | None = None,
     name: str,
     minimum_group: int = 50,
     every: Interval = "month",
@@ -150,6 +151,8 @@ def consent_worth(
         The configuration; ``training.cutoff`` is the start of the test period and must be given.
     policy
         The routing policy; the default one otherwise.
+    lifetimes
+        How old grants may grow; as Consentier ships it by default.
     name
         What to call the data in the report.
     minimum_group
@@ -182,7 +185,7 @@ def consent_worth(
     policy = Policy.default() if policy is None else policy
     start = config.training.cutoff
     end = start + dt.timedelta(days=config.evaluation.horizon_days)
-    ledger = ledger_of(shop)
+    ledger = ledger_of(shop, lifetimes)
     with scratch("worth") as folder:
         trained = train_bundles(
             shop,

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from consentier.consent import Ledger, Policy, Side, Tier, sources_of
+from consentier.consent import Ledger, Lifetimes, Policy, Side, Tier, sources_of
 from consentier.errors import TrainingError
 from consentier.features.gate import ConsentGate, ledger_of
 from consentier.features.tables import ShopTables
@@ -76,6 +76,7 @@ def evaluate(
     *,
     policy: Policy | None = None,
     ledger: Ledger | None = None,
+    lifetimes: Lifetimes | None = None,
     name: str,
     show_progress: bool = True,
 ) -> EvaluationResult:
@@ -91,6 +92,8 @@ def evaluate(
         The routing policy; the default one otherwise.
     ledger
         Who permits what; by default what the shop's own tables say.
+    lifetimes
+        How old grants may grow; as Consentier ships it by default. A ledger that is given has its own.
     name
         What to call the data in the report.
     show_progress
@@ -109,7 +112,7 @@ def evaluate(
     horizon = dt.timedelta(days=config.evaluation.horizon_days)
     start = config.training.cutoff or dt.datetime.now(dt.UTC) - horizon
     end = start + horizon
-    ledger = ledger_of(shop) if ledger is None else ledger
+    ledger = ledger_of(shop, lifetimes) if ledger is None else ledger
     with scratch("evaluate") as folder:
         trained = train_bundles(
             shop,

@@ -153,20 +153,20 @@ class _Store:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Held:
-    """Bundles that the lineage knows, and those among them that hold a subject."""
+    """Bundles of which the lineage can tell whom they hold, and those that hold a subject."""
 
     known: frozenset[str]
     holding: frozenset[str]
 
     def may_hold(self, digest: str | None) -> bool:
-        """Whether a bundle holds a subject; one that the lineage does not know may hold anybody."""
+        """Whether a bundle holds a subject; of which that cannot be told, it may hold anybody."""
         return digest in self.holding or digest not in self.known
 
 
 def _held(restricted: Restricted, subjects: Iterable[Subject]) -> _Held:
     lineage = restricted.lineage()
     holding = {bundle.digest for subject in subjects for bundle in lineage.bundles_of(*subject)}
-    return _Held(frozenset(lineage.digests()), frozenset(holding))
+    return _Held(lineage.legible(), frozenset(holding))
 
 
 def _registered(

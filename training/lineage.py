@@ -145,15 +145,21 @@ class Lineage:
         Raises
         ------
         LineageError
-            If the index does not know the bundle: it may hold anybody.
+            If the index does not know the bundle, or a key that names its members is gone: it may hold
+            anybody.
         """
         with self._transaction() as connection:
             row = connection.execute(
-                "SELECT digest, tier, cutoff, ledger_position FROM bundles WHERE digest = ?", (digest,)
+                "SELECT digest, tier, cutoff, ledger_position, id FROM bundles WHERE digest = ?", (digest,)
             ).fetchone()
-        if row is None:
-            raise LineageError(f"lineage {self._path}: does not know the bundle {digest}")
-        return _held(*row)
+            if row is None:
+                raise LineageError(f"lineage {self._path}: does not know the bundle {digest}")
+            if not _keys_in(connection, row[-1]) <= set(self._keyring.ids):
+                raise LineageError(
+                    f"lineage {self._path}: whom the bundle {digest} holds can be told no more, as a key "
+                    "that names them was thrown away: train anew"
+                )
+        return _held(*row[:-1])
 
     def members(self, digest: str) -> frozenset[str]:
         """Keyed digests of all whom a bundle holds, to be compared with those of subjects (`names`)."""
@@ -208,6 +214,17 @@ class Lineage:
             )
             return [digest for (digest,) in found]
 
+    def legible(self) -> frozenset[str]:
+        """Digests of the bundles of which the index can tell whom they hold.
+
+        Any other may hold anybody: one that it does not know, and one with members under a key that was
+        thrown away. Costs a look-up for each bundle and key, however many its members are.
+        """
+        keys = set(self._keyring.ids)
+        with self._transaction() as connection:
+            bundles = connection.execute("SELECT id, digest FROM bundles").fetchall()
+            return frozenset(digest for number, digest in bundles if _keys_in(connection, number) <= keys)
+
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         try:
@@ -228,6 +245,20 @@ _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 def _held(digest: str, tier: str, cutoff: int, position: int) -> HeldBundle:
     return HeldBundle(digest, tier, _EPOCH + dt.timedelta(microseconds=cutoff), position)
+
+
+def _keys_in(connection: sqlite3.Connection, bundle: int) -> set[str]:
+    """Ids of the keys under which the members of a bundle are named."""
+    keys: set[str] = set()
+    after = ""
+    while True:
+        (name,) = connection.execute(
+            "SELECT min(subject) FROM members WHERE bundle = ? AND subject > ?", (bundle, after)
+        ).fetchone()
+        if name is None:
+            return keys
+        keys.add(name.partition(":")[0])
+        after = f"{name.partition(':')[0]};"  # beyond all that begin with KEY:
 
 
 def subject_name(kind: str, subject_id: str) -> str:

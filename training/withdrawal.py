@@ -31,7 +31,7 @@ READERS = {
 }
 """Which bundles rest on a source."""
 
-__all__ = ["DEFAULT_DEADLINE", "READERS", "ProfileStore", "Withdrawal", "withdraw"]
+__all__ = ["DEFAULT_DEADLINE", "READERS", "ProfileStore", "Withdrawal", "bundles_in", "withdraw"]
 
 DEFAULT_DEADLINE = dt.timedelta(days=30)
 """By when a bundle that holds the subject must be gone: the month of GDPR 12(3), in its shortest reading."""
@@ -105,8 +105,9 @@ def withdraw(
     profiles
         Stores of profiles by source.
     bundles
-        Directories of bundles, each with the index of whom its bundles hold. A bundle that the index does
-        not know, and that reads the source, gets the deadline too: it may hold anybody.
+        Directories of bundles, each with the index of whom its bundles hold; looked at once the withdrawal is
+        on record. A bundle that the index does not know, or whose members it cannot name any more, and that
+        reads the source, gets the deadline too: it may hold anybody.
     deadline
         How long after `at` the bundles may still answer.
     evidence
@@ -216,10 +217,10 @@ def _dissolve(ledger: Ledger, subject: tuple[SubjectKind, str]) -> int:
 def _held(
     directory: Path, lineage: Lineage | None, subjects: Iterable[tuple[SubjectKind, str]], source: Source
 ) -> list[HeldBundle]:
-    known = frozenset[str]() if lineage is None else frozenset(lineage.digests())
+    known = frozenset[str]() if lineage is None else lineage.legible()
     found = [
         bundle
-        for bundle in _bundles_in(directory)
+        for bundle in bundles_in(directory)
         if bundle.tier in READERS[source] and bundle.digest not in known
     ]
     if lineage is None:
@@ -231,7 +232,8 @@ def _held(
     return found
 
 
-def _bundles_in(directory: Path) -> Iterator[HeldBundle]:
+def bundles_in(directory: Path) -> Iterator[HeldBundle]:
+    """The bundles of a directory that can be opened, whoever is in them."""
     for tier in Tier:
         try:
             bundle = open_bundle(directory / tier, verify=False)

@@ -144,7 +144,7 @@ def _inverse(matrix: NDArray[np.floating]) -> NDArray[np.floating]:
     numpy.linalg.LinAlgError
         If the matrix is not positive definite.
     """
-    factorise, invert = linalg.get_lapack_funcs(("potrf", "potri"), (matrix,))
+    factorise, invert = linalg.get_lapack_funcs(("potrf", "potri"), (matrix,))  # type: ignore[misc]
     factor, failed = factorise(matrix.T, lower=True, clean=False, overwrite_a=True)
     inverse, singular = invert(factor, lower=True, overwrite_c=True)
     if failed or singular:

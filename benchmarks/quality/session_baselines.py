@@ -80,11 +80,11 @@ class SequentialRules(_LastItem):
         """Add up 1 / steps over all pairs in order."""
         owners = np.repeat(np.arange(len(sessions)), np.diff(sessions.starts))
         shape = (self.item_count, self.item_count)
-        rules = sparse.csr_matrix(shape, dtype=np.float32)
+        rules = sparse.csr_matrix(shape, dtype=np.float32)  # type: ignore[arg-type]  # stubs want values
         for step in range(1, self.steps + 1):
             first = np.flatnonzero(owners[:-step] == owners[step:])
             pairs = (sessions.items[first], sessions.items[first + step])
-            rules += sparse.csr_matrix((np.full(first.size, 1 / step, np.float32), pairs), shape=shape)
+            rules += sparse.csr_matrix((np.full(first.size, 1 / step, np.float32), pairs), shape=shape)  # type: ignore[arg-type]
         rules.sort_indices()
         self._weights = rules
 

@@ -80,7 +80,7 @@ class _Steps:
 
     def connected(self, *arguments: Any, **options: Any) -> sqlite3.Connection:
         """A connection to SQLite whose statements are steps."""
-        connection = _connect(*arguments, **options)
+        connection: sqlite3.Connection = _connect(*arguments, **options)
         connection.set_trace_callback(self._statement)
         return connection
 

@@ -129,7 +129,7 @@ class World:
     def customer(self) -> str:
         """Somebody whom all personal bundles hold."""
         lineage = Restricted.beside(self.later / "bundles").lineage()
-        names = sorted(set(self.shop.orders["customer_id"].to_pylist()))
+        names: list[str] = sorted(set(self.shop.orders["customer_id"].to_pylist()))
         held = {name: {each.tier for each in lineage.bundles_of("customer", name)} for name in names}
         return max(names, key=lambda name: (len(held[name]), name))
 

@@ -15,11 +15,11 @@ import datetime as dt
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from consentier.consent.signals.fields import answers, instant, member, needed
+from consentier.consent.signals.fields import answers, instant, member, needed, require_delay
 from consentier.consent.signals.reading import Decision, SignalContext, SignalSettings
 from consentier.errors import SignalError
 
-__all__ = ["CategorySettings", "decides", "decisions", "relevant", "require_delay"]
+__all__ = ["CategorySettings", "decides", "decisions", "relevant"]
 
 _DECIDABLE = frozenset({"online", "ads", "fusion", "model"})
 
@@ -44,14 +44,6 @@ class CategorySettings(SignalSettings):
         SignalSettings.__post_init__(self)
         object.__setattr__(self, "categories", needed(self.categories, _DECIDABLE, "categories"))
         require_delay(self.longest_delay)
-
-
-def require_delay(delay: object) -> None:
-    """Raise TypeError or ValueError if a setting is no length of time."""
-    if not isinstance(delay, dt.timedelta):
-        raise TypeError(f"longest_delay must be a timedelta, not {type(delay).__name__}")
-    if delay < dt.timedelta(0):
-        raise ValueError(f"longest_delay must not be negative, but is {delay}")
 
 
 def decides(settings: CategorySettings) -> frozenset[str]:

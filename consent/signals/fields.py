@@ -25,6 +25,7 @@ __all__ = [
     "needed",
     "objects",
     "refusals",
+    "require_delay",
 ]
 
 _LONGEST_INSTANT = 64
@@ -131,21 +132,29 @@ def refusals(
     reason: str,
     *,
     at: dt.datetime | None = None,
-    at_is_proven: bool = False,
+    again_at: dt.datetime | None = None,
     state: str = "denied",
 ) -> list[Decision]:
     """Refuse a permission from the instant that the signal states, and again from its receipt.
 
     A grant takes effect when it was received. A refusal given after it may state an instant before that,
     because the grant was long on its way or the sender's clock is slow: dated there alone, it would lose
-    against that grant. Where stated instants are relied on for grants too, the one at the stated instant is
-    enough.
+    against that grant.
+
+    Parameters
+    ----------
+    permission, reason, state
+        What is refused, why, and how.
+    at
+        The instant that the signal states, if it states one.
+    again_at
+        When it is refused again: not before any instant to which the grant may have been dated that the
+        signal takes back. None: at its receipt. Named only where grants are dated to stated instants too.
     """
-    at_receipt = Decision(permission=permission, state=state, reason=reason)
-    if at is None:
-        return [at_receipt]
-    stated = Decision(permission=permission, state=state, reason=reason, at=at, at_is_proven=at_is_proven)
-    return [stated] if at_is_proven else [stated, at_receipt]
+    again = Decision(permission=permission, state=state, reason=reason, at=again_at)
+    if at is None or at == again_at:
+        return [again]
+    return [Decision(permission=permission, state=state, reason=reason, at=at), again]
 
 
 # Settings
@@ -185,3 +194,11 @@ def names(ids: object, setting: str) -> frozenset[str]:
         if not name:
             raise ValueError(f"{setting} holds an empty id")
     return frozenset(ids)
+
+
+def require_delay(delay: object) -> None:
+    """Raise TypeError or ValueError if a setting is no length of time."""
+    if not isinstance(delay, dt.timedelta):
+        raise TypeError(f"longest_delay must be a timedelta, not {type(delay).__name__}")
+    if delay < dt.timedelta(0):
+        raise ValueError(f"longest_delay must not be negative, but is {delay}")

@@ -149,8 +149,9 @@ def _us_section(section: str, layouts: tuple[_Layout, ...]) -> Iterator[tuple[st
     core, *others = section.split(".")
     bits = BitReader(core, "the section's core")
     layout = next((layout for layout in layouts if layout.bits <= len(bits)), layouts[-1])
-    # Each layout of a section came with a version of its own, and the first was kept where nothing changed.
-    yield from _us_core(bits, layout, newest_version=len(layouts))
+    # Each layout came with a version of its own, which an older layout cannot have: such a core was cut off.
+    # In a newer layout older versions are met, as some writers kept them.
+    yield from _us_core(bits, layout, newest_version=len(layouts) - layouts.index(layout))
     for other in others:
         yield from _us_subsection(BitReader(other, "a subsection"))
 
@@ -158,7 +159,7 @@ def _us_section(section: str, layouts: tuple[_Layout, ...]) -> Iterator[tuple[st
 def _us_core(bits: BitReader, layout: _Layout, newest_version: int) -> Iterator[tuple[str, str]]:
     version = bits.integer(6, "Version")
     if not 1 <= version <= newest_version:
-        raise SignalError(f"the section is of version {version}, which is not known here")
+        raise SignalError(f"the section is of version {version}, which is not known here in this length")
     _choices(bits, layout.notices, "notices")
     if _OPTED_OUT in _choices(bits, 1, "SaleOptOut"):
         yield from _objection("SaleOptOut")

@@ -22,8 +22,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from consentier.consent.records import PARENTAL, PERMISSIONS
-from consentier.consent.signals.category_events import require_delay
-from consentier.consent.signals.fields import among, instant, names, needed, objects, refusals
+from consentier.consent.signals.fields import (
+    among,
+    instant,
+    names,
+    needed,
+    objects,
+    refusals,
+    require_delay,
+)
 from consentier.consent.signals.reading import Decision, Signal, SignalContext, SignalSettings
 from consentier.errors import SignalError
 
@@ -49,7 +56,8 @@ class OneTrustSettings(SignalSettings):
         Ids of purposes that concern no permission here: withdrawing one of them refuses nothing.
     rely_on_interaction_dates
         Whether a decision takes effect at its ``interactionDate`` (and ``consentDate``), instead of when it
-        was received. For shops to whom these dates are evidence, and for reading a history.
+        was received. For shops to whom these dates are evidence, and for reading a history. A refusal is then
+        dated to the earliest and to the latest date of the receipts that it rests on.
     longest_delay
         A grant that was older when it arrived is not taken, unless dates are relied on.
     """
@@ -82,6 +90,8 @@ class _Transaction:
     """
 
     purpose: str
+    latest: dt.datetime
+    """Of all dates of the receipt; `_ALWAYS` if it lacks that of the interaction."""
     counts_from: dt.datetime
     at: dt.datetime | None
     until: dt.datetime | None = None
@@ -108,32 +118,52 @@ def _relevant(payload: Any) -> list[dict[str, Any]]:
 
 def _read(payload: Any, context: SignalContext[OneTrustSettings]) -> Iterable[Decision]:
     transactions = [found for receipt in payload for found in _transactions(receipt, dated=len(payload) > 1)]
-    latest: dict[str, _Transaction] = {}
+    governing: dict[str, _Transaction] = {}
     for found in transactions:
-        latest[found.purpose] = max(
-            latest.get(found.purpose, found),
+        governing[found.purpose] = max(
+            governing.get(found.purpose, found),
             found,
             key=lambda each: (each.counts_from, each.refusal is not None),
         )
     settings = context.settings
     known = frozenset[str]().union(settings.unrelated, *settings.purposes.values())
-    unknown = [found for found in latest.values() if found.withdraws and found.purpose not in known]
+    unknown = [found for found in governing.values() if found.withdraws and found.purpose not in known]
     for permission in sorted(_decides(settings)):
+        again_at = _taken_back(permission, transactions, settings)
         if unknown:
-            yield from _refused(permission, unknown, "withdrawn, and not known to the settings", settings)
+            yield from _refused(permission, unknown, "withdrawn, and not known to the settings", again_at)
         else:
-            yield from _decision(permission, latest, context)
+            yield from _decision(permission, governing, again_at, context)
+
+
+def _taken_back(
+    permission: str, transactions: Iterable[_Transaction], settings: OneTrustSettings
+) -> dt.datetime | None:
+    """To when a refusal is dated again, where dates are relied on; None: to its receipt.
+
+    A grant is dated to the last of its dates, so a refusal of the same purposes must come no earlier than the
+    last of all dates, whatever it says itself. Where a purpose or a date is missing, that is not known.
+    """
+    purposes = frozenset(settings.purposes.get(permission, ()))
+    found = [each for each in transactions if each.purpose in purposes or each.withdraws]
+    if not settings.rely_on_interaction_dates or not purposes <= {each.purpose for each in found}:
+        return None
+    latest = max((each.latest for each in found), default=_ALWAYS)
+    return None if latest == _ALWAYS else latest
 
 
 def _decision(
-    permission: str, latest: Mapping[str, _Transaction], context: SignalContext[OneTrustSettings]
+    permission: str,
+    governing: Mapping[str, _Transaction],
+    again_at: dt.datetime | None,
+    context: SignalContext[OneTrustSettings],
 ) -> Iterable[Decision]:
     """What the governing transactions of its purposes say on a permission; nothing if there are none."""
     purposes = context.settings.purposes.get(permission, frozenset())
-    concerned = [latest[purpose] for purpose in sorted(purposes) if purpose in latest]
+    concerned = [governing[purpose] for purpose in sorted(purposes) if purpose in governing]
     refusing = [found for found in concerned if found.refusal is not None]
     if refusing:
-        return _refused(permission, refusing, refusing[0].refusal or "", context.settings)
+        return _refused(permission, refusing, refusing[0].refusal or "", again_at)
     if not concerned:
         return []
     if len(concerned) < len(purposes):
@@ -154,12 +184,12 @@ def _granted(
 
 
 def _refused(
-    permission: str, transactions: Sequence[_Transaction], reason: str, settings: OneTrustSettings
+    permission: str, transactions: Sequence[_Transaction], reason: str, again_at: dt.datetime | None
 ) -> list[Decision]:
     at = min((found.at for found in transactions if found.at is not None), default=None)
     state = "withdrawn" if any(found.withdraws for found in transactions) else "denied"
     reason = f"purpose {transactions[0].purpose!r}: {reason}"
-    return refusals(permission, reason, at=at, at_is_proven=settings.rely_on_interaction_dates, state=state)
+    return refusals(permission, reason, at=at, again_at=again_at, state=state)
 
 
 def _transactions(receipt: dict[str, Any], *, dated: bool) -> Iterator[_Transaction]:
@@ -171,6 +201,8 @@ def _transactions(receipt: dict[str, Any], *, dated: bool) -> Iterator[_Transact
     if dated and not given:
         raise SignalError("a receipt of a history has no interactionDate")
     withdrawn = withdrawal if withdrawal is not None and (not given or withdrawal >= min(given)) else None
+    dates = [*given, *([] if withdrawn is None else [withdrawn])]
+    latest = _ALWAYS if interaction is None else max(dates)
     for purpose in receipt["purposes"]:
         identifier = purpose.get("Id")
         if not isinstance(identifier, str) or not identifier:
@@ -178,12 +210,13 @@ def _transactions(receipt: dict[str, Any], *, dated: bool) -> Iterator[_Transact
         until = instant(purpose.get("ExpiryDate"), "ExpiryDate")
         kind = purpose.get("TransactionType")
         if withdrawn is not None:
-            yield _withdrawal(identifier, "withdrawnDate is set", [withdrawn])
+            yield _withdrawal(identifier, "withdrawnDate is set", [withdrawn], latest)
         elif among(kind, _WITHDRAWING):
-            yield _withdrawal(identifier, "withdrawn", given)
+            yield _withdrawal(identifier, "withdrawn", given, latest)
         elif kind == "CONFIRMED":
             yield _Transaction(
                 purpose=identifier,
+                latest=latest,
                 counts_from=min(given, default=_ALWAYS),
                 at=max(given, default=None),
                 until=until,
@@ -191,15 +224,17 @@ def _transactions(receipt: dict[str, Any], *, dated: bool) -> Iterator[_Transact
         elif not among(kind, _SILENT):
             yield _Transaction(
                 purpose=identifier,
+                latest=latest,
                 refusal="TransactionType is not CONFIRMED",
                 counts_from=max(given, default=_ALWAYS),
                 at=min(given, default=None),
             )
 
 
-def _withdrawal(purpose: str, reason: str, times: Sequence[dt.datetime]) -> _Transaction:
+def _withdrawal(purpose: str, reason: str, times: Sequence[dt.datetime], latest: dt.datetime) -> _Transaction:
     return _Transaction(
         purpose=purpose,
+        latest=latest,
         refusal=reason,
         withdraws=True,
         counts_from=max(times, default=_ALWAYS),

@@ -41,7 +41,10 @@ MAX_DEPTH = 32
 """JSON that is nested deeper is not read."""
 
 MAX_EVIDENCE = 16_384
-"""Characters of the payload that each record keeps. The digest in the evidence is always of the whole."""
+"""Characters of the payload that each record keeps; of JSON that cannot be read, none.
+
+The digest in the evidence is always of the whole.
+"""
 
 UNEXPECTED = "the reader failed with"
 """How the reason begins when a reader failed otherwise than by `SignalError`: a defect, if a harmless one."""
@@ -165,12 +168,14 @@ def records_from(
     Cost: linear in the payload, which is cut off at `MAX_CHARACTERS`.
     """
     raw = _rough_text(payload)
+    kept = 0 if signal.structured else MAX_EVIDENCE  # which part of an event is the consent, nobody knows yet
     try:
         content, raw = _content(payload, signal)
+        kept = MAX_EVIDENCE
         decisions = [_in_time(decision, context.received_at) for decision in signal.read(content, context)]
         may_grant = frozenset[str]() if signal.only_lowers else signal.decides(context.settings)
         _require_permitted(decisions, may_grant)
-        return _records(signal, context, raw, decisions)
+        return _records(signal, context, raw, kept, decisions)
     except SignalError as error:
         reason = str(error)
     except Exception as error:  # noqa: BLE001 - whatever a payload does to a reader, it must end in a denial
@@ -179,7 +184,7 @@ def records_from(
         Decision(permission=permission, state="denied", reason=f"refused: {reason}")
         for permission in sorted(signal.decides(context.settings))
     ]
-    return _records(signal, context, raw, denials)
+    return _records(signal, context, raw, kept, denials)
 
 
 def _require_permitted(decisions: Sequence[Decision], may_grant: frozenset[str]) -> None:
@@ -226,8 +231,13 @@ def _refused(grant: Decision, received_at: dt.datetime, reason: str) -> Decision
 
 
 def _records(
-    signal: Signal[_Settings], context: SignalContext[_Settings], raw: str, decisions: Sequence[Decision]
+    signal: Signal[_Settings],
+    context: SignalContext[_Settings],
+    raw: str,
+    kept: int,
+    decisions: Sequence[Decision],
 ) -> list[ConsentRecord]:
+    """The records of some decisions, with the first characters of the payload, so many, as evidence."""
     digest = hashlib.sha256(raw.encode("utf-8", "surrogatepass")).hexdigest()
     numbers: dict[str, int] = {}
     records = []
@@ -248,7 +258,7 @@ def _records(
                 double_opt_in_at=decision.double_opt_in_at,
                 collected_by=signal.kind,
                 policy_version=context.settings.policy_version,
-                evidence=_evidence(signal.kind, decision.reason, raw, digest),
+                evidence=_evidence(signal.kind, decision.reason, raw, kept, digest),
             )
         )
     return records
@@ -263,13 +273,13 @@ def _record_id(
     return f"{kind}:{hashlib.sha256(json.dumps(named).encode('ascii')).hexdigest()[:32]}"
 
 
-def _evidence(kind: str, reason: str | None, raw: str, digest: str) -> str:
+def _evidence(kind: str, reason: str | None, raw: str, kept: int, digest: str) -> str:
     """The payload and what was made of it, as JSON."""
     evidence: dict[str, object] = {"signal": kind}
     if reason is not None:
         evidence["reason"] = reason
-    evidence["raw"] = raw[:MAX_EVIDENCE]
-    if len(raw) > MAX_EVIDENCE:
+    evidence["raw"] = raw[:kept]
+    if len(raw) > kept:
         evidence["raw_characters"] = len(raw)
     evidence["raw_sha256"] = digest
     return json.dumps(evidence, ensure_ascii=True)

@@ -70,7 +70,8 @@ class SalesforceSettings(SignalSettings):
         Id of the shop's brand. An opt-in that names a brand counts for that brand only.
     rely_on_capture_dates
         Whether a grant takes effect when Salesforce says that it was captured, confirmed and effective,
-        instead of when it was received. For shops whose capture dates are evidence.
+        instead of when it was received. For shops whose capture dates are evidence. A refusal counts from its
+        dates and from its receipt in either case.
     """
 
     crm_purposes: Collection[str] = frozenset()
@@ -134,7 +135,8 @@ def _decision(permission: str, rows: Sequence[_Row], *, rely: bool) -> list[Deci
         return refusals(permission, "no row grants it")
     governing = max(rows, key=lambda row: (row.counts_from, row.refusal is not None))
     if governing.refusal is not None:
-        return refusals(permission, governing.refusal, at=governing.at, at_is_proven=rely)
+        # At its receipt too, whatever is relied on: the row that granted may be gone, or bear new dates.
+        return refusals(permission, governing.refusal, at=governing.at)
     return [
         Decision(
             permission=permission,

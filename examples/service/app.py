@@ -442,8 +442,11 @@ def create_app(parts: Parts, *, threads: int = 4) -> FastAPI:
     @app.post("/links", summary="A login: link visitor and customer, if both permissions hold")
     def links(login: LinkIn) -> LinkOut:
         now = dt.datetime.now(dt.UTC)
-        done = parts.ledger.login(login.visitor_id, login.customer_id, at=now, evidence="login")
-        return LinkOut(linked=done)
+        persons = login.visitor_id, login.customer_id
+        noted = parts.ledger.login(*persons, at=now, evidence="login")
+        # On a device that others used, or that was parted from its customer, a login joins nobody.
+        state = parts.ledger.resolve(visitor_id=persons[0], customer_id=persons[1], at=now)
+        return LinkOut(linked=noted and state.linked)
 
     @app.get("/health", summary="Whether the process lives")
     async def health() -> dict[str, str]:

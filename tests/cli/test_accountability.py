@@ -204,6 +204,28 @@ def test_an_export_is_written_for_its_owner_only(shop: Shop, tmp_path: Path) -> 
     assert out.stat().st_mode & 0o777 == 0o600
 
 
+def test_an_export_finds_the_index_where_the_trainer_keeps_it(shop: Shop, tmp_path: Path) -> None:
+    restricted = tmp_path / "elsewhere"
+    Restricted(restricted).lineage().record(
+        "sha256:x", "crm", [("customer", "c-1")], cutoff=AT, ledger_position=3
+    )
+    asked = (
+        "export",
+        "c-1",
+        "--ledger",
+        shop.ledger,
+        "--bundles",
+        tmp_path / "bundles",
+        "--at",
+        AT.isoformat(),
+    )
+    missing = run(*asked)
+    assert (missing.exit_code, "--restricted" in missing.output) == (2, True)
+    found = run(*asked, "--restricted", restricted)
+    assert found.exit_code == 0, found.output
+    assert "sha256:x" in found.stdout
+
+
 def test_export_refuses_stores_that_are_not_there(shop: Shop, tmp_path: Path) -> None:
     for option, value in (
         ("--crm-profiles", tmp_path / "absent.db"),

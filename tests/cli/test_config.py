@@ -31,6 +31,12 @@ def test_a_new_file_is_fine_and_comes_with_a_schema(tmp_path: Path) -> None:
     assert run("config", "init", path, "--force")[0] == 0
 
 
+def test_a_directory_that_is_missing_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "shop" / "consentier.toml"
+    assert run("config", "init", path)[0] == 0
+    assert run("config", "check", path)[0] == 0
+
+
 def test_what_holds_is_shown_with_what_differs(tmp_path: Path) -> None:
     (tmp_path / "consentier.toml").write_text("[crm]\nneighbours = 7\n")
     code, output = run("config", "show", tmp_path, CONSENTIER__ONLINE__ALGORITHM="bm25")

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from consentier.cli.app import app
 from consentier.consent import Ledger
+from consentier.consent.records import PERMISSIONS
 from consentier.features.tables import write_tables
 from consentier.models.bundle import open_bundle
 from consentier.serving import Event
@@ -102,6 +103,120 @@ def test_a_signal_is_recorded_and_one_that_cannot_be_read_denies(ledger: str, tm
     assert "did you mean 'shopify'" in run("consent", "signal", "shopfy", "x", *subject).output
 
 
+def recorded(ledger: str, kind: str, payload: object, *options: object) -> list[dict[str, Any]]:
+    """The records that a signal of v9 becomes."""
+    subject = ("--subject", "v9", "--ledger", ledger, "--at", "2026-06-15T12:30:00Z")
+    records: list[dict[str, Any]] = done("consent", "signal", kind, payload, *subject, *options)["records"]
+    return records
+
+
+@pytest.mark.parametrize("how", ["as it is", "in a file", "on standard input"])
+def test_a_signal_that_names_a_key_twice_grants_nothing(ledger: str, tmp_path: Path, how: str) -> None:
+    """The last of the two is not what the browser said: it said both."""
+    text = (
+        '{"analytics_storage": "granted", '
+        '"personalization_storage": "denied", "personalization_storage": "granted"}'
+    )
+    payload, given = text, None
+    if how == "in a file":
+        (tmp_path / "payload.json").write_text(text)
+        payload = f"@{tmp_path / 'payload.json'}"
+    elif how == "on standard input":
+        payload, given = "-", text
+    arguments = (
+        "consent",
+        "signal",
+        "consent_mode",
+        payload,
+        "--subject",
+        "v9",
+        "--ledger",
+        ledger,
+        "--json",
+    )
+    result = CliRunner().invoke(app, arguments, input=given)
+    assert result.exit_code == 0, result.output
+    assert {record["state"] for record in json.loads(result.stdout)["records"]} == {"denied"}
+
+
+def test_headers_come_as_json_too(ledger: str) -> None:
+    (first, *_) = recorded(ledger, "gpc", '{"Sec-GPC": "1", "Accept": "text/html"}')
+    assert json.loads(first["evidence"])["raw"] == "1"
+    assert recorded(ledger, "gpc", '{"Sec-GPC": "0"}') == []
+    assert {each["state"] for each in recorded(ledger, "gpc", '{"Sec-GPC": "1", "Sec-GPC": "0"}')} == {
+        "denied"
+    }
+
+
+def test_bytes_that_are_no_text_are_recorded_as_a_denial(ledger: str, tmp_path: Path) -> None:
+    (tmp_path / "payload").write_bytes(b'{"analytics": "\xff"}')
+    for kind in ("shopify", "tcf"):
+        assert {each["state"] for each in recorded(ledger, kind, f"@{tmp_path / 'payload'}")} == {"denied"}
+
+
+def test_settings_of_a_signal_are_texts_json_and_seconds(ledger: str) -> None:
+    event = {
+        "timestamp": "2026-06-15T12:28:00Z",
+        "context": {"consent": {"categoryPreferences": {"Functional": True}}},
+    }
+    mapped = ("--set", 'categories={"online": ["Functional"]}', "--set", "jurisdiction=DE")
+    (granted,) = recorded(ledger, "segment", json.dumps(event), *mapped)
+    assert (granted["state"], granted["jurisdiction"]) == ("granted", "DE")
+    assert recorded(ledger, "segment", json.dumps(event), *mapped, "--set", "longest_delay=60") == []
+    signal = ("consent", "signal", "tcf", "x", "--subject", "v9", "--ledger", ledger)
+    for setting, told in (
+        ("policy_version=2026", "policy_version must be a non-empty string"),
+        ("vendor_id=abc", "vendor_id must be an integer"),
+        ("longest_delay=1e999", "no such length of time"),
+        ("jurisdiction", "write NAME=VALUE"),
+    ):
+        result = run(*signal, "--set", setting)
+        assert result.exit_code == 2
+        assert told in result.output
+        assert "unexpected" not in result.output
+    assert recorded(ledger, "gpc", "1", "--set", 'policy_version="2026"')[0]["policy_version"] == "2026"
+
+
+@pytest.mark.parametrize("damaged", ["profiles", "index", "keys"])
+def test_a_withdrawal_is_on_record_whatever_becomes_of_the_rest(
+    ledger: str, tmp_path: Path, damaged: str
+) -> None:
+    bundles = tmp_path / "bundles"
+    shutil.copytree(written_bundles(), bundles)
+    restricted = Restricted.beside(bundles)
+    restricted.lineage()
+    SqliteProfiles(tmp_path / "crm.db").close()
+    place = {
+        "profiles": tmp_path / "crm.db",
+        "index": restricted.path / "lineage.db",
+        "keys": restricted.path / "keys.json",
+    }[damaged]
+    place.write_bytes(b"no such thing" * 100)
+    result = run(
+        "consent", "withdraw", "c1", "--source", "crm", "--ledger", ledger, "--bundles", bundles,
+        "--crm-profiles", tmp_path / "crm.db", *AT,
+    )  # fmt: skip
+    assert result.exit_code == 2
+    assert "the withdrawal is recorded, but" in result.output
+    assert day(10).isoformat() in result.output, "at which instant to run it again"
+    assert done("consent", "show", "c1", "--ledger", ledger, *AT)["resolution"]["crm"] is False
+
+
+def test_a_bundle_of_which_nobody_can_tell_whom_it_holds_is_named(tmp_path: Path) -> None:
+    bundles = tmp_path / "bundles"
+    shutil.copytree(written_bundles(), bundles)
+    index = Restricted.beside(bundles).lineage()
+    for tier in ("session", "online", "crm", "fused"):
+        index.record(
+            open_bundle(bundles / tier).digest, tier, [("customer", "c2")], cutoff=day(5), ledger_position=4
+        )
+    shown = run("consent", "lineage", "c1", "--bundles", bundles)
+    assert shown.exit_code == 0
+    assert "popular: may hold anybody" in shown.stdout
+    assert "crm: may hold" not in shown.stdout
+    assert "no other bundle holds the subject" in shown.stdout
+
+
 def test_a_withdrawal_reaches_profiles_links_and_bundles(ledger: str, tmp_path: Path) -> None:
     bundles = tmp_path / "bundles"
     shutil.copytree(written_bundles(), bundles)
@@ -156,6 +271,30 @@ def test_a_backup_is_restored_without_what_was_erased_since(ledger: str, tmp_pat
         assert not opened.records_of("c1", kind="customer")
         assert opened.records_of("v1", kind="visitor")
         assert opened.verify().ok
+
+
+def test_nothing_is_restored_by_a_list_that_is_none(ledger: str, tmp_path: Path) -> None:
+    """Else those who were erased would be back, with nothing to take them out again."""
+    copy, names = tmp_path / "copy.db", tmp_path / "erased.txt"
+    assert run("consent", "backup", copy, "--ledger", ledger).exit_code == 0
+    names.write_text(f"sha256:{'0' * 64}\nsha256:no-commitment\n")
+    restored = tmp_path / "new.db"
+    result = run("consent", "restore", copy, "--ledger", f"sqlite:///{restored}", "--erased", names)
+    assert result.exit_code == 2
+    assert "entry 2" in result.output
+    assert not restored.exists()
+
+
+def test_the_shops_own_lifetimes_count(ledger: str, tmp_path: Path) -> None:
+    rules = tmp_path / "lifetimes.toml"
+    rules.write_text(
+        f'version = "short"\n[[lifetime]]\npermissions = {json.dumps(sorted(PERMISSIONS))}\n'
+        'days = 5\nsource = "our notice"\n'
+    )
+    asked = ("consent", "show", "c1", "--ledger", ledger, *AT)
+    assert done(*asked)["resolution"]["crm"] is True
+    shown = done(*asked, "--lifetimes", rules)["resolution"]
+    assert (shown["crm"], shown["lifetimes_version"]) == (False, "short")
 
 
 def test_a_missing_ledger_is_named_and_not_made(tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ THE_NEXT_ONE_TO_LOG_IN = Erased(
         "a device becomes the next customer's when the one before is erased",
         Ledger.erase,
         "_remnants_of(links)",
-        "_remnants_of(link for link in links if self._is_shared(link.visitor_id))",
+        "_remnants_of(link for link in links if len(self._store.about(link.visitor_id, None).links) > 1)",
         THE_NEXT_ONE_TO_LOG_IN,
     ),
     Break(
@@ -282,14 +282,31 @@ def test_a_shared_device_stays_unlinkable_when_a_link_is_dissolved() -> None:
     assert not linked(held, "a", "a")
 
 
-def test_a_customer_who_consents_again_may_be_linked_again() -> None:
-    held = Ledger(CONSENTS, [Link("a", "a", at_tick(1))])
-    held.append([said("stop", "withdrawn", 2, permission="crm", kind="customer")])
-    held.dissolve_links(customer_id="a")
-    held.append([said("again", "granted", 3, permission="crm", kind="customer")])
-    assert not linked(held, "a", "a")
-    assert held.login("a", "a", at=at_tick(4))
-    assert linked(held, "a", "a")
+def check_a_dissolved_link_hands_the_device_to_nobody() -> None:
+    """Nobody is joined with what another browsed, and whether it is the same one, nothing says any more."""
+    for next_one in IDS:
+        grants = [
+            said(
+                f"customer {next_one} may", "granted", 0, permission="crm", kind="customer", subject=next_one
+            ),
+            *(said(f"{device} may", "granted", 0, subject=device) for device in IDS),
+        ]
+        held = Ledger(grants, [Link("a", "a", at_tick(1))])
+        assert held.dissolve_links(customer_id="a") == 1
+        assert held.login("a", next_one, at=at_tick(4))
+        assert not linked(held, "a", next_one)
+        assert held.login("b", next_one, at=at_tick(4))
+        assert linked(held, "b", next_one)
+
+
+def test_a_dissolved_link_hands_the_device_to_nobody() -> None:
+    check_a_dissolved_link_hands_the_device_to_nobody()
+
+
+@breaks(Break("no trace of a dissolved link", Ledger.dissolve_links, "_remnants_of(doomed)", "[]"))
+def test_a_device_that_is_handed_on_would_be_noticed(broken: Break) -> None:
+    with broken.applied(), pytest.raises(AssertionError):
+        check_a_dissolved_link_hands_the_device_to_nobody()
 
 
 # ---- Files -------------------------------------------------------------------------------------------------

@@ -252,3 +252,15 @@ def test_a_view_is_what_the_ledger_was() -> None:
     for position in (-1, 4):
         with pytest.raises(ValueError, match="stands at position 3"):
             ledger.as_of(position)
+
+
+def test_a_kind_or_source_of_nobody_is_refused_not_answered() -> None:
+    """Nothing found would be a wrong answer to whoever asks what is held of them."""
+    ledger = Ledger(CONSENTS)
+    for ask in (ledger.records_of, ledger.links_of, ledger.erase):
+        with pytest.raises(ValueError, match="'visitor' or 'customer', not 'costumer'"):
+            ask("a", kind="costumer")  # type: ignore[operator]
+    with pytest.raises(ValueError, match="online or crm"):
+        ledger.standing(Source.SESSION, "a", at=at_tick(3))
+    with pytest.raises(ValueError, match="online or crm"):
+        ledger.subjects(Source.SESSION)

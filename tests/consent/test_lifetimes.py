@@ -288,3 +288,10 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
 def test_times_come_back_as_they_went() -> None:
     assert datetime_of(microseconds(START)) == START
     assert datetime_of(None) is None
+
+
+def test_jurisdictions_count_in_either_case_in_rules_made_in_python_too() -> None:
+    rule = Lifetime(frozenset({"online"}), 181, "CNIL", jurisdictions=frozenset({"fr"}))
+    assert rule.fits("online", None, "FR")
+    assert rule.fits("online", None, "fr")
+    assert not rule.fits("online", None, "DE")

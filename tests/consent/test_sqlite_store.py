@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 from breaking import Break
 from consent_cases import at_tick, said
+from forks import in_forked_process
 from ledger_writer import AT, batch
 
-from consentier.consent import Ledger, sqlite_store
+from consentier.consent import Ledger, Link, sqlite_queries, sqlite_store
 from consentier.consent.sqlite_store import SqliteStore
 from consentier.errors import LedgerError
 
@@ -100,16 +101,16 @@ def test_an_older_schema_is_brought_forward_if_asked(tmp_path: Path, monkeypatch
     with opened(path) as ledger:
         ledger.append(batch("a", 0, 2))
         told = ledger.head
-    newer = (*sqlite_store._MIGRATIONS, "CREATE TABLE notes (text TEXT) STRICT;\n")
-    monkeypatch.setattr(sqlite_store, "_MIGRATIONS", newer)
-    sqlite_store._expected_schema.cache_clear()
+    newer = (*sqlite_queries.MIGRATIONS, "CREATE TABLE notes (text TEXT) STRICT;\n")
+    monkeypatch.setattr(sqlite_queries, "MIGRATIONS", newer)
+    sqlite_queries.expected_schema.cache_clear()
     with pytest.raises(LedgerError, match="older release; open it with create=True"):
         opened(path, create=False)
     with opened(path) as ledger:
         assert ledger.head == told
         assert ledger.verify().ok
     assert pragma(path, "user_version") == 2
-    sqlite_store._expected_schema.cache_clear()
+    sqlite_queries.expected_schema.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -229,7 +230,7 @@ def test_a_writer_that_waits_too_long_says_so(tmp_path: Path, monkeypatch: pytes
 
 def test_what_an_interrupt_cuts_short_is_not_there(tmp_path: Path) -> None:
     with opened(tmp_path / "ledger.db") as ledger:
-        broken = Break("", sqlite_store._Batch.write, "self._written += len", "raise KeyboardInterrupt; len")
+        broken = Break("", sqlite_queries.Batch.write, "self._written += len", "raise KeyboardInterrupt; len")
         with broken.applied(), pytest.raises(KeyboardInterrupt):
             ledger.append(batch("a", 0, 3))
         assert ledger.position == 0
@@ -311,6 +312,79 @@ def test_a_question_sees_one_moment(tmp_path: Path) -> None:
     check_one_moment(tmp_path / "whole")
 
 
+def test_columns_are_of_one_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two contents of one id, erased while they are read: neither may be read as uncontradicted."""
+    path = tmp_path / "ledger.db"
+    contested = sqlite_queries.conflicts
+    monkeypatch.setattr(sqlite_store, "_PATIENCE_MS", 1)  # the log cannot be cut off while it is read here
+    with opened(path) as ledger, opened(path) as other:
+        ledger.append([said("r", "granted", 0), said("r", "granted", 0, permission="ads")])
+
+        def erased_meanwhile(*asked: object) -> list[str]:
+            other.erase("a", kind="visitor")
+            return contested(*asked)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(sqlite_queries, "conflicts", erased_meanwhile)
+        assert ledger.columns("records")["conflicting"] == [True, True]
+        assert ledger.columns("records")["conflicting"] == []
+
+
+def test_a_forked_process_takes_no_lock_and_closes_nothing_of_its_parents(tmp_path: Path) -> None:
+    """Also where it reads everything first, or closes the ledger at once."""
+    with opened(tmp_path / "ledger.db") as ledger:
+        ledger.append(batch("a", 0, 3))
+        store = ledger._store
+        assert isinstance(store, SqliteStore)
+
+        def reads_all() -> None:
+            assert len(list(ledger.entries())) == 3
+
+        def closes() -> None:
+            inherited = [each.sqlite for each in store._open]
+            ledger.close()
+            for connection in inherited:
+                connection.execute("SELECT 1")  # closed, it would raise
+            with pytest.raises(LedgerError, match="was closed"):
+                ledger.records_of("a", kind="visitor")
+
+        with store._lock:  # as a thread of the parent may, at that very moment
+            in_forked_process(reads_all)
+            in_forked_process(closes)
+        assert ledger.position == 3
+
+
+def test_what_is_no_matter_of_waiting_is_told_at_once() -> None:
+    """Turning to the log waits for others who do the same, and for nothing else."""
+    asked = []
+
+    class Connection:
+        def execute(self, statement: str) -> sqlite3.Cursor:
+            asked.append(statement)
+            error = sqlite3.OperationalError("attempt to write a readonly database")
+            error.sqlite_errorname = "SQLITE_READONLY"
+            raise error
+
+    with pytest.raises(sqlite3.OperationalError):
+        sqlite_store._use_log(Connection())  # type: ignore[arg-type]
+    assert len(asked) == 1
+
+
+def test_a_time_that_there_is_not_is_a_ledger_error(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with opened(path) as ledger:
+        ledger.append([said("r", "granted", 0)])
+        ledger.append_links([Link("a", "a", at_tick(0))])
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE records SET valid_from = ?", (2**62,))
+        connection.execute("UPDATE links SET linked_at = ?", (2**62,))
+    with opened(path) as ledger:
+        for ask in (ledger.records_of, ledger.links_of):
+            with pytest.raises(LedgerError, match="somebody changed it"):
+                ask("a", kind="visitor")
+        with pytest.raises(LedgerError, match="somebody changed it"):
+            list(ledger.entries())
+
+
 # ---- Backups -----------------------------------------------------------------------------------------------
 
 
@@ -337,6 +411,13 @@ def test_a_backup_that_fails_leaves_nothing(tmp_path: Path) -> None:
         with broken.applied(), pytest.raises(LedgerError):
             ledger.backup(tmp_path / "backup.db")
         assert not list(tmp_path.glob("backup*"))
+
+
+def test_an_empty_file_is_no_backup(tmp_path: Path) -> None:
+    (tmp_path / "empty.db").touch()
+    with pytest.raises(LedgerError, match="the file is empty"):
+        Ledger.restore(tmp_path / "empty.db", f"sqlite:///{tmp_path}/restored.db")
+    assert not (tmp_path / "restored.db").exists()
 
 
 def test_a_backup_that_was_altered_is_not_restored(tmp_path: Path) -> None:
@@ -381,9 +462,9 @@ def test_two_moments_would_be_noticed(tmp_path: Path) -> None:
     broken = Break(
         "visitor and customer are looked up one after the other",
         SqliteStore.about,
-        "self._connection().execute(_ABOUT, asked))\n    except",
-        "[*self._connection().execute(_ABOUT, {**asked, 'customer': None}),"
-        " *self._connection().execute(_ABOUT, {**asked, 'visitor': None})])\n    except",
+        "self._connection().execute(queries.ABOUT, asked))\n    except",
+        "[*self._connection().execute(queries.ABOUT, {**asked, 'customer': None}),"
+        " *self._connection().execute(queries.ABOUT, {**asked, 'visitor': None})])\n    except",
     )
 
     def check() -> None:

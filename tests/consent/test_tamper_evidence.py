@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from ledger_conformance import Step, steps, take
 
-from consentier.consent import Ledger, Link, chain, sqlite_store
+from consentier.consent import Ledger, Link, chain, sqlite_queries
 from consentier.consent.entries import ENTRY_COLUMNS, Row, StoredEntry
 
 Statement = Callable[[str, tuple[object, ...]], list[Row]]
@@ -437,7 +437,7 @@ def test_text_that_is_none_is_found_wrong_and_read_by_nobody(file: Tampered) -> 
 
 
 @pytest.mark.parametrize("field", ["salt", "commitment", "chain"])
-@pytest.mark.parametrize("value", [None, 7, 1.5, "text"])
+@pytest.mark.parametrize("value", [None, 0, 7, 1.5, "", "text"])
 def test_a_value_that_no_chain_holds_is_found_wrong(field: str, value: object) -> None:
     """The file's own types keep none of these in, but bytes that are written past them do."""
     row = ("v", "c", 1740787200000000, None)
@@ -450,6 +450,22 @@ def test_a_value_that_no_chain_holds_is_found_wrong(field: str, value: object) -
     assert found.head == chain.head_text(second.chain if (field, value) == ("salt", None) else first.chain)
 
 
+@pytest.mark.parametrize("positions", [5, "1", [["1"]], [None], {"1": 1}, "[" * 100_000])
+def test_an_erasure_that_names_no_positions_is_found_wrong(positions: object) -> None:
+    """Whoever can compute the chain anew can commit to anything."""
+    erasure = chain.stored(chain.GENESIS, 1, "Erasure", (positions, 1740787200000000))
+    found = chain.verify_chain([erasure])
+    assert found.problem == "entry 1 was altered: it names no positions"
+
+
+def test_an_erasure_without_end_is_found_wrong(file: Tampered) -> None:
+    with closing(sqlite3.connect(file.path)) as connection, connection:
+        connection.execute("UPDATE erasures SET positions = ?", ("[" * 100_000,))
+    problem = file.problem()
+    assert problem is not None
+    assert "was altered" in problem
+
+
 # ---- Mutants -----------------------------------------------------------------------------------------------
 
 
@@ -460,7 +476,7 @@ def test_a_value_that_no_chain_holds_is_found_wrong(field: str, value: object) -
     Break(
         "emptied without a note", chain._Walk.result, "self._missing - self._erased.keys()", "set()", empty
     ),
-    Break("rows without entry", sqlite_store._stray, "if found is not None:", "if False:", slip_in_a_row),
+    Break("rows without entry", sqlite_queries.stray, "if found is not None:", "if False:", slip_in_a_row),
     Break("the first", chain._Walk.result, "first = min(", "first = max(", swap),
 )
 def test_a_walk_that_overlooks_something_would_be_noticed(broken: Break, file: Tampered) -> None:
@@ -473,7 +489,7 @@ def test_a_walk_that_overlooks_something_would_be_noticed(broken: Break, file: T
     Break("put back", chain._Walk._erase, "if position in self._missing:", "if True:"),
     Break("cut off", chain._Walk.result, "if position > self._position:", "if False:"),
     Break("computed anew", chain._Walk.result, "elif not self._problems:", "elif False:"),
-    Break("hushed up", sqlite_store._disagreement, "noted != connection", "False and noted != connection"),
+    Break("hushed up", sqlite_queries.disagreement, "noted != connection", "False and noted != connection"),
 )
 def test_a_verification_that_overlooks_something_would_be_noticed(
     broken: Break, file: Tampered, tmp_path: Path
@@ -513,7 +529,16 @@ def test_the_canonical_form_is_pinned() -> None:
 
 
 @pytest.mark.parametrize(
-    "head", ["", "sha256:", "md5:" + "0" * 64, "sha256:" + "g" * 64, "sha256:" + "0" * 63]
+    "head",
+    [
+        "",
+        "sha256:",
+        "md5:" + "0" * 64,
+        "sha256:" + "g" * 64,
+        "sha256:" + "0" * 63,
+        "sha256:" + "0 " * 32,
+        "sha256:" + "0" * 64 + "\n",
+    ],
 )
 def test_an_anchor_that_is_none_is_refused(head: str) -> None:
     with pytest.raises(ValueError, match="hexadecimal"):

@@ -169,8 +169,8 @@ def test_questions_about_one_source_make_no_use_of_links(case: Case) -> None:
     Break(
         "a visitor stands as the customer it is linked to",
         Ledger.standing,
-        "(_KIND_OF[source], subject_id)",
-        "(_KIND_OF[source], next((link.customer_id for link in self._store.about(subject_id, None).links),"
+        "(_owner_of(source), subject_id)",
+        "(_owner_of(source), next((link.customer_id for link in self._store.about(subject_id, None).links),"
         " subject_id))",
     ),
     Break(

@@ -74,6 +74,27 @@ def test_subjects_are_found_after_a_rotation_of_keys(tmp_path: Path) -> None:
     assert digests(lineage, "customer", "a") == []
 
 
+def test_a_bundle_whose_members_have_no_key_any_more_may_hold_anybody(tmp_path: Path) -> None:
+    keyring = Keyring.ephemeral()
+    lineage = Lineage(tmp_path / "lineage.db", keyring)
+    made = keyring.newest_at
+    noted(lineage, "old", {("customer", "a")})
+    noted(lineage, "mixed", {("customer", name) for name in "abcd"})
+    noted(lineage, "of nobody", set())
+    keyring.rotate(made + dt.timedelta(days=1))
+    new_names = {keyring.digest("lineage", f"customer:{name}") for name in "efg"}
+    old_names = lineage.members("mixed")
+    lineage.record_names("mixed", "crm", old_names | new_names, cutoff=CUTOFF, ledger_position=7)
+    noted(lineage, "new", {("customer", "a")})
+    assert lineage.legible() == {"old", "mixed", "new", "of nobody"}
+    keyring.prune(made + dt.timedelta(days=2))
+    assert lineage.legible() == {"new", "of nobody"}
+    assert lineage.bundle("new").digest == "new"
+    for digest in ("old", "mixed"):
+        with pytest.raises(LineageError, match="a key that names them was thrown away"):
+            lineage.bundle(digest)
+
+
 def test_the_file_names_nobody_and_keeps_nothing_erased(tmp_path: Path) -> None:
     keyring = Keyring.ephemeral()
     lineage = Lineage(tmp_path / "lineage.db", keyring)

@@ -152,6 +152,18 @@ def test_a_bundle_of_which_nothing_is_known_may_hold_anybody(
     assert {bundle.tier for bundle in done.bundles} == {"crm", "fused", "popular"}
 
 
+def test_a_bundle_whose_members_nobody_can_name_any_more_gets_the_deadline(
+    ledger: Ledger, bundles: Path
+) -> None:
+    lineage_of(bundles, {tier: [("customer", "c1")] for tier in digests(bundles)})
+    keyring = Keyring.open(bundles.parent / "keys.json")
+    keyring.rotate(keyring.newest_at + DAY)
+    keyring.prune(keyring.newest_at + DAY)
+    lineage = Lineage(bundles.parent / "lineage.db", Keyring.open(bundles.parent / "keys.json"))
+    done = withdraw(ledger, "c1", kind="customer", source=Source.CRM, at=NOW, bundles=[(bundles, lineage)])
+    assert {bundle.tier for bundle in done.bundles} == {"crm", "fused", "popular"}
+
+
 def test_running_it_again_changes_nothing(ledger: Ledger, bundles: Path) -> None:
     for attempt in range(2):
         done = withdraw(ledger, "c1", kind="customer", source=Source.CRM, at=NOW, bundles=[(bundles, None)])

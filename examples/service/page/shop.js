@@ -102,7 +102,7 @@ async function link() {
   if (!page.loggedIn) return;
   const { visitor_id, customer_id } = page.person;
   const { linked } = await call("POST", "/links", { visitor_id, customer_id });
-  note(linked ? "Login noted: visitor and customer are one." : "Login not noted: both permissions are needed.", linked ? "yes" : "no");
+  note(linked ? "Login noted: visitor and customer are one." : "Not joined: that takes both permissions, and a browser on which no other login was noted.", linked ? "yes" : "no");
 }
 
 /** The page sends every click, as a careless shop would. Whether it is kept, the ledger says. */

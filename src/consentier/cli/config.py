@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from consentier.cli.options import AsJson, ConfigPath, ReplaceFile
-from consentier.cli.output import note, print_json, say
+from consentier.cli.output import note, print_json, say, written_beside
 
 _SCHEMA_FILE = "consentier.schema.json"
 
@@ -21,14 +21,13 @@ def init(
 ) -> None:
     """Write a configuration to begin with, every field with its meaning; and a schema for editors."""
     from consentier.training.config_file import config_schema, config_template
-    from consentier.writing import whole_file
 
     schema = path.with_name(_SCHEMA_FILE)
     if path.exists() and not force:
         raise FileExistsError(f"{path}: there is a file already; use --force to replace it")
-    with whole_file(schema) as beside:
+    with written_beside(schema) as beside:
         beside.write_text(json.dumps(config_schema(), indent=2) + "\n", "utf-8")
-    with whole_file(path) as beside:
+    with written_beside(path) as beside:
         beside.write_text(config_template(f"./{_SCHEMA_FILE}"), "utf-8")
     say(f"written to {path}, and {schema} for editors that complete and check TOML")
     note(f"next: edit it, then: consentier config check {path}")

@@ -13,13 +13,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from consentier.cli.ledgers import LedgerUrl
-from consentier.cli.options import AsJson, At, ConfigPath, Kind, KindOption, KnownAt, RestrictedPath
+from consentier.cli.ledgers import LedgerUrl, ledger_at
+from consentier.cli.options import (
+    AsJson,
+    At,
+    ConfigPath,
+    Kind,
+    KindOption,
+    KnownAt,
+    LifetimesPath,
+    ReceivedAt,
+    RestrictedPath,
+    WithdrawnAt,
+)
 from consentier.cli.output import CHECK_FAILED, note, print_json, print_table, say, short, written_beside
-from consentier.consent import ConsentRecord, Ledger, Source, read_signal
-from consentier.errors import DataError, LedgerError
+from consentier.consent import ConsentRecord, Ledger, Source
+from consentier.consent.chain import head_bytes
+from consentier.consent.signals import SIGNALS, read_signal
+from consentier.errors import AuditError, DataError, LedgerError
 
 if TYPE_CHECKING:
+    from consentier.training.lineage import Lineage
     from consentier.training.withdrawal import ProfileStore
 
 Subject = Annotated[str, typer.Argument(metavar="SUBJECT", help="Id of the visitor or customer.")]
@@ -76,24 +90,32 @@ def record_signal(
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="NAME=VALUE", help="A setting of the kind; may be given several times."
+            "--set",
+            metavar="NAME=VALUE",
+            help="A setting of the kind, as text or JSON, longest_delay in seconds; may be given several "
+            "times.",
         ),
     ] = None,
-    at: At = None,
+    at: ReceivedAt = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read one consent signal and append what it says to the ledger.
+    """Read one consent signal and append what it says to the ledger, which is made if it is missing.
 
     A signal that cannot be read is recorded as a denial, with the reason.
     """
-    records = read_signal(
-        kind,
-        _payload(payload),
-        subject_id=subject,
-        subject_kind=subject_kind.value,
-        received_at=_instant(at),
-        **_settings(settings or []),
-    )
+    try:
+        records = read_signal(
+            kind,
+            _payload(kind, payload),
+            subject_id=subject,
+            subject_kind=subject_kind.value,
+            received_at=_instant(at),
+            **_settings(settings or []),
+        )
+    except TypeError as error:
+        raise DataError(
+            f"--set: {error} (write a text that looks like a number in quotes: --set 'NAME=\"2026\"')"
+        ) from error
     with Ledger.open(ledger) as opened:
         new = opened.append(records)
     if as_json:
@@ -109,11 +131,12 @@ def show(
     kind: KindOption = Kind.CUSTOMER,
     at: At = None,
     known_at: KnownAt = None,
+    lifetimes: LifetimesPath = None,
     as_json: AsJson = False,
 ) -> None:
     """Show how a subject stands at an instant, and the records that say so."""
     instant = _instant(at)
-    with Ledger.open(ledger, create=False) as opened:
+    with ledger_at(ledger, lifetimes) as opened:
         visitor, customer = (subject, None) if kind is Kind.VISITOR else (None, subject)
         found = opened.resolve(visitor_id=visitor, customer_id=customer, at=instant, known_at=known_at)
         records = opened.records_of(subject, kind=kind.value)
@@ -170,13 +193,15 @@ def withdraw(
         ),
     ] = False,
     config: ConfigPath = None,
-    at: At = None,
+    lifetimes: LifetimesPath = None,
+    at: WithdrawnAt = None,
     as_json: AsJson = False,
 ) -> None:
     """Withdraw a permission: ledger, links, profiles, and a deadline for the bundles that hold SUBJECT.
 
     From the moment of the record on every answer, delivery and training run denies. Can be run again safely.
     """
+    from consentier.training.lineage import LineageError
     from consentier.training.withdrawal import withdraw as withdraw_permission
 
     directories = bundles or []
@@ -184,20 +209,28 @@ def withdraw(
         Source.ONLINE: [_store(place) for place in online_profiles or []],
         Source.CRM: [_store(place) for place in crm_profiles or []],
     }
-    lineages = [_lineage(directory, restricted) for directory in directories]
-    with Ledger.open(ledger, create=False) as opened:
+    for directory in directories:
+        _require_directory(directory)
+    instant = _instant(at)
+    with ledger_at(ledger, lifetimes) as opened:
         stranger = not opened.records_of(subject, kind=kind.value)
-        done = withdraw_permission(
-            opened,
-            subject,
-            kind=kind.value,
-            source=Source(source.value),
-            at=_instant(at),
-            profiles=stores,
-            bundles=list(zip(directories, lineages, strict=True)),
-            deadline=dt.timedelta(days=deadline_days),
-            evidence=evidence,
-        )
+        try:
+            done = withdraw_permission(
+                opened,
+                subject,
+                kind=kind.value,
+                source=Source(source.value),
+                at=instant,
+                profiles=stores,
+                bundles=((directory, _lineage(directory, restricted)) for directory in directories),
+                deadline=dt.timedelta(days=deadline_days),
+                evidence=evidence,
+            )
+        except (AuditError, LineageError) as error:  # indexes are opened when the withdrawal is on record
+            raise DataError(
+                f"the withdrawal is recorded, but who is in the bundles cannot be read: {error}; mend that "
+                f"and run it again, at {instant.isoformat()}"
+            ) from error
     if registry:
         _tell_registry(directories, config)
     if as_json:
@@ -314,7 +347,7 @@ def restore(
 
     Without the list of --erased, what was erased after the backup is back.
     """
-    commitments = [] if erased_list is None else erased_list.read_text("utf-8").split()
+    commitments = [] if erased_list is None else _commitments(erased_list)
     with Ledger.restore(backup_file, ledger) as restored:
         again = restored.erase_again(commitments)
         say(f"{restored.position:,} entries restored, {again:,} erased again")
@@ -333,8 +366,13 @@ def lineage(
     restricted: RestrictedPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show which bundles were fitted on a subject's data."""
-    held = []
+    """Show which bundles were fitted on a subject's data.
+
+    It names the bundles of which that cannot be told: they may hold anybody.
+    """
+    from consentier.training.withdrawal import bundles_in
+
+    held, untold = [], []
     for directory in bundles:
         index = _lineage(directory, restricted)
         if index is None:
@@ -345,32 +383,42 @@ def lineage(
             {"directory": str(directory), **dataclasses.asdict(bundle)}
             for bundle in index.bundles_of(kind.value, subject)
         ]
+        told = index.legible()
+        untold += [f"{directory / each.tier}" for each in bundles_in(directory) if each.digest not in told]
+    for place in untold:
+        (note if as_json else say)(
+            f"{place}: may hold anybody: the index does not know it, or a key that named its members is gone"
+        )
     if as_json:
         print_json(_plain(held))
     elif held:
         _print_bundles(held)
     else:
-        say("no bundle holds the subject")
+        say("no other bundle holds the subject" if untold else "no bundle holds the subject")
 
 
-def _lineage(directory: Path, restricted: Path | None) -> Any:
+def _lineage(directory: Path, restricted: Path | None) -> Lineage | None:
     from consentier.training.restricted import Restricted as RestrictedDirectory
 
-    if not directory.is_dir():
-        raise DataError(f"{directory}: there is no such directory of bundles")
+    _require_directory(directory)
     place = RestrictedDirectory.beside(directory) if restricted is None else RestrictedDirectory(restricted)
     return place.lineage() if place.path.is_dir() else None
 
 
-def _store(place: str) -> ProfileStore:
-    """A store to purge. One behind a URL is opened then: if it is down, the withdrawal is recorded first."""
-    from consentier.serving.profile_opening import open_profiles
+def _require_directory(directory: Path) -> None:
+    if not directory.is_dir():
+        raise DataError(f"{directory}: there is no such directory of bundles")
 
-    return _Remote(place) if "://" in place else open_profiles(place, create=False)
+
+def _store(place: str) -> ProfileStore:
+    """A store to purge. It is opened then: if that fails, the withdrawal is on record already."""
+    if "://" not in place and not Path(place).exists():
+        raise DataError(f"profiles {place}: no such profile store: name its file, or its URL")
+    return _Unopened(place)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Remote:
+class _Unopened:
     place: str
 
     def purge(self, subject: str) -> int:
@@ -391,22 +439,33 @@ def _instant(at: dt.datetime | None) -> dt.datetime:
     return dt.datetime.now(dt.UTC) if at is None else at
 
 
-def _payload(text: str) -> object:
-    """The payload as the signal's parser wants it: JSON where it is JSON, text elsewhere."""
-    if text == "-":
-        text = sys.stdin.read()
-    elif text.startswith("@"):
-        try:
-            text = Path(text[1:]).read_text("utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{text[1:]}: is not UTF-8: {error.reason}") from error
-    text = text.strip()
-    if not text.startswith(("{", "[")):
+def _payload(kind: str, told: str) -> object:
+    """The payload as the reader of the kind wants it. What cannot be read is for that to refuse.
+
+    So JSON stays as it came: parsed here, a key that is named twice would count once.
+    """
+    raw = told.encode("utf-8", "surrogateescape")
+    if told == "-":
+        raw = sys.stdin.buffer.read()
+    elif told.startswith("@"):
+        raw = Path(told[1:]).read_bytes()
+    try:
+        text = raw.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        return raw
+    if kind not in SIGNALS or SIGNALS[kind].structured or not text.startswith("{"):
         return text
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_headers)
     except (ValueError, RecursionError):
-        return text  # what cannot be read is recorded as such
+        return text
+
+
+def _headers(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    headers = dict(pairs)
+    if len(headers) != len(pairs):
+        raise ValueError("a header is named twice")
+    return headers
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:
@@ -417,16 +476,39 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
             raise DataError(f"--set {pair!r}: write NAME=VALUE")
         try:
             settings[name] = json.loads(value)
-        except ValueError:
+            if name == "longest_delay":
+                settings[name] = dt.timedelta(seconds=settings[name])
+        except OverflowError as error:
+            raise DataError(f"--set {pair!r}: no such length of time: {error}") from error
+        except (ValueError, RecursionError):
             settings[name] = value
     return settings
 
 
+def _commitments(path: Path) -> list[str]:
+    """What a list of erased entries holds, checked before anything is restored that it must take back."""
+    commitments = path.read_text("utf-8", "replace").split()
+    for number, commitment in enumerate(commitments, start=1):
+        try:
+            head_bytes(commitment)
+        except ValueError as error:
+            raise DataError(
+                f"{path}: entry {number}: {error}; name what 'consent erased' wrote. Nothing was restored"
+            ) from error
+    return commitments
+
+
 def _anchor(text: str) -> tuple[int, str]:
     position, _, head = text.partition(":")
-    if not position.isdigit() or not head.startswith("sha256:"):
-        raise LedgerError(f"--anchor {text!r}: write what 'consent verify' printed, POSITION:sha256:…")
-    return int(position), head
+    try:
+        head_bytes(head)
+        if not (position.isascii() and position.isdigit()):
+            raise ValueError(f"{position!r} is no position")
+        return int(position), head
+    except ValueError as error:
+        raise LedgerError(
+            f"--anchor {text!r}: write what 'consent verify' printed, POSITION:sha256:…"
+        ) from error
 
 
 def _shown(record: ConsentRecord) -> dict[str, Any]:

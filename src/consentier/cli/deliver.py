@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from consentier.cli.ledgers import DataForLedger, OptionalLedgerUrl, ledger_from
-from consentier.cli.options import AsJson, At, PolicyPath, TableName
+from consentier.cli.options import AsJson, At, LifetimesPath, PolicyPath, TableName
 from consentier.cli.output import place_of, print_json, print_table, say
 from consentier.consent import Policy
 
@@ -30,6 +30,7 @@ def deliver(
     data: DataForLedger = None,
     table: TableName = None,
     policy: PolicyPath = None,
+    lifetimes: LifetimesPath = None,
     at: At = None,
     as_json: AsJson = False,
 ) -> None:
@@ -43,7 +44,7 @@ def deliver(
 
     if not bundles.is_dir():
         raise typer.BadParameter(f"{bundles} is no directory", param_hint="'--bundles'")
-    with ledger_from(ledger, data) as opened:
+    with ledger_from(ledger, data, lifetimes) as opened:
         summary = deliver_file(
             place_of(recommendations, table),
             opened,

@@ -16,6 +16,7 @@ from consentier.cli.options import (
     BundlesPath,
     ConfigPath,
     Cutoff,
+    LifetimesPath,
     OnBadRowsOption,
     PolicyPath,
     ShopData,
@@ -34,11 +35,13 @@ def drift(
     cutoff: Cutoff = None,
     policy: PolicyPath = None,
     ledger: TrainingLedgerUrl = None,
+    lifetimes: LifetimesPath = None,
     on_bad_rows: OnBadRowsOption = BadRows.ERROR,
     as_json: AsJson = False,
 ) -> None:
     """Compare today's permitted data with those of the bundles.
 
+    Permissions and rows count as of --cutoff, or now: not as of the configuration's cut-off.
     Exits with 1 if a threshold is breached; else with 4 if a bundle says nothing about its data, so that
     there is nothing to compare with.
     """
@@ -49,7 +52,7 @@ def drift(
 
     settings = load_config(config, data=data, environ=os.environ)
     shop = read_shop(data, on_bad_rows=on_bad_rows.value)
-    with ledger_for(shop, ledger) as opened:
+    with ledger_for(shop, ledger, lifetimes) as opened:
         result = compare(
             shop,
             bundles,

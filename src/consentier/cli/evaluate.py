@@ -8,8 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from consentier.cli.ledgers import TrainingLedgerUrl, opened_ledger
-from consentier.cli.options import AsJson, BadRows, ConfigPath, Cutoff, OnBadRowsOption, PolicyPath, ShopData
+from consentier.cli.ledgers import TrainingLedgerUrl, ledger_for
+from consentier.cli.options import (
+    AsJson,
+    BadRows,
+    ConfigPath,
+    Cutoff,
+    LifetimesPath,
+    OnBadRowsOption,
+    PolicyPath,
+    ShopData,
+)
 from consentier.cli.output import name_of, note, print_json, print_table, say, write_json
 from consentier.cli.settings import settings_of
 from consentier.consent import Policy
@@ -22,6 +31,7 @@ def evaluate(
     cutoff: Cutoff = None,
     policy: PolicyPath = None,
     ledger: TrainingLedgerUrl = None,
+    lifetimes: LifetimesPath = None,
     on_bad_rows: OnBadRowsOption = BadRows.ERROR,
     as_json: AsJson = False,
 ) -> None:
@@ -32,7 +42,7 @@ def evaluate(
     settings = settings_of(config, data, cutoff)
     routing = None if policy is None else Policy.load(policy)
     shop = read_shop(data, on_bad_rows=on_bad_rows.value)
-    with opened_ledger(ledger) as opened:
+    with ledger_for(shop, ledger, lifetimes) as opened:
         evaluation = evaluate_tiers(shop, settings, policy=routing, ledger=opened, name=name_of(data))
     write_json(out, evaluation)
     if as_json:

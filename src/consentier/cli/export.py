@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consentier.cli.ledgers import LedgerUrl
-from consentier.cli.options import At, KeyringPath, Kind, KindOption
+from consentier.cli.ledgers import LedgerUrl, ledger_at
+from consentier.cli.options import At, KeyringPath, Kind, KindOption, LifetimesPath, RestrictedPath
 from consentier.cli.output import print_json, write_json
 from consentier.cli.replay import keyring_beside
 from consentier.errors import DataError
@@ -41,7 +41,9 @@ def export(
         list[Path] | None,
         typer.Option("--bundles", help="A directory of bundles; may be given several times."),
     ] = None,
+    restricted: RestrictedPath = None,
     keys: KeyringPath = None,
+    lifetimes: LifetimesPath = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="The JSON file to write; by default standard output.")
     ] = None,
@@ -51,11 +53,10 @@ def export(
 
     A customer's export holds the data of devices that are lawfully linked at that instant, and of no others.
     """
-    from consentier.consent import Ledger
     from consentier.consent.keyring import Keyring
     from consentier.serving.data_subject_export import AuditLog, export_subject
 
-    with Ledger.open(ledger, create=False) as opened:
+    with ledger_at(ledger, lifetimes) as opened:
         document = export_subject(
             subject,
             kind=kind.value,
@@ -66,7 +67,7 @@ def export(
             audit=None
             if audit is None
             else AuditLog(audit, Keyring.open(keys or keyring_beside(audit), create=False)),
-            lineage=None if bundles is None else _lineage(bundles),
+            lineage=None if bundles is None else _lineage(bundles, restricted),
         )
     if out is None:
         print_json(document)
@@ -90,12 +91,17 @@ def _stores(**places: str | None) -> dict[SubjectKind, ProfileStore]:
     }
 
 
-def _lineage(directories: list[Path]) -> Lineage:
+def _lineage(directories: list[Path], restricted: Path | None) -> Lineage:
     from consentier.training.restricted import Restricted
 
-    places = [Restricted.beside(directory) for directory in directories]
-    for directory, place in zip(directories, places, strict=True):
+    if restricted is None:
+        places = [Restricted.beside(directory) for directory in directories]
+    else:
+        places = [Restricted(restricted)]
+    for place in places:
         if not place.path.is_dir():
-            raise DataError(f"{directory}: there is no lineage index beside it ({place.path})")
+            raise DataError(
+                f"{place.path}: there is no lineage index; name the trainer's --restricted directory"
+            )
     indexes = [place.lineage() for place in places]
     return lambda kind, subject: [held for index in indexes for held in index.bundles_of(kind, subject)]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consentier.cli.ledgers import LedgerUrl
-from consentier.cli.options import AsJson, KeyringPath, PolicyPath, RestrictedPath
+from consentier.cli.ledgers import LedgerUrl, ledger_at
+from consentier.cli.options import AsJson, KeyringPath, LifetimesPath, PolicyPath, RestrictedPath
 from consentier.cli.output import note, print_json, print_table, say, short
 from consentier.cli.replay import keyring_beside
 from consentier.errors import DataError
@@ -29,13 +29,14 @@ def exposure(
         bool, typer.Option("--names", help="Show ids of subjects, not their keyed digests.")
     ] = False,
     policy: PolicyPath = None,
+    lifetimes: LifetimesPath = None,
     as_json: AsJson = False,
 ) -> None:
     """List the answers and bundles that late consent records show to rest on too much.
 
     A record is late for what was decided after it took effect and before it was on the ledger.
     """
-    from consentier.consent import Ledger, Policy
+    from consentier.consent import Policy
     from consentier.consent.keyring import Keyring
     from consentier.serving.exposure import exposure as find_exposure
 
@@ -43,7 +44,7 @@ def exposure(
         raise DataError("name what to look at: --audit, --bundles or both")
     if keys is None and audit is not None:
         keys = keyring_beside(audit)
-    with Ledger.open(ledger, create=False) as opened:
+    with ledger_at(ledger, lifetimes) as opened:
         report = find_exposure(
             opened,
             # Without audit lines there is nothing that a subject's digest could be compared with.

@@ -20,6 +20,7 @@ from consentier.cli.options import (
     EngineOption,
     Kind,
     KindOption,
+    LifetimesPath,
     MasterUrl,
     OnBadRowsOption,
     RestrictedPath,
@@ -27,6 +28,7 @@ from consentier.cli.options import (
 from consentier.cli.output import note, print_json, print_table, say, short
 from consentier.cli.spark import require_no_master, spark_shop
 from consentier.consent import Policy
+from consentier.errors import DataError
 
 if TYPE_CHECKING:
     from consentier.training.forget import Subject
@@ -52,6 +54,7 @@ def forget(
     kind: KindOption = Kind.CUSTOMER,
     restricted: RestrictedPath = None,
     ledger: TrainingLedgerUrl = None,
+    lifetimes: LifetimesPath = None,
     policy: Annotated[
         Path | None,
         typer.Option(
@@ -82,6 +85,11 @@ def forget(
     if (bundles / "manifest.json").is_file():
         out = bundles.absolute().parent
         tiers = [tier for tier in TRAINED_TIERS if tier == bundles.absolute().name]
+        if not tiers:
+            raise DataError(
+                f"{bundles}: the bundle lies under no tier's name, so nothing is kept by which it could "
+                "forget: name the directory that 'consentier train' wrote"
+            )
     settings = load_config(config, data=data, environ=os.environ)
     chosen: list[Subject] = [(kind.value, subject) for subject in subjects]
     place = Restricted.beside(out) if restricted is None else Restricted(restricted.absolute())
@@ -90,7 +98,7 @@ def forget(
         session, tables = spark_shop(data, master, on_bad_rows)
         from consentier.training.spark_forgetting import forget_on_spark
 
-        with opened_ledger(ledger) as opened:
+        with opened_ledger(ledger, lifetimes) as opened:
             result = forget_on_spark(session, tables, chosen, out, place, ledger=opened, **run)
     else:
         require_no_master(master)
@@ -98,7 +106,7 @@ def forget(
         from consentier.training.forget import forget as forget_in_bundles
 
         shop = read_shop(data, on_bad_rows=on_bad_rows.value)
-        with opened_ledger(ledger) as opened:
+        with opened_ledger(ledger, lifetimes) as opened:
             result = forget_in_bundles(shop, chosen, out, place, ledger=opened, **run)
     registered = []
     if has_store(settings.tracking, out):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consentier.consent import Ledger
+from consentier.consent import Ledger, Lifetimes
 
 if TYPE_CHECKING:
     from consentier.features.tables import ShopTables
@@ -18,8 +19,10 @@ __all__ = [
     "LedgerUrl",
     "OptionalLedgerUrl",
     "TrainingLedgerUrl",
+    "ledger_at",
     "ledger_for",
     "ledger_from",
+    "lifetimes_in",
     "opened_ledger",
 ]
 
@@ -49,32 +52,50 @@ TrainingLedgerUrl = Annotated[
 
 
 @contextlib.contextmanager
-def ledger_from(url: str | None, data: str | None) -> Iterator[Ledger]:
-    """The ledger at a URL, or that of a shop's tables."""
+def ledger_from(url: str | None, data: str | None, lifetimes: Path | None) -> Iterator[Ledger]:
+    """The ledger at a URL, or that of a shop's tables; under a file's rules on how old grants may grow."""
     if (url is None) == (data is None):
         raise typer.BadParameter("name the ledger by --ledger URL, or the shop's tables by --data DATA")
     if url is not None:
-        with Ledger.open(url, create=False) as opened:
+        with ledger_at(url, lifetimes) as opened:
             yield opened
         return
     from consentier.features.tables import read_shop
 
-    with ledger_for(read_shop(str(data)), None) as opened:
+    with ledger_for(read_shop(str(data)), None, lifetimes) as opened:
         yield opened
 
 
-def opened_ledger(url: str | None) -> contextlib.AbstractContextManager[Ledger | None]:
+def ledger_at(url: str, lifetimes: Path | None) -> Ledger:
+    """The ledger at a URL, for reading."""
+    return Ledger.open(url, create=False, lifetimes=lifetimes_in(lifetimes))
+
+
+def opened_ledger(
+    url: str | None, lifetimes: Path | None
+) -> contextlib.AbstractContextManager[Ledger | None]:
     """The ledger at a URL, if one is named."""
-    return contextlib.nullcontext() if url is None else Ledger.open(url, create=False)
+    if url is not None:
+        return ledger_at(url, lifetimes)
+    if lifetimes is not None:
+        raise typer.BadParameter(
+            "here --lifetimes needs --ledger: the tables of DATA are read under the default rules"
+        )
+    return contextlib.nullcontext()
 
 
 @contextlib.contextmanager
-def ledger_for(shop: ShopTables, url: str | None) -> Iterator[Ledger]:
+def ledger_for(shop: ShopTables, url: str | None, lifetimes: Path | None) -> Iterator[Ledger]:
     """The ledger at a URL, or else that of the shop's own tables."""
     if url is not None:
-        with Ledger.open(url, create=False) as opened:
+        with ledger_at(url, lifetimes) as opened:
             yield opened
         return
     from consentier.features.gate import ledger_of
 
-    yield ledger_of(shop)
+    yield ledger_of(shop, lifetimes_in(lifetimes))
+
+
+def lifetimes_in(path: Path | None) -> Lifetimes | None:
+    """The rules of a file on how old grants may grow, if one is named."""
+    return None if path is None else Lifetimes.load(path)

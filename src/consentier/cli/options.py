@@ -6,13 +6,14 @@ import datetime as dt
 import enum
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from consentier.consent import Tier
 
 __all__ = [
+    "AgesAt",
     "AsJson",
     "At",
     "BadRows",
@@ -30,6 +31,7 @@ __all__ = [
     "OnBadRowsOption",
     "PersonTier",
     "PolicyPath",
+    "ReceivedAt",
     "ReplaceFile",
     "ReplaceOut",
     "RestrictedPath",
@@ -38,6 +40,7 @@ __all__ = [
     "TableName",
     "TierChoice",
     "TiersToTrain",
+    "WithdrawnAt",
     "chosen_tiers",
 ]
 
@@ -93,6 +96,10 @@ def _instant(text: str) -> dt.datetime:
     return instant.replace(tzinfo=dt.UTC) if instant.tzinfo is None else instant.astimezone(dt.UTC)
 
 
+def _time(name: str, meaning: str) -> Any:
+    return typer.Option(name, parser=_instant, metavar="TIME", help=meaning)
+
+
 ShopData = Annotated[
     str, typer.Argument(metavar="DATA", help="Directory of the shop's tables, or the URL of a database.")
 ]
@@ -134,11 +141,9 @@ TableName = Annotated[
 ]
 Cutoff = Annotated[
     dt.datetime | None,
-    typer.Option(
+    _time(
         "--cutoff",
-        parser=_instant,
-        metavar="TIME",
-        help="Training cut-off, ISO 8601, in UTC unless it says otherwise; overrides the configuration.",
+        "Training cut-off, ISO 8601, in UTC unless it says otherwise; overrides the configuration.",
     ),
 ]
 EngineOption = Annotated[
@@ -159,21 +164,23 @@ KindOption = Annotated[
 ]
 At = Annotated[
     dt.datetime | None,
-    typer.Option(
-        "--at",
-        parser=_instant,
-        metavar="TIME",
-        help="The instant whose permissions and histories count, ISO 8601. By default now.",
-    ),
+    _time("--at", "The instant whose permissions and histories count, ISO 8601. By default now."),
+]
+ReceivedAt = Annotated[
+    dt.datetime | None,
+    _time("--at", "When the signal was received, ISO 8601: a grant takes effect then. By default now."),
+]
+WithdrawnAt = Annotated[
+    dt.datetime | None,
+    _time("--at", "When it was withdrawn, ISO 8601: the permission ends then. By default now."),
+]
+AgesAt = Annotated[
+    dt.datetime | None,
+    _time("--at", "The instant at which ages and deadlines are looked at, ISO 8601. By default now."),
 ]
 KnownAt = Annotated[
     dt.datetime | None,
-    typer.Option(
-        "--known-at",
-        parser=_instant,
-        metavar="TIME",
-        help="Use only what had been recorded by then, ISO 8601. By default all.",
-    ),
+    _time("--known-at", "Use only what had been recorded by then, ISO 8601. By default all."),
 ]
 OnBadRowsOption = Annotated[
     BadRows,

@@ -17,6 +17,7 @@ from consentier.cli.options import (
     AsJson,
     At,
     ConfigPath,
+    LifetimesPath,
     PolicyPath,
     RestrictedPath,
     TierChoice,
@@ -58,6 +59,7 @@ def promote(
     data: DataForLedger = None,
     config: ConfigPath = None,
     policy: PolicyPath = None,
+    lifetimes: LifetimesPath = None,
     restricted: RestrictedPath = None,
     max_latency: Annotated[
         float | None,
@@ -88,7 +90,7 @@ def promote(
         wanted = [each for each in wanted if registry.aliased(each, CHALLENGER) is not None]
     if not wanted:
         raise DataError("no version is registered; 'consentier train' registers each bundle that it writes")
-    with ledger_from(ledger, data) as opened:
+    with ledger_from(ledger, data, lifetimes) as opened:
         results = [
             promote_tier(
                 registry,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from consentier.cli.ledgers import DataForLedger, OptionalLedgerUrl, ledger_from
-from consentier.cli.options import AsJson, At, BundlesPath, PolicyPath, RulesPath
+from consentier.cli.options import AsJson, At, BundlesPath, LifetimesPath, PolicyPath, RulesPath
 from consentier.cli.output import note, print_json, print_table, say, short
 from consentier.consent import Channel, Permission
 from consentier.models.attribute_encoding import AttributeValue
@@ -92,6 +92,7 @@ def recommend(
     ledger: OptionalLedgerUrl = None,
     data: DataForLedger = None,
     policy: PolicyPath = None,
+    lifetimes: LifetimesPath = None,
     at: At = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say why each item is in the list.")] = False,
     as_json: AsJson = False,
@@ -121,7 +122,8 @@ def recommend(
         explain=explain,
     )
     # Missing tiers are reported below, and in the answer.
-    asked = contextlib.nullcontext() if ledger is None and data is None else ledger_from(ledger, data)
+    nobody = ledger is None and data is None
+    asked = contextlib.nullcontext() if nobody else ledger_from(ledger, data, lifetimes)
     with asked as opened:
         recommender = Recommender.load(
             bundles,

@@ -9,14 +9,14 @@ from typing import Annotated
 
 import typer
 
-from consentier.cli.options import AsJson, At
+from consentier.cli.options import AgesAt, AsJson
 from consentier.cli.output import print_json, print_table, say
 
 
 def retention(
     schedule: Annotated[Path, typer.Argument(metavar="FILE", help="The schedule (TOML).")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
-    at: At = None,
+    at: AgesAt = None,
     as_json: AsJson = False,
 ) -> None:
     """Delete tables' rows, profiles, audit lines, outcomes, files, runs, bundles and keys as a schedule says.

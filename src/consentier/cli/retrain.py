@@ -16,6 +16,7 @@ from consentier.cli.options import (
     Cutoff,
     EngineChoice,
     EngineOption,
+    LifetimesPath,
     MasterUrl,
     OnBadRowsOption,
     PolicyPath,
@@ -43,6 +44,7 @@ def retrain(
     cutoff: Cutoff = None,
     policy: PolicyPath = None,
     ledger: TrainingLedgerUrl = None,
+    lifetimes: LifetimesPath = None,
     restricted: RestrictedPath = None,
     on_bad_rows: OnBadRowsOption = BadRows.ERROR,
     engine: EngineOption = EngineChoice.EMBEDDED,
@@ -63,10 +65,10 @@ def retrain(
         "policy": None if policy is None else Policy.load(policy),
     }
     if engine is EngineChoice.SPARK:
-        result = _on_spark(data, settings, bundles, place, on_bad_rows, master, ledger, run)
+        result = _on_spark(data, settings, bundles, place, on_bad_rows, master, ledger, lifetimes, run)
     else:
         require_no_master(master)
-        result = _embedded(data, settings, bundles, place, on_bad_rows, ledger, run)
+        result = _embedded(data, settings, bundles, place, on_bad_rows, ledger, lifetimes, run)
     if as_json:
         told = dataclasses.asdict(result)
         print_json({**told, "training": {**told["training"], "out": str(bundles)}})
@@ -99,13 +101,14 @@ def _embedded(
     restricted: Restricted,
     on_bad_rows: BadRows,
     ledger: str | None,
+    lifetimes: Path | None,
     run: Mapping[str, Any],
 ) -> RetrainResult:
     from consentier.features.tables import read_shop
     from consentier.training.retrain import retrain as retrain_bundles
 
     shop = read_shop(data, on_bad_rows=on_bad_rows.value)
-    with ledger_for(shop, ledger) as opened:
+    with ledger_for(shop, ledger, lifetimes) as opened:
         return retrain_bundles(shop, settings, bundles, restricted, ledger=opened, name=name_of(data), **run)
 
 
@@ -117,10 +120,11 @@ def _on_spark(
     on_bad_rows: BadRows,
     master: str | None,
     ledger: str | None,
+    lifetimes: Path | None,
     run: Mapping[str, Any],
 ) -> RetrainResult:
     session, shop = spark_shop(data, master, on_bad_rows)
     from consentier.training.spark_retraining import retrain_on_spark
 
-    with opened_ledger(ledger) as opened:
+    with opened_ledger(ledger, lifetimes) as opened:
         return retrain_on_spark(session, shop, settings, bundles, restricted, ledger=opened, **run)

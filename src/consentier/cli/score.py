@@ -17,6 +17,7 @@ from consentier.cli.options import (
     BundlesPath,
     EngineChoice,
     EngineOption,
+    LifetimesPath,
     MasterUrl,
     OnBadRowsOption,
     PolicyPath,
@@ -61,6 +62,7 @@ def score(
     ] = None,
     policy: PolicyPath = None,
     ledger: TrainingLedgerUrl = None,
+    lifetimes: LifetimesPath = None,
     at: At = None,
     on_bad_rows: OnBadRowsOption = BadRows.ERROR,
     engine: EngineOption = EngineChoice.EMBEDDED,
@@ -107,12 +109,12 @@ def score(
         session, tables = spark_shop(data, master, on_bad_rows)
         from consentier.serving.spark_batch import score_on_spark
 
-        with opened_ledger(ledger) as opened:
+        with opened_ledger(ledger, lifetimes) as opened:
             summary = score_on_spark(session, tables, bundles, out=Path(out), ledger=opened, **asked)
     else:
         require_no_master(master)
         shown = place = place_of(out, table)
-        summary = _embedded(data, bundles, place, on_bad_rows, workers, ledger, asked)
+        summary = _embedded(data, bundles, place, on_bad_rows, workers, ledger, lifetimes, asked)
     if as_json:
         told = dataclasses.asdict(summary)
         print_json({"out": str(shown), **told, "at": summary.at.isoformat()})
@@ -130,6 +132,7 @@ def _embedded(
     on_bad_rows: BadRows,
     workers: int | None,
     ledger: str | None,
+    lifetimes: Path | None,
     asked: dict[str, Any],
 ) -> BatchSummary:
     from consentier.features.tables import read_shop
@@ -144,5 +147,7 @@ def _embedded(
     )
     warn_of_problems(recommender)
     with contextlib.ExitStack() as stack:
-        opened = None if ledger is None else stack.enter_context(ledger_for(shop, ledger))
+        opened = None  # the entries of the tables, as they are
+        if ledger is not None or lifetimes is not None:
+            opened = stack.enter_context(ledger_for(shop, ledger, lifetimes))
         return score_customers(shop, recommender, opened, out=place, workers=workers, **asked)

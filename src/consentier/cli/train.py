@@ -17,6 +17,7 @@ from consentier.cli.options import (
     Cutoff,
     EngineChoice,
     EngineOption,
+    LifetimesPath,
     MasterUrl,
     OnBadRowsOption,
     PolicyPath,
@@ -42,6 +43,7 @@ def train(
     cutoff: Cutoff = None,
     policy: PolicyPath = None,
     ledger: TrainingLedgerUrl = None,
+    lifetimes: LifetimesPath = None,
     restricted: Annotated[
         Path | None,
         typer.Option(
@@ -63,10 +65,10 @@ def train(
         "force": force,
     }
     if engine is EngineChoice.SPARK:
-        result = _on_spark(data, settings, out, restricted, on_bad_rows, master, ledger, run)
+        result = _on_spark(data, settings, out, restricted, on_bad_rows, master, ledger, lifetimes, run)
     else:
         require_no_master(master)
-        result = _embedded(data, settings, out, restricted, on_bad_rows, ledger, run)
+        result = _embedded(data, settings, out, restricted, on_bad_rows, ledger, lifetimes, run)
     if as_json:
         print_json({**dataclasses.asdict(result), "out": str(result.out)})
         return
@@ -81,6 +83,7 @@ def _embedded(
     restricted: Path | None,
     on_bad_rows: BadRows,
     ledger: str | None,
+    lifetimes: Path | None,
     run: Mapping[str, Any],
 ) -> TrainingResult:
     from consentier.features.tables import read_shop
@@ -90,7 +93,7 @@ def _embedded(
     shop = read_shop(data, on_bad_rows=on_bad_rows.value)
     _warn_of_dropped(shop.report.failures)
     place = Restricted.beside(out) if restricted is None else Restricted(restricted)
-    with ledger_for(shop, ledger) as opened:
+    with ledger_for(shop, ledger, lifetimes) as opened:
         return train_bundles(shop, settings, out, ledger=opened, restricted=place, name=name_of(data), **run)
 
 
@@ -102,6 +105,7 @@ def _on_spark(
     on_bad_rows: BadRows,
     master: str | None,
     ledger: str | None,
+    lifetimes: Path | None,
     run: Mapping[str, Any],
 ) -> TrainingResult:
     session, shop = spark_shop(data, master, on_bad_rows)
@@ -109,7 +113,7 @@ def _on_spark(
     from consentier.training.spark_training import train_on_spark
 
     place = Restricted.beside(out) if restricted is None else Restricted(restricted.absolute())
-    with opened_ledger(ledger) as opened:
+    with opened_ledger(ledger, lifetimes) as opened:
         return train_on_spark(session, shop, settings, out, ledger=opened, restricted=place, **run)
 
 

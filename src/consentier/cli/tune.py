@@ -15,6 +15,7 @@ from consentier.cli.options import (
     BadRows,
     ConfigPath,
     Cutoff,
+    LifetimesPath,
     OnBadRowsOption,
     PersonTier,
     PolicyPath,
@@ -68,6 +69,7 @@ def tune(
     ] = None,
     policy: PolicyPath = None,
     ledger: TrainingLedgerUrl = None,
+    lifetimes: LifetimesPath = None,
     on_bad_rows: OnBadRowsOption = BadRows.ERROR,
     force: ReplaceFile = False,
     as_json: AsJson = False,
@@ -86,7 +88,7 @@ def tune(
         settings = settings.with_cutoff(cutoff)
     wanted = {Tier(each.value) for each in tier or PersonTier}
     shop = read_shop(data, on_bad_rows=on_bad_rows.value)
-    with ledger_for(shop, ledger) as opened:
+    with ledger_for(shop, ledger, lifetimes) as opened:
         result = search(
             shop,
             settings,

@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from consentier.cli.options import AsJson, BadRows, ConfigPath, Cutoff, OnBadRowsOption, PolicyPath, ShopData
+from consentier.cli.ledgers import lifetimes_in
+from consentier.cli.options import (
+    AsJson,
+    BadRows,
+    ConfigPath,
+    Cutoff,
+    LifetimesPath,
+    OnBadRowsOption,
+    PolicyPath,
+    ShopData,
+)
 from consentier.cli.output import name_of, print_json, print_table, say, write_json
 from consentier.cli.settings import settings_of
 from consentier.consent import Policy
@@ -39,6 +49,7 @@ def worth(
     config: ConfigPath = None,
     cutoff: Cutoff = None,
     policy: PolicyPath = None,
+    lifetimes: LifetimesPath = None,
     on_bad_rows: OnBadRowsOption = BadRows.ERROR,
     as_json: AsJson = False,
 ) -> None:
@@ -54,6 +65,7 @@ def worth(
         read_shop(data, on_bad_rows=on_bad_rows.value),
         settings,
         policy=routing,
+        lifetimes=lifetimes_in(lifetimes),
         name=name_of(data),
         minimum_group=min_group,
         every=every.value,

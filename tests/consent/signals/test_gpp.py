@@ -281,6 +281,13 @@ def test_a_refusal_that_is_lost_would_be_noticed(broken: Break) -> None:
 
 ALL = {"online", "ads", "fusion", "model"}
 
+NEW_NATIONAL = encode_bits(f"{2:06b}" + "".join(f"{value:02b}" for value in [2] * 24 + [0] * 8))
+"""A national section in its second version, whose last fields say nothing."""
+
+
+def test_the_national_section_is_read_in_its_second_version() -> None:
+    assert read(header([7]) + "~" + NEW_NATIONAL) == []
+
 
 @pytest.mark.parametrize(
     ("text", "reason"),
@@ -299,6 +306,9 @@ ALL = {"online", "ads", "fusion", "model"}
         (header([24]) + "~BVVVVVVVVA", "section 24 is none that can be read"),
         (header([9]) + "~" + us_section(9, [2] * 17, US_FIELDS[9], None).text[:-1], "ends within"),
         (header([9]) + "~C" + us_section(9, [2] * 17, US_FIELDS[9], None).text[1:], "version 2"),
+        # Of the national section's newer version, cut to where the older layout ends.
+        (header([7]) + "~" + NEW_NATIONAL[:11], "version 2"),
+        (header([7]) + "~" + NEW_NATIONAL[:10], "version 2"),
         (header([9]) + "~" + us_section(9, [3] * 17, US_FIELDS[9], None).text, "may not have"),
         (header([9]) + "~" + us_section(9, [2] * 17, US_FIELDS[9], None).text + "B", "goes on"),
         (

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from platform_signals import GRANTING, RECEIVED, altered, granted, read
 
-from consentier.consent import ConsentRecord
+from consentier.consent import ConsentRecord, Ledger
 from consentier.consent.signals import onetrust, read_signal, salesforce, usercentrics
 
 BEFORE = RECEIVED - dt.timedelta(minutes=50)
+HOUR = dt.timedelta(hours=1)
 
 # Decisions: minutes after a start, and whether the person said yes. Few instants, so that ties are common.
 DECISIONS = st.lists(st.tuples(st.integers(min_value=0, max_value=5), st.booleans()), min_size=1, max_size=6)
@@ -154,6 +155,44 @@ def test_salesforce_dates_count_where_the_shop_relies_on_them() -> None:
     assert {(record.state, record.valid_from) for record in records} == {("granted", confirmed)}
 
 
+def permitted(records: list[ConsentRecord]) -> bool:
+    """Whether a ledger of some records holds the CRM permission after the last of them was received."""
+    asked_at = max(each.recorded_at for each in records) + HOUR
+    return Ledger(records).resolve(customer_id="c-1", at=asked_at).crm
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"PrivacyConsentStatus": "OptOut"},
+        {"PrivacyConsentStatus": "OptOut", "CaptureDate": "2026-03-01T10:04:00Z"},
+        {"PrivacyConsentStatus": "OptOut", "CaptureDate": None, "DoubleConsentCaptureDate": None},
+        {"EffectiveTo": "2026-03-01T10:01:00Z"},
+        {"DataUsePurposeId": "another"},
+    ],
+    ids=["same dates", "captured before it was confirmed", "no dates", "ended before", "another purpose"],
+)
+@pytest.mark.parametrize("gone", [False, True])
+def test_an_opt_out_of_a_relied_on_salesforce_row_is_heard(change: dict[str, Any], gone: bool) -> None:
+    """The grant was dated by the row, to when it was confirmed. The opt-out counts, whatever its dates."""
+    row = GRANTING["salesforce"].payload["records"][0]
+    old = {**row, "PrivacyConsentStatus": "OptOut", "CaptureDate": "2026-01-01T10:00:00Z",
+           "EffectiveFrom": None, "DoubleConsentCaptureDate": None}  # fmt: skip
+    told = [[old, row], [old] if gone else [old, {**row, **change}]]
+    records: list[ConsentRecord] = []
+    for number, (rows, expected) in enumerate(zip(told, (True, False), strict=True)):
+        records += read_signal(
+            "salesforce",
+            rows,
+            subject_id="c-1",
+            subject_kind="customer",
+            received_at=RECEIVED + number * HOUR,
+            rely_on_capture_dates=True,
+            **GRANTING["salesforce"].settings,
+        )
+        assert permitted(records) == expected
+
+
 @pytest.mark.parametrize(
     ("start", "end", "in_force"),
     [
@@ -263,6 +302,101 @@ def test_an_old_onetrust_receipt_grants_only_where_its_date_is_relied_on() -> No
     assert _onetrust(payload) == []
     records = _onetrust(payload, rely_on_interaction_dates=True)
     assert {(record.state, record.valid_from) for record in records} == {("granted", old)}
+
+
+def receipt(interaction: str | None, consent: str | None, /, **transactions: str) -> dict[str, Any]:
+    """A receipt with its two dates, as times of the day, and what it says on purposes a, b, c."""
+    dates = {
+        name: f"2026-06-01T{time}:00Z"
+        for name, time in (("interactionDate", interaction), ("consentDate", consent))
+        if time is not None
+    }
+    purposes = [{"Id": name, "TransactionType": kind} for name, kind in transactions.items()]
+    return {**dates, "purposes": purposes}
+
+
+CONFIRMED, WITHDRAWN = "CONFIRMED", "WITHDRAWN"
+GIVEN = receipt("10:05", "10:00", a=CONFIRMED, b=CONFIRMED)
+
+
+@pytest.mark.parametrize(
+    ("granting", "refusing"),
+    [
+        # The receipt of the withdrawal repeats the day of the consent, to which the grant was not dated.
+        (
+            GIVEN,
+            receipt("11:00", "10:00", a=WITHDRAWN, b=CONFIRMED),
+        ),
+        # It has no other date.
+        (
+            GIVEN,
+            receipt(None, "10:00", a=WITHDRAWN, b=CONFIRMED),
+        ),
+        # It was withdrawn before another purpose was confirmed, which is when the grant began.
+        (
+            [receipt("10:00", None, a=CONFIRMED), receipt("11:00", None, b=CONFIRMED)],
+            [receipt("10:30", None, a=WITHDRAWN), receipt("11:00", None, b=CONFIRMED)],
+        ),
+        # The same, where the receipt does not list the other.
+        (
+            [receipt("10:00", None, a=CONFIRMED), receipt("11:00", None, b=CONFIRMED)],
+            receipt("10:30", None, a=WITHDRAWN),
+        ),
+        # What governs is dated before what it outdates.
+        (
+            receipt("11:00", "10:00", a=CONFIRMED, b=CONFIRMED),
+            [
+                receipt("11:00", "10:00", a=CONFIRMED, b=CONFIRMED),
+                receipt("10:30", None, a=WITHDRAWN),
+            ],
+        ),
+        # Withdrawn by its date, earlier than the interaction.
+        (
+            GIVEN,
+            {**GIVEN, "withdrawnDate": "2026-06-01T10:02:00Z"},
+        ),
+        # A purpose that the settings do not know.
+        (GIVEN, receipt("11:00", "10:00", c=WITHDRAWN)),
+    ],
+)
+def test_a_withdrawal_of_relied_on_onetrust_receipts_is_heard(granting: Any, refusing: Any) -> None:
+    """The grant was dated by its receipts; whatever dates the withdrawal bears, it outdates the grant."""
+    records: list[ConsentRecord] = []
+    for number, (payload, expected) in enumerate(((granting, True), (refusing, False))):
+        records += read_signal(
+            "onetrust",
+            payload,
+            subject_id="c-1",
+            subject_kind="customer",
+            received_at=RECEIVED + number * HOUR,
+            rely_on_interaction_dates=True,
+            purposes={"crm": ["a", "b"]},
+        )
+        assert permitted(records) == expected
+
+
+def test_what_is_confirmed_after_a_withdrawal_counts_whenever_it_is_read() -> None:
+    """Dates are relied on to read a history late: a withdrawal reaches no further than its receipts do."""
+    told = (
+        receipt("10:00", None, a=CONFIRMED, b=CONFIRMED),
+        receipt("10:30", None, a=WITHDRAWN, b=CONFIRMED),
+        receipt("11:00", None, a=CONFIRMED, b=CONFIRMED),
+    )
+    for order in itertools.permutations(told):
+        records = [
+            record
+            for payload in order
+            for record in read_signal(
+                "onetrust",
+                payload,
+                subject_id="c-1",
+                subject_kind="customer",
+                received_at=RECEIVED,
+                rely_on_interaction_dates=True,
+                purposes={"crm": ["a", "b"]},
+            )
+        ]
+        assert permitted(records)
 
 
 def test_a_onetrust_history_without_dates_grants_nothing() -> None:

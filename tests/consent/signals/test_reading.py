@@ -411,6 +411,29 @@ def test_the_evidence_keeps_a_long_payload_in_part_and_its_digest_whole() -> Non
     assert evidence["raw_sha256"] == hashlib.sha256(text.encode()).hexdigest()
 
 
+@pytest.mark.parametrize(
+    "event",
+    [
+        '{"context": {"traits": {"email": "person@example.com"}}',
+        '{"email": "person@example.com", "context": {}, "context": {}}',
+        '{"email": "person@example.com", "context": "none"}',
+        b'{"email": "person@example.com", "name": "\xff"}',
+        '["person@example.com"]',
+    ],
+    ids=["cut off", "a key twice", "no object within", "no UTF-8", "no object"],
+)
+def test_of_json_that_cannot_be_read_no_text_is_kept(event: str | bytes) -> None:
+    """Nobody can tell which part of it is the consent, and the rest is about the person."""
+    records = read("segment", event, categories={"online": ["Functional"]})
+    assert states(records) == {("online", "denied")}
+    for record in records:
+        evidence = json.loads(record.evidence or "")
+        assert evidence["raw"] == ""
+        assert evidence["raw_characters"] > 0
+        assert len(evidence["raw_sha256"]) == 64
+        assert "example.com" not in (record.evidence or "")
+
+
 def test_the_records_say_by_whom_and_under_which_notice() -> None:
     (record,) = toy(GRANT, jurisdiction="DE", policy_version="2026-05")
     assert (record.collected_by, record.jurisdiction, record.policy_version) == ("toy", "DE", "2026-05")
