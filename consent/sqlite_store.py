@@ -363,7 +363,8 @@ class SqliteStore:
         if not self._path.exists():
             if not create:
                 raise LedgerError(
-                    f"ledger {self._path}: there is none; make it by Ledger.open(…, create=True)"
+                    f"ledger {self._path}: there is none; check the path, or make it by 'consentier consent "
+                    "import' or Ledger.open(…, create=True)"
                 )
             self._make_file()
         connection = self._connection()

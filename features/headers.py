@@ -15,6 +15,8 @@ __all__ = ["MOST_COLUMNS", "check_header", "folded"]
 MOST_COLUMNS = 10_000
 """Columns of a table."""
 
+_OTHER_DELIMITERS = {";": "semicolon", "\t": "tab", "|": "vertical bar"}
+
 
 def check_header(schema: TableSchema, names: Sequence[str], file: str = "") -> None:
     """Check the column names of a table.
@@ -35,6 +37,7 @@ def check_header(schema: TableSchema, names: Sequence[str], file: str = "") -> N
         raise DataError(
             f"{place}: none of its {len(names)} columns has a name of the contract: the first line must be a "
             f"header, with {', '.join(column.name for column in schema.columns if column.required)}"
+            + _delimiter_hint(names)
         )
     repeated = sorted(name for name, count in collections.Counter(names).items() if count > 1)
     if repeated:
@@ -51,6 +54,12 @@ def check_header(schema: TableSchema, names: Sequence[str], file: str = "") -> N
             )
         if near:
             raise DataError(f"{place}: column {others[near[0]]!r} must be called {column.name}: rename it")
+
+
+def _delimiter_hint(names: Sequence[str]) -> str:
+    """What to say of a header that came out as one column, because something else than a comma divides it."""
+    found = [word for sign, word in _OTHER_DELIMITERS.items() if len(names) == 1 and sign in names[0]]
+    return f". Its one column holds a {found[0]}: separate the columns by commas" if found else ""
 
 
 def _remedy(column: Column, others: Mapping[str, str], near: Sequence[str]) -> str:

@@ -56,6 +56,7 @@ __all__ = [
     "read_shop",
     "reader_of",
     "refuse_misnamed",
+    "require_directory",
     "write_tables",
 ]
 
@@ -63,6 +64,8 @@ TableFormat = Literal["parquet", "csv"]
 
 LONGEST_LINE = 1 << 20
 """Bytes. A longer line is no row of a table but a file of another kind, or a quote that was never closed."""
+
+_OTHERS_NAMED = 8
 
 _PYTHON_CHUNK_ROWS = 8_192  # rows as Python values: more of them cost time in the garbage collector
 
@@ -157,6 +160,7 @@ def _require_tables(source: Source) -> None:
         raise DataError(
             "table consents: missing table: no consents, no training. Supply consents.parquet, consents.csv "
             f"or a database table consents, one row per decision{_near_miss('consents', source.others)}"
+            + ("" if source.tables else _unread(source.others))
         )
     if "events" not in source.tables and "orders" not in source.tables:
         near = _near_miss("events", source.others) or _near_miss("orders", source.others)
@@ -192,6 +196,14 @@ def _near_miss(name: str, others: Sequence[str]) -> str:
     return f" (is {near[0]!r} meant for it?)" if near else ""
 
 
+def _unread(others: Sequence[str]) -> str:
+    """What a source without any table of the contract holds instead: exports under their own names."""
+    if not others:
+        return ". It holds nothing"
+    named = ", ".join(others[:_OTHERS_NAMED]) + (", …" if len(others) > _OTHERS_NAMED else "")
+    return f". Nothing in it has the name of a table of the data contract: {named}"
+
+
 def _columns_to_read(schema: TableSchema, names: Sequence[str]) -> list[str]:
     return [name for name in names if schema.open_columns or name in schema.column_names]
 
@@ -218,9 +230,7 @@ def open_directory(source: str, names: Collection[str] = tuple(SCHEMAS)) -> Iter
     """
     folder = Path(source)
     try:
-        if not folder.is_dir():
-            what = "is a file" if folder.exists() else "no such directory"
-            raise DataError(f"{source}: {what}: give the directory that holds the shop's tables")
+        require_directory(source)
         tables = _tables_in(folder, names)
         others = [path.name for path in folder.iterdir()]
     except OSError as error:
@@ -248,6 +258,14 @@ def _tables_in(folder: Path, names: Collection[str]) -> dict[str, Chunks]:
         if candidates:
             tables[name] = reader_of(candidates[0])
     return tables
+
+
+def require_directory(source: str) -> None:
+    """Raise `DataError` unless a source that is no URL is a directory."""
+    folder = Path(source)
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "no such directory"
+        raise DataError(f"{source}: {what}: give the directory that holds the shop's tables")
 
 
 def reader_of(path: Path) -> Chunks:

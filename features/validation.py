@@ -353,7 +353,7 @@ def _expectation(rule: Rule, column: Column | None) -> str:
 _EXPECTED = {
     ColumnType.TEXT: "text or integers (a float is no id: 12 and 12.0 would differ)",
     ColumnType.TIME: "a time from 1970 to 9999 with date and time of day, such as 2026-01-05T10:00:00Z",
-    ColumnType.NUMBER: "a finite number",
+    ColumnType.NUMBER: "a finite number, such as 1234.50",
     ColumnType.WHOLE: "an integer",
     ColumnType.FLAG: "true or false",
 }

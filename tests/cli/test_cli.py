@@ -116,6 +116,10 @@ def test_help_lists_the_commands_and_version_is_the_package_version() -> None:
         (("recommend", "--bundles", "b", "--attribute", "age"), "NAME=VALUE"),
         (("recommend", "--bundles", "b", "--permission", "all"), "permission"),
         (("train", "shop", "--out", "b", "--tier", "hybrid"), "tier"),
+        (
+            ("score", "shop", "--bundles", "b", "--channel", "email", "--out", "recs.CSV"),
+            "end the name in .parquet",
+        ),
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: tuple[str, ...], said: str) -> None:
@@ -214,6 +218,8 @@ def test_simulate_says_what_it_wrote_and_replaces_only_when_told(tmp_path: Path)
 def test_validate_counts_rows_and_fails_on_bad_ones(workshop: Workshop, tmp_path: Path) -> None:
     good = run("validate", workshop.shop, "--json")
     assert (good.code, good.json["ok"]) == (0, True)
+    (doubt,) = good.json["doubts"]
+    assert "record_ids stand for more than one decision" in doubt  # the simulator contradicts some
     assert "valid" in run("validate", workshop.shop).out
     consents = (
         "record_id,subject_id,subject_kind,permission,state,valid_from,valid_to,recorded_at\n"
@@ -224,6 +230,13 @@ def test_validate_counts_rows_and_fails_on_bad_ones(workshop: Workshop, tmp_path
         "c1,o1,1,2026-02-01T00:00:00Z,a,1,ordered\nc1,o2,1,2026-02-01T00:00:00Z,a,0,ordered\n"
     )
     (tmp_path / "consents.csv").write_text(consents)
+    (tmp_path / "orders.csv").write_text(orders.replace("c1,", "C1,").replace(",0,", ",1,"))
+    doubtful = run("validate", tmp_path)
+    assert doubtful.code == 0
+    assert "but look at table orders: none of its 1 customers has a record" in doubtful.out
+    a_file = run("validate", tmp_path / "orders.csv")
+    assert (a_file.code, a_file.out) == (2, "")
+    assert "orders.csv: is a file: give the directory" in a_file.err
     (tmp_path / "orders.csv").write_text(orders)
     stopped = run("validate", tmp_path)
     assert stopped.code == 1
@@ -397,7 +410,16 @@ def test_what_may_not_be_read_changes_no_byte_of_the_answer(workshop: Workshop) 
     )
     bare = run(*question)
     assert run(*question, *PERSON).out == bare.out
-    assert run(*question, *PERSON, "--customer-id", "c1", "--visitor-id", "v1").out == bare.out
+    named = run(*question, *PERSON, "--customer-id", "c1", "--visitor-id", "v1")
+    assert named.out == bare.out
+    assert "no ledger was asked" not in named.err
+
+
+def test_ids_without_a_ledger_are_told_of(workshop: Workshop) -> None:
+    question = ("recommend", "--bundles", workshop.bundles, "--session", "i00001", "--json")
+    named = run(*question, "--customer-id", "c1")
+    assert named.out == run(*question).out
+    assert "no ledger was asked about these ids, so nothing is permitted: add --ledger URL" in named.err
 
 
 def test_exclude_allow_and_items_with_a_comma(workshop: Workshop) -> None:

@@ -67,6 +67,26 @@ def test_a_subject_is_shown_with_the_records_that_say_so(ledger: str) -> None:
     assert "granted" in run("consent", "show", "v1", "--kind", "visitor", "--ledger", ledger, *AT).stdout
 
 
+def test_an_id_that_the_ledger_does_not_know_is_told_of(ledger: str) -> None:
+    """A withdrawal with a mistyped id would look as if it had been carried out."""
+    said = "The ledger had no record of this subject: check the id, and --kind"
+    assert said in run("consent", "show", "v1", "--ledger", ledger, *AT).stdout
+    assert said not in run("consent", "show", "v1", "--kind", "visitor", "--ledger", ledger, *AT).stdout
+    withdrawal = ("--source", "crm", "--ledger", ledger, *AT)
+    assert said in run("consent", "withdraw", "C1", *withdrawal).stdout
+    assert said not in run("consent", "withdraw", "c1", *withdrawal).stdout
+
+
+def test_an_import_says_what_becomes_of_a_record_id_with_two_decisions(ledger: str, tmp_path: Path) -> None:
+    said = "give every decision an id of its own"
+    assert said not in run("consent", "import", tmp_path / "shop", "--ledger", ledger).stdout
+    granted = consent("v1", "online")
+    write_tables(
+        {"consents": shop(consents=[granted, granted | {"state": "withdrawn"}]).consents}, tmp_path / "log"
+    )
+    assert said in run("consent", "import", tmp_path / "log", "--ledger", ledger).stdout
+
+
 def test_a_signal_is_recorded_and_one_that_cannot_be_read_denies(ledger: str, tmp_path: Path) -> None:
     signal = ("consent", "signal", "shopify")
     subject = ("--subject", "v1", "--ledger", ledger)

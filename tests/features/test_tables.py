@@ -127,6 +127,14 @@ STRUCTURAL: dict[str, tuple[Spoil, str]] = {
         lambda shop: (shop / "consents.csv").rename(shop / "consent.csv"),
         r"table consents: missing table: no consents, no training.*'consent' meant",
     ),
+    "exports under their own names": (
+        lambda shop: [path.rename(shop / f"export_{path.name}") for path in sorted(shop.iterdir())],
+        r"missing table: no consents.* the name of a table of the data contract: export_consents, export_ev",
+    ),
+    "an empty directory": (
+        lambda shop: [path.unlink() for path in sorted(shop.iterdir())],
+        r"missing table: no consents.*It holds nothing",
+    ),
     "neither events nor orders": (lambda shop: (shop / "events.csv").unlink(), "events and orders: missing"),
     "two files": (
         lambda shop: pq.write_table(pa.table({"a": [1]}), shop / "events.parquet"),

@@ -247,6 +247,13 @@ def test_prices_that_are_no_numbers_are_refused(value: float) -> None:
         validate_table(rows, SCHEMAS["orders"])
 
 
+@pytest.mark.parametrize(("sign", "named"), [(";", "semicolon"), ("\t", "tab"), ("|", "vertical bar")])
+def test_a_header_that_is_divided_otherwise_is_told_so(sign: str, named: str) -> None:
+    one_column = pa.table({sign.join(["visitor", "session", "time"]): ["a"]})
+    with pytest.raises(DataError, match=f"Its one column holds a {named}: separate the columns by commas"):
+        validate_table(one_column, SCHEMAS["events"])
+
+
 def test_missing_column_suggests_the_near_miss() -> None:
     rows = texts(VALID["events"]).rename_columns(["visitorId", "session_id", "ts", "item", "event_type"])
     with pytest.raises(DataError, match=r"missing column visitor_id .*rename 'visitorId'"):

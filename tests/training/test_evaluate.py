@@ -62,6 +62,22 @@ def forgetful_shop() -> ShopTables:
     return shop(orders=orders, consents=[consent(name, "crm", at=1) for name in customers])
 
 
+def test_a_ledger_decides_in_place_of_the_tables() -> None:
+    """A withdrawal that only the ledger knows takes the customer out of training and test."""
+    tables = forgetful_shop()
+    ledger = ledger_of(tables)
+    withdrawn = day(START + 1)
+    ledger.append(
+        [
+            ConsentRecord(
+                "w", "c-0", "customer", "crm", "withdrawn", valid_from=withdrawn, recorded_at=withdrawn
+            )
+        ]
+    )
+    result = evaluate(tables, config(), ledger=ledger, name="shop", show_progress=False)
+    assert result["customers"] == evaluated(tables, config())["customers"] - 1
+
+
 def test_older_events_count_less_in_the_evaluation_too() -> None:
     """Without the times of the histories "p" and "q" would have equal scores, and the id decides for "p"."""
     forgetting = config(crm={"recency_half_life": 5.0, "hide": ("crm",)})

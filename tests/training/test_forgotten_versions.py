@@ -455,6 +455,9 @@ def test_the_command_tells_the_registry_and_names_nobody(works: Works, tmp_path:
     assert ["fused", "2", "1", "2", "1"] in rows
     assert "version 1 is the champion of crm and holds, or may hold, who was to be forgotten" in run.stdout
     assert "champion of fused" not in run.stdout
+    assert "No bundle holds any of them" not in run.stdout
+    again = CliRunner().invoke(app, [*command, "--config", str(tmp_path / "config.toml")])
+    assert "No bundle holds any of them. If one should: check the id, and --kind" in again.stdout
     for tier in TIERS:
         for version in works.registry.versions(tier):
             assert works.customer not in json.dumps(dict(version.tags))

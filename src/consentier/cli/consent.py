@@ -46,6 +46,9 @@ class SourceChoice(enum.StrEnum):
     CRM = "crm"
 
 
+_STRANGER = "The ledger had no record of this subject: check the id, and --kind"
+
+
 def import_records(
     data: Annotated[
         Path,
@@ -68,6 +71,12 @@ def import_records(
         print_json(dataclasses.asdict(imported))
         return
     print_table(["", "entries"], [[name, count] for name, count in dataclasses.asdict(imported).items()])
+    if imported.record_ids_conflicting:
+        say(
+            "\nA record id that stands for several decisions denies what each of them speaks of: give every "
+            "decision an id of its own",
+            style="yellow",
+        )
 
 
 def record_signal(
@@ -150,6 +159,8 @@ def show(
     say()
     _print_records(records)
     say(f"\n{len(links)} identity links on record")
+    if not records and not links:
+        say(_STRANGER, style="yellow")
 
 
 def withdraw(
@@ -202,6 +213,7 @@ def withdraw(
         _require_directory(directory)
     instant = _instant(at)
     with ledger_at(ledger, lifetimes) as opened:
+        stranger = not opened.records_of(subject, kind=kind.value)
         try:
             done = withdraw_permission(
                 opened,
@@ -231,6 +243,8 @@ def withdraw(
         ["bundles that hold, or may hold, the subject", len(done.bundles)],
     ]
     print_table(["", ""], rows)
+    if stranger:
+        say(_STRANGER, style="yellow")
     if done.deadline is not None:
         _print_bundles([dataclasses.asdict(bundle) for bundle in done.bundles])
         note(f"they stop answering at {done.deadline.isoformat()}; next: consentier forget, or train anew")

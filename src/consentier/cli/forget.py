@@ -174,6 +174,8 @@ def _print(result: ForgetResult, registered: Sequence[RegisteredTier], kind: Kin
             bad = each.how == "unsolved"
             how = "has no bundle any more" if bad else f"was {each.how}"
             say(f"\n{each.tier} {how}: {each.reason}", style="red" if bad else "yellow")
+    if all(each.how == "unchanged" for each in result.tiers):
+        say("\nNo bundle holds any of them. If one should: check the id, and --kind", style="yellow")
     if registered:
         _print_registry(registered)
     if kind is Kind.CUSTOMER:

@@ -136,6 +136,8 @@ def recommend(
         )
         answer = recommender.recommend(request)
     warn_of_problems(recommender)
+    if recommender.ledger is None and permission is None and (customer_id or visitor_id):
+        note("no ledger was asked about these ids, so nothing is permitted: add --ledger URL or --data DATA")
     if as_json:
         print_json(answer.to_dict())
     else:

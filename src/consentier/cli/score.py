@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from consentier.serving.batch import BatchSummary
     from consentier.serving.batch_table import BatchTable
 
+_NOT_WRITTEN = frozenset({".csv", ".json", ".jsonl", ".tsv", ".xlsx"})
+"""Endings of files that would become directories of parts."""
+
 
 def score(
     data: ShopData,
@@ -76,6 +79,10 @@ def score(
 
     On Apache Spark, DATA and PLACE are directories that driver and executors share; see docs/spark.md.
     """
+    if "://" not in out and Path(out).suffix.casefold() in _NOT_WRITTEN:
+        raise typer.BadParameter(
+            f"{out}: lists are written as Parquet: end the name in .parquet", param_hint="'--out'"
+        )
     from consentier.serving.rules import Rules
 
     asked: dict[str, Any] = {
