@@ -322,6 +322,28 @@ def rewrite(folder: Path, table: str, key: str, but: set[str], values: dict[str,
     return sum(row[key] not in but for row in changed)
 
 
+def test_a_batch_that_was_begun_on_one_machine_is_refused_here(
+    tables: SparkTables,
+    shop: ShopTables,
+    bundles: Path,
+    asked: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Although the parts have the same persons: a digest of the rows is made in another way on each engine.
+
+    The other way round: tests/serving/test_batch_parts.py.
+    """
+    monkeypatch.setattr("consentier.serving.batch._PERSONS_PER_PART", 17)
+    out = tmp_path / "recs"
+    embedded(shop, bundles, out, **asked)
+    (out / "part-00001.parquet").unlink()
+    before = files_of(out)
+    with pytest.raises(DataError, match="another batch than the one to be resumed: it was begun on the"):
+        on_spark(tables, bundles, out, resume=True, **asked)
+    assert files_of(out) == before
+
+
 def test_one_more_row_that_may_be_read_is_noticed(
     tables: SparkTables, bundles: Path, asked: dict[str, Any], whole: Whole, tmp_path: Path
 ) -> None:

@@ -199,7 +199,7 @@ def test_another_batch_is_not_resumed(tmp_path: Path, changed: dict[str, Any], t
 
 
 def test_a_batch_of_the_other_engine_is_not_resumed(tmp_path: Path) -> None:
-    """tests/services/test_spark_batch.py does so with both engines."""
+    """The other way round: tests/services/test_spark_batch.py."""
     score(tmp_path / "parts")
     path = tmp_path / "parts" / JOB_FILE
     begun = json.loads(path.read_text())
