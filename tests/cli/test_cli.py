@@ -339,6 +339,15 @@ def test_the_cutoff_option_overrides_the_configuration(workshop: Workshop, tmp_p
     assert dt.datetime.fromisoformat(entry["cutoff"]) == earlier
 
 
+def test_a_cutoff_in_the_future_is_told(workshop: Workshop, tmp_path: Path) -> None:
+    options = ("--config", workshop.config, "--tier", "crm", "--out", tmp_path / "b", "--cutoff")
+    told = run("train", workshop.shop, *options, "9000-01-01")
+    assert "the cut-off 9000-01-01T00:00:00+00:00 (training.cutoff, --cutoff) lies in the future" in told.err
+    passed = run("train", workshop.shop, *options, workshop.cutoff.isoformat(), "--force")
+    assert passed.code == 0
+    assert "lies in the future" not in passed.err
+
+
 def test_a_wrong_configuration_key_is_named(workshop: Workshop, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text("[session]\nneigbours = 3\n")
     outcome = run("train", workshop.shop, "--out", tmp_path / "b", "--config", tmp_path / "c.toml")
