@@ -34,6 +34,6 @@ def settings_of(config: Path | None, data: str | Path | None, cutoff: dt.datetim
         note(
             f"the cut-off {settings.training.cutoff.isoformat()} (training.cutoff, --cutoff) lies in the "
             "future: whoever withdraws until then counts as if they had not, and after its promotion none "
-            "of an earlier cut-off can be promoted. Give an instant that has passed, or none for the present one"
+            "of an earlier cut-off can be promoted. Give an instant that has passed, or none for the present"
         )
     return settings
