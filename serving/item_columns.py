@@ -336,9 +336,9 @@ def _is_constant(node: ast.expr) -> bool:
 
 
 def _constant(node: ast.expr) -> str | float | bool | None:
-    """The value of a constant; None where it is none."""
+    """The value of a constant, of one sign at most; None where it is none."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        value = _constant(node.operand)
+        value = None if isinstance(node.operand, ast.UnaryOp) else _constant(node.operand)
         return -value if isinstance(value, int | float) and not isinstance(value, bool) else None
     if isinstance(node, ast.Constant) and isinstance(node.value, str | bool | float):
         return node.value

@@ -414,7 +414,7 @@ def killed_and_resumed(where: str, written: Callable[[], int]) -> int:
     kills = 0
     for wait in (0.3, *(chance.uniform(0.8, 1.6) for _ in range(3))):
         if run_until(where, "new" if not written() else "old", wait):
-            break
+            return kills
         kills += 1
     assert run_until(where, "new" if not written() else "old", None)
     return kills

@@ -191,6 +191,7 @@ def test_a_filter_has_so_many_comparisons_and_no_more() -> None:
         "(" * 1900 + "price" + ")" * 1900,
         "not " * 900 + "price",
         "-" * 3900 + "1 < price",
+        "-" * 1200 + "1 < price",
         "f(" * 1300 + ")" * 1300,
         "\x00" * 3000,
         "'" + "\ud800" * 3000,
