@@ -32,8 +32,8 @@ def _copying(upgrade: Callable[[Any], None]) -> Callable[[Any], None]:
     @functools.wraps(upgrade)
     def upgraded(engine: Any) -> None:
         place = engine.url.database
-        if engine.dialect.name != "sqlite" or place in (None, "", ":memory:"):
-            upgrade(engine)
+        if engine.dialect.name != "sqlite" or place in (None, "", ":memory:") or _was_migrated(place):
+            upgrade(engine)  # some versions of MLflow ask for it again, of a store that holds runs
         elif template.exists():
             engine.dispose()
             _copied(template, place)
@@ -43,6 +43,12 @@ def _copying(upgrade: Callable[[Any], None]) -> Callable[[Any], None]:
 
     upgraded.folder = first  # type: ignore[attr-defined]  # removed with the process
     return upgraded
+
+
+def _was_migrated(place: str) -> bool:
+    with closing(sqlite3.connect(place)) as store:
+        asked = "SELECT count(*) FROM sqlite_master WHERE name = 'alembic_version'"
+        return bool(store.execute(asked).fetchone()[0])
 
 
 def _copied(source: str | Path, target: str | Path) -> None:
