@@ -32,6 +32,7 @@ from consentier.features.tables import ShopTables
 from consentier.models.bundle import Bundle, open_bundle, read_run, write_bundle, write_run
 from consentier.models.statistics import (
     Statistics,
+    among,
     write_statistics,
 )
 from consentier.progress import progress
@@ -499,10 +500,10 @@ def _exchange(
     known = fingerprints_of(old, sorted(owners & old.keys()), counted.key)
     unknown = text_hashes(pa.array(sorted(owners - old.keys()), pa.string()), counted.key)
     if (
-        not np.isin(persons, left.persons).all()
+        not among(persons, left.persons).all()
         or not (counted.matches(left) and counted.matches(known))
         or counted.holds(unknown).any()
-        or counted.holds(np.setdiff1d(entered.persons, left.persons)).any()
+        or counted.holds(entered.persons[~among(entered.persons, left.persons)]).any()
     ):
         raise NotExactError(CHANGED)
     lost = text_hashes(person_names("visitor", sorted(links.keys() - links_after.keys())), counted.key)
@@ -511,13 +512,13 @@ def _exchange(
         of_persons(remaining, pa.array(coming, pa.string())),
         left,
         entered,
-        np.setdiff1d(statistics.devices, lost),
+        statistics.devices[~among(statistics.devices, lost)],
     )
 
 
 def _owners(devices: NDArray[np.uint64], links: Mapping[str, str], key: bytes) -> set[str]:
     """The persons as part of whom some devices were counted."""
-    linked = np.isin(text_hashes(person_names("visitor", links), key), devices)
+    linked = among(text_hashes(person_names("visitor", links), key), devices)
     if linked.sum() != devices.size:
         raise NotExactError("a device was counted with a customer to whom nothing links it any more")
     return {

@@ -38,7 +38,7 @@ from consentier.models.attribute_encoding import (
 )
 from consentier.models.bundle import Bundle, open_bundle, read_run
 from consentier.models.item_index import ItemIndex
-from consentier.models.statistics import Fingerprints, KeptStatistics, StatisticsError, read_statistics
+from consentier.models.statistics import Fingerprints, KeptStatistics, StatisticsError, among, read_statistics
 from consentier.progress import progress
 from consentier.serving.factor_scorer import FACTOR_ALGORITHMS
 from consentier.training.bundles import (
@@ -483,7 +483,7 @@ class _Comparison:
         same = known.copy()
         places = np.searchsorted(counted.persons, now.persons[known])
         same[known] = counted.rows[places] == now.rows[known]
-        return cls(names, now, known, same, np.setdiff1d(counted.persons, now.persons))
+        return cls(names, now, known, same, counted.persons[~among(counted.persons, now.persons)])
 
     def named(self, marked: NDArray[np.bool_]) -> pa.Array:
         """Names of marked persons."""
@@ -519,7 +519,7 @@ def _exchanged(tier: Tier, bundle: Bundle, permitted: PermittedRows, run: _Run, 
     exchange = Exchange(
         _counted_rows(tier, kept, permitted, compared, run),
         added,
-        _marked(counted, ~np.isin(counted.persons, compared.now.persons[compared.same])),
+        _marked(counted, ~among(counted.persons, compared.now.persons[compared.same])),
         _marked(compared.now, ~compared.same),
         kept.statistics.devices,
     )
@@ -627,7 +627,7 @@ def _counted_rows(
     """
     counted = kept.statistics.fingerprints
     gone = [
-        names.filter(pa.array(np.isin(text_hashes(names, counted.key), compared.gone)))
+        names.filter(pa.array(among(text_hashes(names, counted.key), compared.gone)))
         for names in (run.names.values() if compared.gone.size else ())
     ]
     persons = pa.concat_arrays([compared.named(compared.known & ~compared.same), *gone])
