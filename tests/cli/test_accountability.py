@@ -243,6 +243,7 @@ def test_disclose_writes_markdown_or_json(tmp_path: Path) -> None:
         '[[keep]]\nwhat = "audit"\npath = "audit"\n'
         '[[keep]]\nwhat = "keys"\npath = "audit/keys.json"\nrotate_days = 90\nkeep_days = 180\n'
         '[[keep]]\nwhat = "mlflow"\nuri = "postgresql://user:secret@host/tracked"\ndays = 365\n'
+        '[[keep]]\nwhat = "mlflow"\nuri = "https://user:secret@tracking.example"\ndays = 365\n'
     )
     asked = ("disclose", "--bundles", bundles(), "--retention", schedule)
     found = run(*asked)

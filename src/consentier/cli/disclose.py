@@ -85,10 +85,11 @@ def _schedule(path: Path) -> list[Kept]:
 
 
 def _where(rule: Rule) -> str:
-    """What a rule is about, without this machine's directories, and without a database's password."""
-    if url := getattr(rule, "url", None):
-        return name_of(f"store://{url.rpartition('://')[2].rpartition('@')[2]}")
-    return name_of(str(getattr(rule, "path", None) or getattr(rule, "uri", "")))
+    """What a rule is about, without this machine's directories, and without the password of an address."""
+    from consentier.training.config import shown_uri
+
+    address = getattr(rule, "url", None) or getattr(rule, "uri", None)
+    return name_of(str(getattr(rule, "path", "")) if address is None else shown_uri(address))
 
 
 def _how_long(rule: Rule) -> str:
