@@ -26,7 +26,12 @@ def pre_fork(_server: Any, _worker: Any) -> None:
 
 
 def post_worker_init(_worker: Any) -> None:
-    """Follow the bundles in each worker: threads do not live on in a process that is forked."""
+    """Follow the bundles in each worker: threads do not live on in a process that is forked.
+
+    First a look, as a worker that takes the place of another begins with the bundles of when the service did.
+    """
     from examples.workers import shop
 
-    shop.recommender().start()
+    recommender = shop.recommender()
+    recommender.check()
+    recommender.start()
