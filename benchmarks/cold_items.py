@@ -262,7 +262,9 @@ def _hidden(rows: PermittedRows, share: float, keep: int) -> PermittedRows:
     chosen = pa.array(draw.choice(items, int(share * len(items)), replace=False).tolist(), pa.string())
     among = pc.is_in(rows.rows["item_id"], value_set=chosen)
     theirs = rows.rows.filter(among)
-    pairs = theirs.group_by(["item_id", "person"]).aggregate([]).to_pylist()
+    grouped = theirs.group_by(["item_id", "person"]).aggregate([])
+    # Threads group in any order, and what is drawn must not vary.
+    pairs = grouped.sort_by([("item_id", "ascending"), ("person", "ascending")]).to_pylist()
     pairs = [pairs[number] for number in draw.permutation(len(pairs)).tolist()]
     left: dict[str, set[str]] = {}
     for pair in sorted(pairs, key=lambda pair: str(pair["item_id"])):
