@@ -183,6 +183,11 @@ class Ledger:
         return self._store.about(None, None, self._until).position
 
     @property
+    def answers_within(self) -> float | None:
+        """Seconds after which a look-up gives up by itself; None where a server is asked, which may hang."""
+        return self._store.answers_within
+
+    @property
     def head(self) -> str:
         """The chain's value at `position`. Noted elsewhere, both are an anchor for `verify`."""
         return head_text(self._store.last(self._until)[1])

@@ -8,6 +8,7 @@
     ├── ConfigError          a configuration file or option is wrong
     ├── PolicyError          a routing policy is wrong or grants more than the law of the engine allows
     ├── LedgerError          the consent ledger cannot be read, or a record is malformed
+    │   └── LedgerTimeout        the ledger gave no answer in time
     ├── SignalError          a consent signal cannot be read
     ├── AuditError           an audit line, or a key that it needs, cannot be used
     ├── BundleError          a model bundle cannot be used
@@ -38,6 +39,7 @@ __all__ = [
     "ConsentierError",
     "DataError",
     "LedgerError",
+    "LedgerTimeout",
     "NothingPermitted",
     "PolicyError",
     "SignalError",
@@ -69,6 +71,10 @@ class PolicyError(ConsentierError):
 
 class LedgerError(ConsentierError):
     """The consent ledger cannot be read, or a consent record is malformed."""
+
+
+class LedgerTimeout(LedgerError):  # noqa: N818
+    """The consent ledger gave no answer in time."""
 
 
 class SignalError(ConsentierError):

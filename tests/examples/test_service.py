@@ -161,6 +161,8 @@ def test_an_event_of_tomorrow_is_not_kept(client: TestClient) -> None:
 class Down:
     """A ledger that cannot be reached, and quotes whom it was asked about."""
 
+    answers_within = 0.0
+
     def __getattr__(self, name: str) -> Any:
         raise LedgerError(f"no connection while asked about {VISITOR}")
 
@@ -175,7 +177,7 @@ def test_without_its_ledger_the_service_answers_as_without_permission(
     with TestClient(create_app(dataclasses.replace(parts, ledger=down, registry=fresh()))) as broken:
         answer = ask(broken)
         assert answer["tier"] == "session"
-        assert "ledger: LedgerError" in answer["basis"]["reasons"]
+        assert "ledger: failed with LedgerError" in answer["basis"]["reasons"]
         refused = broken.put("/permissions", json={"visitor_id": VISITOR, "state": "withdrawn"})
         assert refused.status_code == 503
         assert refused.json() == {"detail": "not done: LedgerError; try again"}
