@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, cast
 
+from consentier.addresses import shown_url
 from consentier.consent.chain import GENESIS, stored, verify_chain
 from consentier.consent.entries import (
     ENTRY_COLUMNS,
@@ -109,7 +110,7 @@ class SqlAlchemyStore:
 
     def __init__(self, url: str, *, create: bool) -> None:
         self._engine = _engine(url)
-        self._shown = self._engine.url.set(drivername="postgresql").render_as_string(hide_password=True)
+        self._shown = shown_url(url)
         try:
             self._prepare(create=create)
         except BaseException:

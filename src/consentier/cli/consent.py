@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from consentier.addresses import shown_url
 from consentier.cli.ledgers import LedgerUrl, ledger_at
 from consentier.cli.options import (
     AsJson,
@@ -413,7 +414,7 @@ def _require_directory(directory: Path) -> None:
 def _store(place: str) -> ProfileStore:
     """A store to purge. It is opened then: if that fails, the withdrawal is on record already."""
     if "://" not in place and not Path(place).exists():
-        raise DataError(f"profiles {place}: no such profile store: name its file, or its URL")
+        raise DataError(f"profiles {shown_url(place)}: no such profile store: name its file, or its URL")
     return _Unopened(place)
 
 
