@@ -21,15 +21,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from consentier.addresses import shown_url
+from consentier.addresses import shown_url, without_credentials
 from consentier.consent import Tier
 from consentier.consent.keyring import Keyring
 from consentier.errors import BundleError, DataError, TrainingError, suggestion
 from consentier.models.bundle import open_bundle
 from consentier.serving.audit import expire as expire_audit
+from consentier.serving.mlflow_store import mlflow_client
 from consentier.serving.outcomes import expire_outcomes
 from consentier.serving.profile_opening import open_profiles
-from consentier.serving.registry import DIGEST_TAG, mlflow_client
+from consentier.serving.registry import DIGEST_TAG
 from consentier.serving.revocation import Revocations
 from consentier.training.counted import one_at_a_time
 from consentier.training.restricted import Restricted
@@ -276,7 +277,8 @@ def _delete_for_good(uri: str, run_ids: list[str]) -> None:
         command = [sys.executable, "-m", "mlflow", "gc", "--run-ids", chosen]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
-            raise TrainingError(f"retention: mlflow gc failed: {done.stderr.strip()[-500:]}")
+            said = without_credentials(done.stderr, uri).strip()
+            raise TrainingError(f"retention: mlflow gc failed: {said[-500:]}")
 
 
 def _keys(rule: KeysRule, now: dt.datetime, dry_run: bool) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import parse_qsl, urlencode
 
-__all__ = ["shown_url"]
+__all__ = ["shown_url", "without_credentials"]
 
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")
 _PLACES = frozenset({"host", "port", "db"})
 """Options that say where a database is. Any other may hold a password."""
 
@@ -25,3 +27,8 @@ def shown_url(url: str) -> str:
     where, _, options = place.rpartition("@")[2].partition("?")
     kept = urlencode([option for option in parse_qsl(options) if option[0] in _PLACES], safe="/")
     return f"{scheme}://{where}" + (f"?{kept}" if kept else "")
+
+
+def without_credentials(text: str, url: str) -> str:
+    """What somebody else says, without user and password of a URL, or of others in it."""
+    return _CREDENTIALS.sub("", text.replace(url, shown_url(url)))

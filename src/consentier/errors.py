@@ -16,6 +16,8 @@
     │   ├── BundleMalformed      manifest or arrays are not what the format says
     │   ├── BundleAltered        a digest does not match: the files were changed after they were written
     │   └── BundleUnsupported    written by a format version that this release does not read
+    ├── TrackingError        the MLflow store cannot be used
+    │   └── TrackingMissing      it has no such thing
     └── TrainingError        the permitted data do not suffice to train or evaluate
         └── NothingPermitted     there are no rows at all that may be learnt from
 
@@ -44,6 +46,8 @@ __all__ = [
     "PolicyError",
     "SignalError",
     "StoreTimeout",
+    "TrackingError",
+    "TrackingMissing",
     "TrainingError",
     "suggestion",
 ]
@@ -103,6 +107,14 @@ class BundleAltered(BundleError):  # noqa: N818
 
 class BundleUnsupported(BundleError):  # noqa: N818
     """The bundle was written by a format version that this release does not read."""
+
+
+class TrackingError(ConsentierError):
+    """The MLflow store, or the model registry in it, cannot be used."""
+
+
+class TrackingMissing(TrackingError):  # noqa: N818 - reads as the state of the store
+    """The MLflow store has no such thing."""
 
 
 class TrainingError(ConsentierError):

@@ -31,7 +31,7 @@ from consentier.cli.output import CHECK_FAILED, note, print_json, print_table, s
 from consentier.consent import ConsentRecord, Ledger, Source
 from consentier.consent.chain import head_bytes
 from consentier.consent.signals import SIGNALS, read_signal
-from consentier.errors import AuditError, DataError, LedgerError
+from consentier.errors import AuditError, DataError, LedgerError, TrackingError
 
 if TYPE_CHECKING:
     from consentier.training.lineage import Lineage
@@ -233,7 +233,13 @@ def withdraw(
                 f"and run it again, at {instant.isoformat()}"
             ) from error
     if registry:
-        _tell_registry(directories, config)
+        try:
+            _tell_registry(directories, config)
+        except TrackingError as error:
+            raise DataError(
+                "the withdrawal is recorded, but the registry could not be told of the deadlines: "
+                f"{error}, at {instant.isoformat()}"
+            ) from error
     if as_json:
         print_json(_plain(dataclasses.asdict(done)))
         return
