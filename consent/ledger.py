@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
+from consentier.addresses import shown_url
 from consentier.consent.chain import head_bytes, head_text
 from consentier.consent.entries import ErasedLogin, ErasedVersion, Remnant, link_of, record_of
 from consentier.consent.lifetimes import Lifetimes
@@ -181,6 +182,11 @@ class Ledger:
     def position(self) -> int:
         """The position of the last entry: how many records, links and notes of erasure were ever appended."""
         return self._store.about(None, None, self._until).position
+
+    @property
+    def answers_within(self) -> float | None:
+        """Seconds after which a look-up gives up by itself; None where a server is asked, which may hang."""
+        return self._store.answers_within
 
     @property
     def head(self) -> str:
@@ -632,7 +638,9 @@ def _store_at(url: str, *, create: bool) -> Store:
         from consentier.consent.sqlalchemy_store import SqlAlchemyStore
 
         return SqlAlchemyStore(url, create=create)
-    raise ValueError(f"a ledger is kept at sqlite:///PATH or postgresql://USER@HOST/DATABASE, not at {url!r}")
+    raise ValueError(
+        f"a ledger is kept at sqlite:///PATH or postgresql://USER@HOST/DATABASE, not at {shown_url(url)!r}"
+    )
 
 
 def _without(versions: Iterable[Version], subject: Subject) -> tuple[list[int], list[Remnant]]:

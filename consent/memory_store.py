@@ -34,6 +34,8 @@ class MemoryStore:
     The chain is computed when it is first asked for: most ledgers in memory are never verified.
     """
 
+    answers_within: float | None = 0.0
+
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._kinds: list[str] = []

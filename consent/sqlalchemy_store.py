@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, cast
 
+from consentier.addresses import shown_url
 from consentier.consent.chain import GENESIS, stored, verify_chain
 from consentier.consent.entries import (
     ENTRY_COLUMNS,
@@ -30,7 +31,7 @@ from consentier.consent.entries import (
 )
 from consentier.consent.records import ConsentRecord, Link, SubjectKind
 from consentier.consent.store import Facts, LinkRow, Verification
-from consentier.errors import LedgerError
+from consentier.errors import LedgerError, LedgerTimeout
 
 try:
     import psycopg
@@ -81,6 +82,11 @@ _REMEDIES = {
 """What to do, by SQLSTATE."""
 
 
+_LATE = (sa.exc.TimeoutError, NoAnswer, psycopg.errors.ConnectionTimeout)
+_LATE_STATES = frozenset({"55P03", "57014"})
+"""A lock that was not to be had, and a statement that took too long."""
+
+
 class SqlAlchemyStore:
     """Keeps entries in tables of a PostgreSQL database.
 
@@ -100,9 +106,11 @@ class SqlAlchemyStore:
         If the URL cannot be read.
     """
 
+    answers_within: float | None = None  # seconds; a request has less time than that
+
     def __init__(self, url: str, *, create: bool) -> None:
         self._engine = _engine(url)
-        self._shown = self._engine.url.set(drivername="postgresql").render_as_string(hide_password=True)
+        self._shown = shown_url(url)
         try:
             self._prepare(create=create)
         except BaseException:
@@ -318,7 +326,8 @@ class SqlAlchemyStore:
         try:
             yield
         except (sa.exc.SQLAlchemyError, psycopg.Error) as error:
-            raise LedgerError(f"{self._shown}: {_reason(error)}") from None
+            kind = LedgerTimeout if _is_late(error) else LedgerError
+            raise kind(f"{self._shown}: {_reason(error)}") from None
 
 
 # ---- Connecting --------------------------------------------------------------------------------------------
@@ -390,6 +399,12 @@ _LOCK = sa.select(
 )
 
 _LOCK_SCHEMA = sa.select(sa.func.pg_advisory_xact_lock(_LOCKS, sa.func.hashtext(sa.func.current_schema())))
+
+
+def _is_late(error: sa.exc.SQLAlchemyError | psycopg.Error) -> bool:
+    """Whether nothing came in time, as opposed to a refusal or a fault."""
+    cause = getattr(error, "orig", None) or error
+    return isinstance(cause, _LATE) or getattr(cause, "sqlstate", None) in _LATE_STATES
 
 
 def _reason(error: sa.exc.SQLAlchemyError | psycopg.Error) -> str:

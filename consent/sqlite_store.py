@@ -33,16 +33,19 @@ from consentier.consent.entries import (
 )
 from consentier.consent.records import ConsentRecord, Link, SubjectKind
 from consentier.consent.store import Facts, LinkRow, Verification
-from consentier.errors import LedgerError
+from consentier.errors import LedgerError, LedgerTimeout
 from consentier.writing import flush
 
-__all__ = ["SqliteStore", "write_backup"]
+__all__ = ["LOOKUP_SECONDS", "SqliteStore", "write_backup"]
+
+LOOKUP_SECONDS = 0.25
+"""So long a look-up waits where another program has locked the whole file. It never waits for writers."""
 
 _APPLICATION_ID = 0x436E7372
 _OLDEST_SQLITE = (3, 37, 0)
 _BUSY_SECONDS = 30.0
 _CACHE_KIBIBYTES = 32_768
-_PATIENCE_MS = 5_000
+_PATIENCE_SECONDS = 5.0
 """How long to wait for readers before the log is left as it is."""
 
 _HINTS = {
@@ -74,6 +77,8 @@ class SqliteStore:
     LedgerError
         If the file is missing, cannot be opened, is no ledger, or is one of a newer release.
     """
+
+    answers_within: float | None = LOOKUP_SECONDS
 
     def __init__(self, path: Path, *, create: bool = True, read_only: bool = False) -> None:
         if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
@@ -139,8 +144,8 @@ class SqliteStore:
 
     def settle(self) -> None:
         """Give up the log, so that the file alone holds everything; for one that is not written to again."""
-        with self._failures_told("written to"):
-            self._connection().execute("PRAGMA journal_mode = DELETE").fetchall()
+        with self._failures_told("written to"), self._patient(_BUSY_SECONDS) as connection:
+            connection.execute("PRAGMA journal_mode = DELETE").fetchall()
 
     # ---- Looking up --------------------------------------------------------------------------------------
 
@@ -267,15 +272,15 @@ class SqliteStore:
 
     # ---- Connections -------------------------------------------------------------------------------------
 
-    def _connection(self) -> sqlite3.Connection:
-        """This thread's connection."""
+    def _connection(self, wait: float = LOOKUP_SECONDS) -> sqlite3.Connection:
+        """This thread's connection; if it must be made, it waits so long for others."""
         self._leave_to_parent()
         held: _Connection | None = getattr(self._local, "connection", None)
         if held is None:
-            held = self._local.connection = self._connect()
+            held = self._local.connection = self._connect(wait)
         return held.sqlite
 
-    def _connect(self) -> _Connection:
+    def _connect(self, wait: float) -> _Connection:
         if self._closed:
             raise LedgerError(f"ledger {self._path}: it was closed")
         mode = "ro" if self._read_only else "rw"
@@ -283,7 +288,7 @@ class SqliteStore:
             sqlite3.connect(
                 f"{self._path.as_uri()}?mode={mode}",
                 uri=True,
-                timeout=_BUSY_SECONDS,
+                timeout=wait,
                 isolation_level=None,
                 check_same_thread=False,
             )
@@ -306,10 +311,21 @@ class SqliteStore:
         self._process = os.getpid()  # last: until then no thread takes a connection for its own
 
     @contextlib.contextmanager
+    def _patient(self, seconds: float) -> Iterator[sqlite3.Connection]:
+        """This thread's connection, while it waits longer for others than a look-up may."""
+        connection = self._connection(seconds)
+        connection.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
+        try:
+            yield connection
+        finally:
+            with contextlib.suppress(sqlite3.Error):  # if it was closed meanwhile, that has been told
+                connection.execute(f"PRAGMA busy_timeout = {int(LOOKUP_SECONDS * 1000)}")
+
+    @contextlib.contextmanager
     def _stream(self) -> Iterator[sqlite3.Connection]:
         """A connection of its own: a statement that is still being read must not hold up this thread's."""
         self._leave_to_parent()
-        connection = self._connect()
+        connection = self._connect(_BUSY_SECONDS)
         try:
             yield connection.sqlite
         finally:
@@ -320,16 +336,16 @@ class SqliteStore:
         """One transaction that holds the file's write lock from the beginning."""
         if self._read_only:
             raise LedgerError(f"ledger {self._path}: it was opened for reading only")
-        connection = self._connection()
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield connection
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                with contextlib.suppress(sqlite3.Error):  # the first error is the one to tell
-                    connection.execute("ROLLBACK")
-            raise
+        with self._patient(_BUSY_SECONDS) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    with contextlib.suppress(sqlite3.Error):  # the first error is the one to tell
+                        connection.execute("ROLLBACK")
+                raise
 
     def _fetched(self, statement: str, asked: Sequence[object]) -> list[Row]:
         with self._failures_told("read"):
@@ -355,7 +371,8 @@ class SqliteStore:
             )
         name = getattr(error, "sqlite_errorname", None) or type(error).__name__
         hint = next((hint for prefix, hint in _HINTS.items() if name.startswith(prefix)), "")
-        return LedgerError(f"ledger {self._path}: could not be {what}: {error} ({name}){hint}")
+        kind = LedgerTimeout if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")) else LedgerError
+        return kind(f"ledger {self._path}: could not be {what}: {error} ({name}){hint}")
 
     # ---- The file ----------------------------------------------------------------------------------------
 
@@ -367,7 +384,10 @@ class SqliteStore:
                     "import' or Ledger.open(…, create=True)"
                 )
             self._make_file()
-        connection = self._connection()
+        with self._patient(_BUSY_SECONDS) as connection:
+            self._prepare_tables(connection, create=create)
+
+    def _prepare_tables(self, connection: sqlite3.Connection, *, create: bool) -> None:
         version = self._version(connection)
         if self._read_only:
             if version == 0:
@@ -425,13 +445,11 @@ class SqliteStore:
 
         Where readers hold it for long it is done by the next one to do so, or when the ledger is closed.
         """
-        with self._failures_told("erased from"):
-            connection = self._connection()
-            connection.execute(f"PRAGMA busy_timeout = {_PATIENCE_MS}")
-            try:
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-            finally:
-                connection.execute(f"PRAGMA busy_timeout = {int(_BUSY_SECONDS * 1000)}")
+        with (
+            self._failures_told("erased from"),
+            self._patient(_PATIENCE_SECONDS) as connection,
+        ):
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 def write_backup(entries: Iterable[StoredEntry], path: Path) -> None:

@@ -118,6 +118,11 @@ class Store(Protocol):
     in the place where the entries are kept is raised as a `LedgerError`.
     """
 
+    @property
+    def answers_within(self) -> float | None:
+        """Seconds after which a look-up gives up by itself; None where it cannot promise that."""
+        ...
+
     def append(self, records: Sequence[ConsentRecord], links: Sequence[Link]) -> int:
         """Append what is new, all or nothing and durable on return; say how many entries were new.
 

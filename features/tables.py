@@ -32,6 +32,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from consentier.addresses import shown_url
 from consentier.errors import DataError
 from consentier.features.directories import written_beside
 from consentier.features.headers import check_header, folded
@@ -265,7 +266,7 @@ def require_directory(source: str) -> None:
     folder = Path(source)
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "no such directory"
-        raise DataError(f"{source}: {what}: give the directory that holds the shop's tables")
+        raise DataError(f"{shown_url(source)}: {what}: give the directory that holds the shop's tables")
 
 
 def reader_of(path: Path) -> Chunks:
@@ -389,12 +390,17 @@ def _database(url: str) -> Iterator[Source]:
 
     try:
         engine = _engine(url)
-    except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError, ModuleNotFoundError) as error:
+    except (sqlalchemy.exc.NoSuchModuleError, ModuleNotFoundError) as error:
         raise DataError(
             f"the database URL cannot be used: {error}. Give one such as sqlite:///shop.db or "
             "postgresql://user@host/shop, and install the driver (PostgreSQL: psycopg)"
         ) from error
-    shown = engine.url.render_as_string(hide_password=True)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        raise DataError(
+            f"the database URL {shown_url(url)!r} cannot be read: give one such as sqlite:///shop.db or "
+            "postgresql://user@host/shop"
+        ) from None
+    shown = shown_url(url)
     try:
         with engine.connect() as connection, _snapshot(connection):
             inspector = sqlalchemy.inspect(connection)

@@ -55,7 +55,7 @@ class BatchTable:
         If it is no such name.
     """
 
-    url: str
+    url: str = dataclasses.field(repr=False)  # it may hold a password
     name: str = "recommendations"
 
     def __post_init__(self) -> None:

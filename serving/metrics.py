@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 
 from consentier.consent import Side, Tier
 from consentier.serving.answer import Answer
+from consentier.serving.guarded_ledger import LEDGER_FAULT
+from consentier.serving.patience import NOT_ASKED
 from consentier.serving.protocols import Answering
 from consentier.serving.recommender import (
     EXPLORATION_FAULT,
-    LEDGER_FAULT,
     NOTHING_KNOWN,
     NOTHING_TO_FILL,
     NOTHING_TO_SHOW,
@@ -50,7 +51,9 @@ class ReasonClass(enum.StrEnum):
     """A better one, or the popular list or what is drawn from it, is missing, past its deadline, failed, or
     could not read a store."""
     LEDGER_FAULT = "ledger_fault"
-    """The consent ledger failed, so that nothing is permitted."""
+    """The consent ledger failed or gave no answer in time, so that nothing is permitted."""
+    LEDGER_NOT_ASKED = "ledger_not_asked"
+    """The consent ledger is left alone, as it gave no answer in time lately, so that nothing is permitted."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ class Observation:
 
 
 def reason_of(answer: Answer) -> ReasonClass:
-    """Why it was this tier and no better one, as one of four words.
+    """Why it was this tier and no better one, as one of five words.
 
     Parameters
     ----------
@@ -84,8 +87,10 @@ def reason_of(answer: Answer) -> ReasonClass:
         An answer with its basis, whose `reasons` end with the tiers that were passed over, and what failed.
     """
     passed_over = _passed_over(answer.basis.reasons)
-    if any(reason.startswith(f"{LEDGER_FAULT}: ") for reason in passed_over):
-        return ReasonClass.LEDGER_FAULT
+    of_ledger = [reason for reason in passed_over if reason.startswith(f"{LEDGER_FAULT}: ")]
+    if of_ledger:
+        not_asked = f"{LEDGER_FAULT}: {NOT_ASKED}" in of_ledger
+        return ReasonClass.LEDGER_NOT_ASKED if not_asked else ReasonClass.LEDGER_FAULT
     # What is said of the tier that answered itself is that a newer bundle of it is not used.
     better = [reason for reason in passed_over if not reason.startswith(f"{answer.tier}: ")]
     if not better:
@@ -176,7 +181,7 @@ def prometheus_observer(registry: CollectorRegistry | None = None) -> Callable[[
 
     Notes
     -----
-    The labels ``tier`` (6), ``reason`` (4) and ``side`` (2) make 48 series at most.
+    The labels ``tier`` (6), ``reason`` (5) and ``side`` (2) make 60 series at most.
     """
     from prometheus_client import REGISTRY, Histogram
 

@@ -210,8 +210,11 @@ def observe(
         resolution = arrival.resolve(now)
         refusal = arrival.refusal(resolution, now)
     except Exception as error:  # noqa: BLE001 - a ledger's fault, whatever it is, denies and is reported
-        _log.warning("observe: the consent ledger failed: %s", type(error).__name__)
-        return arrival.outcome(f"the consent ledger failed with {type(error).__name__}")
+        fault = (
+            str(error) if isinstance(error, StoreUnread) else f"ledger: failed with {type(error).__name__}"
+        )
+        _log.warning("observe: the consent %s", fault)
+        return arrival.outcome(fault)
     if refusal:
         if _NEEDED[arrival.source] not in resolution.permission:
             _take_back(arrival, counting)

@@ -1,4 +1,4 @@
-"""How long a store of profiles is waited for: a deadline, and a circuit breaker behind it.
+"""How long a store of profiles, or the consent ledger, is waited for: a deadline, and a circuit breaker.
 
 A store that gives a look-up up by itself in time (SQLite, Redis) is asked where the request runs; so is what
 lies in memory. Any other is asked from a thread of this module's own, of which there are few, and is waited
@@ -30,15 +30,18 @@ from concurrent.futures import Future
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from consentier.errors import StoreTimeout
+from consentier.errors import LedgerTimeout, StoreTimeout
 
-__all__ = ["LATE_IN_A_ROW", "PAUSE_SECONDS", "Guard", "StoreUnread"]
+__all__ = ["LATE_IN_A_ROW", "NOT_ASKED", "PAUSE_SECONDS", "Guard", "StoreUnread"]
 
 LATE_IN_A_ROW = 3
 """After so many answers that did not come in time, with none in between that did, a store is left alone."""
 
 PAUSE_SECONDS = 1.0
 """After so long at most a store that was left alone is asked again, by one question."""
+
+NOT_ASKED = "not asked, as it has just given no answer in time"
+"""What is said of a store that is left alone."""
 
 _DOUBLINGS = 3
 """From the first pause to the longest."""
@@ -102,7 +105,7 @@ class Guard:
         if state.process != os.getpid():
             state = self._state = _State()  # threads and locks stayed in the process that forked this one
         if state.resume_at is not None and not state.may_try():
-            raise StoreUnread(f"{self._name}: not asked, as it has just given no answer in time")
+            raise StoreUnread(f"{self._name}: {NOT_ASKED}")
         began = time.monotonic()
         late: Future[Any] | None = None
         try:
@@ -111,8 +114,8 @@ class Guard:
             else:
                 late = state.threads.start(question)
                 answer = late.result(deadline)
-        except StoreTimeout:
-            state.was_late(began, late)
+        except (StoreTimeout, LedgerTimeout):
+            state.was_late(began, None)  # the store has given up: nothing more will come
             raise StoreUnread(f"{self._name}: no answer within the store's own deadline") from None
         except TimeoutError:
             state.was_late(began, late)
@@ -196,7 +199,7 @@ class _Threads:
             if self._open >= _QUESTIONS:
                 raise TimeoutError
             if self._open >= self._running and self._running < _THREADS:
-                threading.Thread(target=self._work, name="consentier-profiles", daemon=True).start()
+                threading.Thread(target=self._work, name="consentier-stores", daemon=True).start()
                 self._running += 1
             self._open += 1
             self._waiting.put((future, question))

@@ -38,10 +38,11 @@ from consentier.serving.answer import Answer, Basis
 from consentier.serving.clock import utc_now
 from consentier.serving.explanations import FILLED, TRENDING, Explanation
 from consentier.serving.exploration import new_seed, renewed
+from consentier.serving.guarded_ledger import LEDGER_SECONDS, GuardedLedger
 from consentier.serving.item_columns import Expression, FilterError
 from consentier.serving.loading import CatalogueSource, OpenedBundles, open_bundles, read_shop_rules
 from consentier.serving.main_parameters import trending_parameter
-from consentier.serving.observing import Observed, observe
+from consentier.serving.observing import OBSERVE_SECONDS, Observed, observe
 from consentier.serving.patience import StoreUnread
 from consentier.serving.popular_scorer import PopularScorer
 from consentier.serving.protocols import AuditSink, ConsentLedger, InputKeys
@@ -70,7 +71,6 @@ _log = logging.getLogger("consentier.serving")
 NOTHING_KNOWN = "the permitted history holds nothing that the model knows"
 NOTHING_TO_SHOW = "nothing that may be shown has a score"
 NOTHING_TO_FILL = "there is nothing to show"
-LEDGER_FAULT = "ledger"
 EXPLORATION_FAULT = "exploration"
 
 _JSON = json.JSONEncoder(sort_keys=True, ensure_ascii=True, separators=(",", ":"))
@@ -127,6 +127,11 @@ class Recommender:
         The routing matrix.
     ledger
         Whom to ask about permissions; None: permissions are what each request declares.
+    ledger_deadline
+        For how many seconds a request waits for the ledger, and how often in vain: see
+        `consentier.serving.patience`.
+    guarded
+        The ledger as requests ask it. It is made where none is given for the ledger.
     profiles
         Where to find histories that a request does not bring.
     problems
@@ -149,7 +154,7 @@ class Recommender:
     Raises
     ------
     TypeError, ValueError
-        If `audit_key` is not bytes, or empty.
+        If `audit_key` is not bytes, or empty, or `ledger_deadline` is no positive number of seconds.
     """
 
     scorers: Mapping[Tier, ItemScorer]
@@ -165,12 +170,15 @@ class Recommender:
     clock: Callable[[], dt.datetime] = utc_now
     trending: Trends | None = None
     exploration_seed: Callable[[], str] | None = new_seed
+    ledger_deadline: float = LEDGER_SECONDS
+    guarded: GuardedLedger | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.audit_key, bytes):
             raise TypeError(f"audit_key must be bytes, not {type(self.audit_key).__name__}")
         if not self.audit_key:
             raise ValueError("audit_key is empty: digests without a key can be guessed; give a secret one")
+        object.__setattr__(self, "guarded", _guarded(self.ledger, self.ledger_deadline, self.guarded))
 
     @classmethod
     def load(
@@ -178,6 +186,7 @@ class Recommender:
         bundles: str | Path,
         *,
         ledger: ConsentLedger | None = None,
+        ledger_deadline: float = LEDGER_SECONDS,
         policy: Policy | str | Path | None = None,
         profiles: Profiles | None = None,
         profile_deadline: float | None = None,
@@ -202,6 +211,9 @@ class Recommender:
             The directory that ``consentier train --out`` wrote.
         ledger
             The consent ledger. Without one, permissions are what each request declares.
+        ledger_deadline
+            For how many seconds a request waits for an answer of the ledger before it is answered as if
+            nothing were permitted. Where the fused tier may answer, it may wait twice: once for the devices.
         policy
             A policy or the path of one; the default policy otherwise. Where a model registry has decided that
             fused is not worth it, it applies without fused: see `serving.routing`.
@@ -239,7 +251,8 @@ class Recommender:
             If catalogue, policy or rules cannot be read, or rules or `filter_by` name attributes that
             items do not have.
         TypeError, ValueError
-            If there are two kinds of keys, or `audit_key` or `profile_deadline` is not what it should be.
+            If there are two kinds of keys, or `audit_key`, `ledger_deadline` or `profile_deadline` is not
+            what it should be.
 
         Notes
         -----
@@ -253,6 +266,7 @@ class Recommender:
             open_bundles(root, known, chosen, revocations.current(), clock(), compiled=compiled),
             revocations,
             ledger=ledger,
+            ledger_deadline=ledger_deadline,
             policy=read_routing(root).applied_to(policy_of(policy)),
             profiles=profiles,
             profile_deadline=profile_deadline,
@@ -270,6 +284,7 @@ class Recommender:
         revocations: Revocations,
         *,
         ledger: ConsentLedger | None = None,
+        ledger_deadline: float = LEDGER_SECONDS,
         policy: Policy | str | Path | None = None,
         profiles: Profiles | None = None,
         profile_deadline: float | None = None,
@@ -289,6 +304,7 @@ class Recommender:
             popular=opened.popular,
             policy=policy_of(policy),
             ledger=ledger,
+            ledger_deadline=ledger_deadline,
             profiles=profiles,
             problems=opened.problems,
             audit_key=secrets.token_bytes(32) if audit_key is None else audit_key,
@@ -362,6 +378,19 @@ class Recommender:
             asked.passed_over.append(f"{Tier.SESSION}: {problem}")
         return self._accounted(request, self._answer(found, asked) or self._nothing(asked))
 
+    def ledger_problem(self) -> str:
+        """Ask the ledger, as a request does but about nobody; say why it cannot be asked, or nothing.
+
+        It says nothing where there is no ledger, too. Waits as long as a request does.
+        """
+        if self.guarded is None:
+            return ""
+        try:
+            self.guarded.resolve(at=self.clock())
+        except StoreUnread as unread:
+            return str(unread)
+        return ""
+
     def observe(
         self,
         event: Event,
@@ -381,7 +410,9 @@ class Recommender:
             customer_id=customer_id,
             permission=permission,
             at=at,
-            ledger=self.ledger,
+            ledger=None
+            if self.guarded is None
+            else self.guarded.within(max(self.ledger_deadline, OBSERVE_SECONDS)),
             profiles=self.profiles,
             clock=self.clock,
             counting=self._counting(),
@@ -485,22 +516,19 @@ class Recommender:
 
     def _resolve(self, request: Request, instant: dt.datetime) -> tuple[Resolution, tuple[str, ...]]:
         permission = request.permission
-        if self.ledger is None:
+        if self.guarded is None:
             if permission is None:
                 return Resolution(reasons=("no permission declared and no ledger",)), ()
             return _declared(permission, linked=request.linked), ()
         try:
-            resolution = self.ledger.resolve(
+            resolution = self.guarded.resolve(
                 visitor_id=request.visitor_id,
                 customer_id=request.customer_id,
                 at=instant,
             )
-            if not isinstance(resolution, Resolution):
-                raise TypeError(f"the ledger returned {type(resolution).__name__}")
-        except Exception as error:  # noqa: BLE001 - a store's fault, whatever it is, denies and is reported
-            _log.warning("the consent ledger failed: %s", type(error).__name__)
-            fault = f"{LEDGER_FAULT}: {type(error).__name__}"
-            return Resolution(reasons=("the consent ledger failed",)), (fault,)
+        except StoreUnread as unread:  # whatever the ledger's fault is
+            _log.warning("the consent %s", unread)
+            return Resolution(reasons=("the consent ledger failed",)), (str(unread),)
         if permission is None:
             return resolution, ()
         return resolution.intersected(permission), ()
@@ -534,11 +562,11 @@ class Recommender:
 
     def _devices(self, tier: Tier, request: Request, instant: dt.datetime) -> Sequence[str] | None:
         """Fused reads the union over the linked devices; every other tier, the request's own device."""
-        if tier is not Tier.FUSED or self.ledger is None or self.profiles is None:
+        if tier is not Tier.FUSED or self.guarded is None or self.profiles is None:
             return None
         if request.customer_id is None:
             return None
-        return self.ledger.linked_visitors(
+        return self.guarded.linked_visitors(
             request.customer_id, at=instant, fusion_purpose=self.policy.switches.fusion_purpose
         )
 
@@ -649,6 +677,17 @@ class Recommender:
         if self.keyring is not None:
             return self.keyring.digest(f"input:{name}", text)
         return hmac.digest(self.audit_key, text.encode("ascii"), "sha256").hex()
+
+
+def _guarded(
+    ledger: ConsentLedger | None, deadline: float, known: GuardedLedger | None
+) -> GuardedLedger | None:
+    """The ledger as requests ask it; what is known of it already stays known."""
+    if ledger is None:
+        return None
+    if known is None or known.ledger is not ledger:
+        return GuardedLedger(ledger, deadline)
+    return known if known.deadline == deadline else known.within(deadline)
 
 
 def policy_of(policy: Policy | str | Path | None) -> Policy:

@@ -84,7 +84,7 @@ class RedisProfiles(ProfileStore):
         self._reader = _client(bare, read_seconds)  # first, for it refuses a URL without quoting its password
         self._writer = _client(bare, write_seconds)
         self.answers_within = read_seconds
-        super().__init__(f"{_shown(bare)}, prefix {self._prefix}", ttl=ttl, clock=clock)
+        super().__init__(f"{_server(bare)}, prefix {self._prefix}", ttl=ttl, clock=clock)
         with self._failures_told():
             version = str(self._writer.info("server")["redis_version"])
         if int(version.split(".")[0]) < 7:
@@ -230,8 +230,8 @@ def _prefix_of(url: str) -> tuple[str, str]:
     return url.split("?", 1)[0] + (f"?{rest}" if rest else ""), prefixes[0]
 
 
-def _shown(url: str) -> str:
-    """A URL without user, password and options, but for the database."""
+def _server(url: str) -> str:
+    """Which database of which server it is: the same words for all URLs that lead there."""
     parts = urlsplit(url)
     database = dict(parse_qsl(parts.query)).get("db")
     if parts.scheme == "unix":

@@ -9,8 +9,6 @@ import dataclasses
 import datetime as dt
 import functools
 import json
-import logging
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -22,6 +20,7 @@ from consentier.consent import Tier
 from consentier.errors import BundleError, BundleMissing, suggestion
 from consentier.models.bundle import open_bundle
 from consentier.serving.loading import TIERS, open_tier, problem_of
+from consentier.serving.mlflow_store import mlflow_client, store_failures_told
 from consentier.serving.revocation import Revocations, revoke
 from consentier.serving.routing import Routing, read_routing, write_routing
 from consentier.writing import put_directory, remove_remnants_in, workplace
@@ -35,8 +34,6 @@ __all__ = [
     "RegistrySource",
     "bundle_in",
     "deadline_of_tag",
-    "mlflow_client",
-    "prepare_mlflow",
 ]
 
 _MODEL = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[1-9][0-9]*))")
@@ -85,6 +82,8 @@ class RegistrySource:
     ------
     ValueError
         If a model is not named so, or there is no such tier.
+    TrackingError
+        If the store is a database that cannot be reached.
     ModuleNotFoundError
         If MLflow is not installed.
     """
@@ -96,7 +95,6 @@ class RegistrySource:
         if not self._models:
             raise ValueError("models names no model; give {'fused': 'models:/consentier-fused@champion'}")
         self._client = mlflow_client(tracking_uri)
-        self._tracking_uri = tracking_uri
         self._directory = Path(directory)
         self._directory.mkdir(parents=True, exist_ok=True)
         remove_remnants_in(self._directory)
@@ -188,9 +186,9 @@ class RegistrySource:
 
         with workplace(target, ".download") as download:
             uri = self._client.get_model_version_download_uri(version.name, version.version)
-            where = download_artifacts(
-                artifact_uri=uri, dst_path=str(download), tracking_uri=self._tracking_uri
-            )
+            store = self._client.tracking_uri
+            with store_failures_told(store):
+                where = download_artifacts(artifact_uri=uri, dst_path=str(download), tracking_uri=store)
             found = bundle_in(Path(where))
             if not found.resolve().is_relative_to(download.resolve()):
                 raise BundleError(f"{uri} was not copied: what stands in the registry is not moved away")
@@ -252,23 +250,6 @@ def _named(model: str) -> re.Match[str]:
     if match is None:
         raise ValueError(f"{model!r} names no model: write models:/NAME@ALIAS or models:/NAME/VERSION")
     return match
-
-
-def prepare_mlflow() -> None:
-    """Set what MLflow must find before it is imported: nothing that it loads may be a pickle."""
-    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
-
-def mlflow_client(tracking_uri: str | None) -> Any:
-    """A client of a tracking server that is its own model registry; it loads no pickle."""
-    prepare_mlflow()
-    import mlflow
-
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # its notes on new tables are of no use here
-    return mlflow.MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
 
 
 def bundle_in(artifact: Path) -> Path:

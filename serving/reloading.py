@@ -78,6 +78,7 @@ class LoadOptions(TypedDict, total=False):
     """The options of `Recommender.load`, but for those of the bundles themselves."""
 
     ledger: ConsentLedger | None
+    ledger_deadline: float
     policy: Policy | str | Path | None
     profiles: Profiles | None
     profile_deadline: float | None

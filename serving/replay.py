@@ -218,6 +218,8 @@ class _OneKey:
 class _Recorded:
     """A ledger that says of everybody what routes to a recorded state."""
 
+    answers_within = 0.0
+
     def __init__(self, state: State) -> None:
         self._resolution = Resolution(
             online=state in (State.ONLINE, State.BOTH_UNLINKED, State.BOTH_LINKED),

@@ -319,6 +319,8 @@ class ShelfRules:
         """
         needed = candidates_for(n) if self.rules.diversity is not None else n
         asked = candidates_for(n)
+        if self.rules.boosts and self.rules.diversity is not None:
+            asked *= _WIDER  # boosts never settle the last one asked for, and diversity needs as many
         while True:
             ids, scores = ranking(min(asked, item_count))
             whole = ids.size < asked or asked >= item_count

@@ -131,7 +131,7 @@ class SqlAlchemyProfiles(ProfileStore):
     ) -> None:
         self._read_seconds, self._write_seconds = read_seconds, write_seconds
         self._engine = _engine(url, read_seconds, write_seconds)
-        super().__init__(_shown(self._engine.url), ttl=ttl, clock=clock)
+        super().__init__(_server(self._engine.url), ttl=ttl, clock=clock)
         try:
             self._prepare(create=create)
         except BaseException:
@@ -264,8 +264,8 @@ def _told(cause: BaseException) -> str:
     return f"{type(cause).__name__}: {cause}" if isinstance(cause, psycopg.Error) else type(cause).__name__
 
 
-def _shown(url: sa.URL) -> str:
-    """Where the server is, without user and password."""
+def _server(url: sa.URL) -> str:
+    """Which server it is: the same words for all URLs that lead there, and so no user, password or option."""
     host = url.host or url.query.get("host", "")
     return f"postgresql://{host}:{url.port or url.query.get('port', 5432)}"
 

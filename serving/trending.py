@@ -14,18 +14,21 @@ import dataclasses
 import datetime as dt
 import hashlib
 import heapq
+import itertools
 import json
 import logging
 import math
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from consentier.consent import ConsentRecord, Source, microseconds
 from consentier.serving.clock import utc_now
 from consentier.serving.forking import tell_of_forks
+from consentier.serving.guarded_ledger import LEDGER_FAULT
+from consentier.serving.patience import Guard, StoreUnread
 
 __all__ = ["Counting", "Trending", "TrendingSnapshot", "Trends"]
 
@@ -33,6 +36,21 @@ _log = logging.getLogger("consentier.serving")
 
 _WHOLE = 1 << 16
 """What a visitor of the running bucket counts: whole numbers are the same in any order of a sum."""
+
+
+_LEDGER_SECONDS = 1.0
+"""So long an event, or a reader, waits for each answer of the ledger when a snapshot is due."""
+
+_ENTRIES_AT_ONCE = 500
+"""How many of the ledger's entries are one answer."""
+
+
+class _News(NamedTuple):
+    """Who must not count any more by the ledger's next entries, and up to which; whether those are all."""
+
+    gone: Sequence[str]
+    position: int
+    whole: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -207,6 +225,7 @@ class Trending:
         self._items_per_visitor, self._entries = items_per_visitor, entries_per_bucket
         self._every = dt.timedelta(seconds=every)
         self._ledger = ledger
+        self._guard = Guard(LEDGER_FAULT, ledger)
         self._position = 0 if ledger is None else ledger.position
         self._tell = published
         self._clock = clock
@@ -374,8 +393,8 @@ class Trending:
         """Whether the ledger could be asked who has withdrawn, where there is one to ask."""
         try:
             self._take_withdrawals(now)
-        except Exception as error:  # noqa: BLE001 - a ledger's fault, whatever it is, denies and is reported
-            _log.warning("trending: the consent ledger failed: %s", type(error).__name__)
+        except StoreUnread as unread:  # whatever the ledger's fault is
+            _log.warning("trending: the consent %s", unread)
             return False
         return True
 
@@ -383,18 +402,29 @@ class Trending:
         """Take out whom the ledger, by what is new in it, does not let count any more."""
         if self._ledger is None:
             return
+        news = _News((), self._position, whole=False)
+        while not news.whole:
+            news = self._guard.ask(lambda: self._news(now), _LEDGER_SECONDS)
+            for visitor_id in news.gone:
+                self._without(visitor_id)
+            self._position = news.position
+
+    def _news(self, now: dt.datetime) -> _News:
+        """Ask the ledger for its next entries. It changes nothing: nobody may be waiting for it any more."""
+        entries = list(itertools.islice(self._ledger.entries(after=self._position), _ENTRIES_AT_ONCE))
         about: dict[str, bool] = {}
-        after = self._position
-        for position, entry in self._ledger.entries(after=after):
-            after = position
+        for _, entry in entries:
             if isinstance(entry, ConsentRecord) and entry.subject_kind == "visitor":
                 refuses = entry.state not in ("granted", "lifted")
                 about[entry.subject_id] = about.get(entry.subject_id, False) or refuses
-        for visitor_id, refused in about.items():
+        gone = [
+            visitor_id
+            for visitor_id, refused in about.items()
             # Whoever refused and agreed again has counts that the new grant does not cover: all of them go.
-            if refused or self._ledger.standing(Source.ONLINE, visitor_id, at=now).since is None:
-                self._without(visitor_id)
-        self._position = after
+            if refused or self._ledger.standing(Source.ONLINE, visitor_id, at=now).since is None
+        ]
+        position = entries[-1][0] if entries else self._position
+        return _News(gone, position, whole=len(entries) < _ENTRIES_AT_ONCE)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from consentier.addresses import shown_url
 from consentier.consent import Source
 from consentier.consent.toml_files import read_toml
 from consentier.errors import ConfigError, suggestion
@@ -44,7 +45,6 @@ __all__ = [
     "TuningConfig",
     "config_hash",
     "load_config",
-    "shown_uri",
 ]
 
 CONFIG_FILE = "consentier.toml"
@@ -110,7 +110,9 @@ class TrackingConfig(_Section):
 
     enabled: bool = Field(default=True, description="Record each run with its configuration and metrics.")
     uri: str = Field(
-        default="", description="MLflow tracking URI; empty: the SQLite file mlflow.db beside the bundles."
+        default="",
+        repr=False,  # it may hold a password
+        description="MLflow tracking URI; empty: the SQLite file mlflow.db beside the bundles.",
     )
     experiment: str = Field(default="consentier", min_length=1, description="Name of the MLflow experiment.")
 
@@ -537,15 +539,7 @@ class Config(_Section):
     def recorded(self) -> dict[str, Any]:
         """The same for a record that others read: the address of its store without user and password."""
         fields = self.resolved()
-        return {**fields, "tracking": {**fields["tracking"], "uri": shown_uri(self.tracking.uri)}}
-
-
-def shown_uri(uri: str) -> str:
-    """An address without user, password and options; a path as it is."""
-    scheme, separator, place = uri.partition("://")
-    if not separator or scheme.startswith(("sqlite", "file")):
-        return uri
-    return f"{scheme}://{place.rpartition('@')[2].partition('?')[0]}"
+        return {**fields, "tracking": {**fields["tracking"], "uri": shown_url(self.tracking.uri)}}
 
 
 def load_config(

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from consentier.consent import Tier
-from consentier.errors import BundleMissing, TrainingError
+from consentier.errors import BundleMissing, TrackingError, TrainingError
 from consentier.features.gate import HOLDERS
 from consentier.models.bundle import Bundle, open_bundle, read_run
-from consentier.serving.loading import problem_of
-from consentier.serving.registry import CHAMPION, DIGEST_TAG, ROLLED_BACK_TAG, prepare_mlflow
+from consentier.serving.registry import CHAMPION, DIGEST_TAG, ROLLED_BACK_TAG
 from consentier.serving.revocation import Revocations, revoke
 from consentier.training.config import Config
 from consentier.training.counted import Subject, one_at_a_time
@@ -133,15 +132,12 @@ def register_forgotten(
 
 @contextlib.contextmanager
 def _told() -> Iterator[None]:
-    prepare_mlflow()
-    from mlflow.exceptions import MlflowException
-
     try:
         yield
-    except MlflowException as error:
+    except TrackingError as error:
         raise TrainingError(
-            f"the bundles have forgotten, but the registry could not be told: {problem_of(error)}; versions "
-            "that hold the subjects may serve on: run it again"
+            f"the bundles have forgotten, but the registry could not be told: {error}. Until then versions "
+            "that hold the subjects may serve on"
         ) from error
 
 
@@ -237,12 +233,10 @@ def _version(
 
 def _take_figures(store: _Store, made_from: Version, run_id: str) -> None:
     """Take over what was measured: figures of groups, for the configuration; no bundle is judged itself."""
-    from mlflow.exceptions import MlflowException
-
     with tempfile.TemporaryDirectory(prefix="consentier-forget-") as folder:
         try:
             figures = json.loads(store.registry.read(made_from, MEASUREMENT_FILE, Path(folder)))
-        except (MlflowException, OSError, ValueError):
+        except (TrackingError, OSError, ValueError):
             return  # then promotion says that there are none
     figures["notes"].append(
         f"These are the figures of version {made_from.number}, of which this one is made."

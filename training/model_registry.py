@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from consentier.consent import Tier
+from consentier.errors import TrackingMissing
 from consentier.models.bundle import Manifest
+from consentier.serving.mlflow_store import store_failures_told
 from consentier.serving.registry import (
     DEADLINE_TAG,
     DIGEST_TAG,
@@ -91,7 +93,7 @@ class ModelRegistry:
     Parameters
     ----------
     client
-        Of a tracking server that is its own registry.
+        Of a tracking server that is its own registry: of `consentier.serving.mlflow_store`.
     experiment
         Name of the experiment; the models are called after it: ``EXPERIMENT-TIER``.
     """
@@ -139,16 +141,16 @@ class ModelRegistry:
         ------
         BundleMissing
             If the artifact does not hold exactly one bundle.
-        mlflow.exceptions.MlflowException, OSError
+        TrackingError, OSError
             If it cannot be fetched.
         """
         from mlflow.artifacts import download_artifacts
 
         uri = self._client.get_model_version_download_uri(self.name(version.tier), version.number)
         folder.mkdir(parents=True, exist_ok=True)
-        where = download_artifacts(
-            artifact_uri=uri, dst_path=str(folder), tracking_uri=self._client.tracking_uri
-        )
+        store = self._client.tracking_uri
+        with store_failures_told(store):
+            where = download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=store)
         return bundle_in(Path(where))
 
     def tag(self, version: Version, **tags: str) -> None:
@@ -215,21 +217,17 @@ class ModelRegistry:
 
         Raises
         ------
-        mlflow.exceptions.MlflowException, OSError
+        TrackingError, OSError
             If there is none.
         """
         where = self._client.download_artifacts(version.run_id, artifact, str(folder))
         return Path(where).read_text("utf-8")
 
     def _registered(self, tier: Tier) -> Any:
-        from mlflow.exceptions import MlflowException
-
         try:
             return self._client.get_registered_model(self.name(tier))
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
+        except TrackingMissing:
+            return None
 
 
 def version_tags(manifest: Manifest, digest: str, facts: Mapping[str, Any]) -> dict[str, str]:

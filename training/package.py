@@ -19,8 +19,8 @@ from typing import Any
 from consentier.consent import Tier
 from consentier.errors import DataError
 from consentier.models.bundle import open_bundle
+from consentier.serving.mlflow_store import prepare_mlflow
 from consentier.serving.pyfunc import INPUTS, OUTPUTS, load
-from consentier.serving.registry import prepare_mlflow
 from consentier.serving.revocation import revoke
 from consentier.training.config import TrackingConfig
 from consentier.training.track import opened_store

@@ -21,16 +21,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from consentier.addresses import shown_url, without_credentials
 from consentier.consent import Tier
 from consentier.consent.keyring import Keyring
 from consentier.errors import BundleError, DataError, TrainingError, suggestion
 from consentier.models.bundle import open_bundle
 from consentier.serving.audit import expire as expire_audit
+from consentier.serving.mlflow_store import mlflow_client
 from consentier.serving.outcomes import expire_outcomes
 from consentier.serving.profile_opening import open_profiles
-from consentier.serving.registry import DIGEST_TAG, mlflow_client
+from consentier.serving.registry import DIGEST_TAG
 from consentier.serving.revocation import Revocations
-from consentier.training.config import shown_uri
 from consentier.training.counted import one_at_a_time
 from consentier.training.restricted import Restricted
 from consentier.training.retention_schedule import (
@@ -107,8 +108,8 @@ def _carried_out(rule: Rule, now: dt.datetime, dry_run: bool) -> Outcome:
 def _where(rule: Rule) -> str:
     """What a rule is about; of a URL, host and database."""
     if isinstance(rule, ProfilesRule) and rule.url is not None:
-        return shown_uri(rule.url).rpartition("://")[2]
-    return shown_uri(rule.uri) if isinstance(rule, TrackingRule) else str(rule.path)
+        return shown_url(rule.url).rpartition("://")[2]
+    return shown_url(rule.uri) if isinstance(rule, TrackingRule) else str(rule.path)
 
 
 def _files(rule: FilesRule, now: dt.datetime, dry_run: bool) -> int:
@@ -210,7 +211,7 @@ def _tracking(rule: TrackingRule, now: dt.datetime, dry_run: bool) -> tuple[int,
     experiment = client.get_experiment_by_name(rule.experiment)
     if experiment is None:
         raise DataError(
-            f"retention: there is no experiment {rule.experiment!r} in {shown_uri(rule.uri)}: write the name "
+            f"retention: there is no experiment {rule.experiment!r} in {shown_url(rule.uri)}: write the name "
             "that [tracking] of the configuration has"
         )
     before = int((now - dt.timedelta(days=rule.days)).timestamp() * 1000)
@@ -276,7 +277,8 @@ def _delete_for_good(uri: str, run_ids: list[str]) -> None:
         command = [sys.executable, "-m", "mlflow", "gc", "--run-ids", chosen]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
-            raise TrainingError(f"retention: mlflow gc failed: {done.stderr.strip()[-500:]}")
+            said = without_credentials(done.stderr, uri).strip()
+            raise TrainingError(f"retention: mlflow gc failed: {said[-500:]}")
 
 
 def _keys(rule: KeysRule, now: dt.datetime, dry_run: bool) -> int:

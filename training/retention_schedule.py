@@ -88,7 +88,7 @@ class ProfilesRule(_Section):
 
     what: Literal["profiles"]
     path: Path | None = None
-    url: str | None = None
+    url: str | None = Field(default=None, repr=False)  # it may hold a password
     days: _Days
 
     @model_validator(mode="after")
@@ -154,7 +154,7 @@ class TrackingRule(_Section):
     """
 
     what: Literal["mlflow"]
-    uri: str
+    uri: str = Field(repr=False)  # it may hold a password
     experiment: str = "consentier"
     days: _Days
     bundles: Path | None = None

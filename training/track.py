@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from consentier.progress import progress
-from consentier.serving.registry import mlflow_client
+from consentier.serving.mlflow_store import mlflow_client
 from consentier.training.config import Config, TrackingConfig
 from consentier.training.stale_runs import end_stale_searches, search_tags
 

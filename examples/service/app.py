@@ -284,18 +284,23 @@ class Parts:
             bundles_stopping=len(done.bundles),
         )
 
-    def ready(self) -> Ready:
-        """Which tiers can answer now."""
+    def in_use(self) -> dict[str, str]:
+        """The digest of the bundle in use, by tier. Asks neither ledger nor stores."""
         current = self.recommender.current
         digests = {str(tier): scorer.digest for tier, scorer in current.scorers.items()}
         if current.popular is not None:
             digests["popular"] = current.popular.digest
-        problems = {str(tier): problem for tier, problem in current.problems.items()}
-        try:
-            _ = self.ledger.position
-        except ConsentierError:
-            return Ready(ready=bool(digests), tiers=digests, problems=problems, ledger="failing")
-        return Ready(ready=bool(digests), tiers=digests, problems=problems, ledger="ok")
+        return digests
+
+    def ready(self) -> Ready:
+        """Which tiers can answer now. Waits for the ledger no longer than a recommendation does."""
+        digests, current = self.in_use(), self.recommender.current
+        return Ready(
+            ready=bool(digests),
+            tiers=digests,
+            problems={str(tier): problem for tier, problem in current.problems.items()},
+            ledger="failing" if current.ledger_problem() else "ok",
+        )
 
 
 @contextlib.contextmanager
@@ -460,7 +465,7 @@ def create_app(parts: Parts, *, threads: int = 4) -> FastAPI:
 
     @app.get("/metrics", summary="For Prometheus", response_class=Response)
     def metrics() -> Response:
-        in_use = parts.ready().tiers
+        in_use = parts.in_use()
         for tier in TIERS:
             loaded.labels(str(tier)).set(str(tier) in in_use)
         return Response(generate_latest(parts.registry), media_type=CONTENT_TYPE_LATEST)

@@ -8,6 +8,7 @@
     ├── ConfigError          a configuration file or option is wrong
     ├── PolicyError          a routing policy is wrong or grants more than the law of the engine allows
     ├── LedgerError          the consent ledger cannot be read, or a record is malformed
+    │   └── LedgerTimeout        the ledger gave no answer in time
     ├── SignalError          a consent signal cannot be read
     ├── AuditError           an audit line, or a key that it needs, cannot be used
     ├── BundleError          a model bundle cannot be used
@@ -15,6 +16,8 @@
     │   ├── BundleMalformed      manifest or arrays are not what the format says
     │   ├── BundleAltered        a digest does not match: the files were changed after they were written
     │   └── BundleUnsupported    written by a format version that this release does not read
+    ├── TrackingError        the MLflow store cannot be used
+    │   └── TrackingMissing      it has no such thing
     └── TrainingError        the permitted data do not suffice to train or evaluate
         └── NothingPermitted     there are no rows at all that may be learnt from
 
@@ -38,10 +41,13 @@ __all__ = [
     "ConsentierError",
     "DataError",
     "LedgerError",
+    "LedgerTimeout",
     "NothingPermitted",
     "PolicyError",
     "SignalError",
     "StoreTimeout",
+    "TrackingError",
+    "TrackingMissing",
     "TrainingError",
     "suggestion",
 ]
@@ -71,6 +77,10 @@ class LedgerError(ConsentierError):
     """The consent ledger cannot be read, or a consent record is malformed."""
 
 
+class LedgerTimeout(LedgerError):  # noqa: N818
+    """The consent ledger gave no answer in time."""
+
+
 class SignalError(ConsentierError):
     """A consent signal cannot be read. What cannot be read is recorded as a denial."""
 
@@ -97,6 +107,14 @@ class BundleAltered(BundleError):  # noqa: N818
 
 class BundleUnsupported(BundleError):  # noqa: N818
     """The bundle was written by a format version that this release does not read."""
+
+
+class TrackingError(ConsentierError):
+    """The MLflow store, or the model registry in it, cannot be used."""
+
+
+class TrackingMissing(TrackingError):  # noqa: N818 - reads as the state of the store
+    """The MLflow store has no such thing."""
 
 
 class TrainingError(ConsentierError):

@@ -15,6 +15,7 @@ from shops import consent, day, event, link, order, shop
 from typer.testing import CliRunner
 
 from consentier.cli.app import app
+from consentier.cli.output import USER_ERROR
 from consentier.consent import Ledger
 from consentier.consent.records import PERMISSIONS
 from consentier.features.tables import write_tables
@@ -215,6 +216,24 @@ def test_a_bundle_of_which_nobody_can_tell_whom_it_holds_is_named(tmp_path: Path
     assert "popular: may hold anybody" in shown.stdout
     assert "crm: may hold" not in shown.stdout
     assert "no other bundle holds the subject" in shown.stdout
+
+
+def test_a_withdrawal_of_which_the_registry_cannot_be_told_is_on_record(
+    ledger: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    bundles, config = tmp_path / "bundles", tmp_path / "consentier.toml"
+    bundles.mkdir()
+    config.write_text('[tracking]\nuri = "http://shop:s3cret@127.0.0.1:9"\n')
+    found = run(
+        "consent", "withdraw", "c1", "--source", "crm", "--ledger", ledger, "--bundles", bundles,
+        "--registry", "--config", config, *AT,
+    )  # fmt: skip
+    assert found.exit_code == USER_ERROR, found.output
+    assert "the withdrawal is recorded, but the registry could not be told of the deadlines" in found.stderr
+    assert "MLflow store http://127.0.0.1:9 cannot be used" in found.stderr
+    assert "s3cret" not in found.output
+    assert done("consent", "show", "c1", "--ledger", ledger, *AT)["resolution"]["crm"] is False
 
 
 def test_a_withdrawal_reaches_profiles_links_and_bundles(ledger: str, tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from forks import in_forked_process
 from ledger_writer import AT, batch
 
 from consentier.consent import Ledger, Link, sqlite_queries, sqlite_store
-from consentier.consent.sqlite_store import SqliteStore
-from consentier.errors import LedgerError
+from consentier.consent.sqlite_store import LOOKUP_SECONDS, SqliteStore
+from consentier.errors import LedgerError, LedgerTimeout
 
 
 def opened(path: Path, *, create: bool = True) -> Ledger:
@@ -68,6 +68,18 @@ def test_what_is_acknowledged_is_on_the_disk(tmp_path: Path) -> None:
             for name in ("synchronous", "journal_mode", "secure_delete")
         }
     assert settings == {"synchronous": 2, "journal_mode": "wal", "secure_delete": 1}
+
+
+def test_whoever_writes_waits_longer_for_others_than_whoever_looks_up(tmp_path: Path) -> None:
+    with opened(tmp_path / "ledger.db") as ledger:
+        store = ledger._store
+        assert isinstance(store, SqliteStore)
+        waits = [store._connection().execute("PRAGMA busy_timeout").fetchone()[0]]
+        with store._writing() as connection:
+            waits.append(connection.execute("PRAGMA busy_timeout").fetchone()[0])
+        waits.append(store._connection().execute("PRAGMA busy_timeout").fetchone()[0])
+        assert ledger.answers_within == LOOKUP_SECONDS
+    assert waits == [1000 * LOOKUP_SECONDS, 30_000, 1000 * LOOKUP_SECONDS]
 
 
 def test_the_file_says_what_it_is(tmp_path: Path) -> None:
@@ -221,7 +233,7 @@ def test_a_writer_that_waits_too_long_says_so(tmp_path: Path, monkeypatch: pytes
     with opened(path) as ledger, closing(sqlite3.connect(path, isolation_level=None)) as other:
         ledger.append(batch("a", 0, 1))
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(LedgerError, match="another process held the ledger for too long"):
+        with pytest.raises(LedgerTimeout, match="another process held the ledger for too long"):
             ledger.append(batch("a", 1, 1))
         assert ledger.resolve(visitor_id="a/0/0", at=AT).online, "readers wait for nobody"
         other.execute("ROLLBACK")
@@ -316,7 +328,8 @@ def test_columns_are_of_one_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """Two contents of one id, erased while they are read: neither may be read as uncontradicted."""
     path = tmp_path / "ledger.db"
     contested = sqlite_queries.conflicts
-    monkeypatch.setattr(sqlite_store, "_PATIENCE_MS", 1)  # the log cannot be cut off while it is read here
+    # The log cannot be cut off while it is read here.
+    monkeypatch.setattr(sqlite_store, "_PATIENCE_SECONDS", 0.001)
     with opened(path) as ledger, opened(path) as other:
         ledger.append([said("r", "granted", 0), said("r", "granted", 0, permission="ads")])
 

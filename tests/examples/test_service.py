@@ -18,7 +18,7 @@ from fastapi.testclient import TestClient
 
 from consentier import Event
 from consentier.consent import Tier
-from consentier.errors import LedgerError
+from consentier.errors import LedgerError, LedgerTimeout
 from consentier.models.bundle import open_bundle
 from consentier.serving.loading import TIERS
 
@@ -161,6 +161,8 @@ def test_an_event_of_tomorrow_is_not_kept(client: TestClient) -> None:
 class Down:
     """A ledger that cannot be reached, and quotes whom it was asked about."""
 
+    answers_within = 0.0
+
     def __getattr__(self, name: str) -> Any:
         raise LedgerError(f"no connection while asked about {VISITOR}")
 
@@ -175,7 +177,7 @@ def test_without_its_ledger_the_service_answers_as_without_permission(
     with TestClient(create_app(dataclasses.replace(parts, ledger=down, registry=fresh()))) as broken:
         answer = ask(broken)
         assert answer["tier"] == "session"
-        assert "ledger: LedgerError" in answer["basis"]["reasons"]
+        assert "ledger: failed with LedgerError" in answer["basis"]["reasons"]
         refused = broken.put("/permissions", json={"visitor_id": VISITOR, "state": "withdrawn"})
         assert refused.status_code == 503
         assert refused.json() == {"detail": "not done: LedgerError; try again"}
@@ -184,6 +186,25 @@ def test_without_its_ledger_the_service_answers_as_without_permission(
         text = broken.get("/metrics").text
     assert 'reason="ledger_fault",side="online",tier="session"} 1.0' in text
     assert VISITOR not in caplog.text
+
+
+def test_a_scrape_asks_no_ledger_and_a_probe_waits_as_long_as_a_request(parts: Parts) -> None:
+    class Late:
+        answers_within = 0.0
+        asked = 0
+
+        def resolve(self, **question: Any) -> Any:
+            self.asked += 1
+            raise LedgerTimeout
+
+    ledger: Any = Late()
+    parts.recommender._current = dataclasses.replace(parts.recommender.current, ledger=ledger)
+    with TestClient(create_app(dataclasses.replace(parts, registry=fresh()))) as served:
+        assert 'consentier_tier_loaded{tier="fused"} 1.0' in served.get("/metrics").text
+        assert ledger.asked == 0
+        ready = done(served.get("/ready"))
+        assert (ready["ready"], ready["ledger"]) == (True, "failing")
+        assert ledger.asked == 1
 
 
 def fresh() -> Any:

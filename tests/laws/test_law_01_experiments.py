@@ -85,6 +85,7 @@ class Says:
     """A ledger that says one thing of everybody."""
 
     resolution: Resolution
+    answers_within: float = 0.0
 
     def resolve(self, **question: object) -> Resolution:
         return self.resolution

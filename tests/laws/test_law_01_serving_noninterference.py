@@ -579,6 +579,8 @@ def test_questions_about_items_read_no_person() -> None:
     """Similar items and baskets: there is no person in the question, and stores and ledger are not asked."""
 
     class Untouchable:
+        answers_within = 0.0
+
         def __getattr__(self, name: str) -> object:
             raise AssertionError(f"{name} was asked for")
 

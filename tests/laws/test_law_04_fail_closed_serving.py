@@ -37,6 +37,7 @@ from consentier.consent import (
 )
 from consentier.errors import BundleMissing, StoreTimeout
 from consentier.serving import Answer, Event, Profiles, Recommender, Request
+from consentier.serving.guarded_ledger import GuardedLedger
 from consentier.serving.patience import Guard
 
 AT = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
@@ -292,7 +293,7 @@ def test_a_store_that_cannot_be_read_escapes_on_no_channel(store: str, fault: ob
     Break(
         "a store that is left alone is taken to hold nothing",
         Guard.ask,
-        'raise StoreUnread(f"{self._name}: not asked, as it has just given no answer in time")',
+        'raise StoreUnread(f"{self._name}: {NOT_ASKED}")',
         "return ()",
         Fault(stores={"online": Late()}, times=2),
     ),
@@ -306,15 +307,15 @@ def test_a_store_that_cannot_be_read_escapes_on_no_channel(store: str, fault: ob
     Break(
         "where the ledger fails the caller is believed",
         Recommender._resolve,
-        'return Resolution(reasons=("the consent ledger failed",)), (fault,)',
+        'return Resolution(reasons=("the consent ledger failed",)), (str(unread),)',
         "return Resolution.declared(permission or request.permission, linked=True), ()",
         Fault(ledger="is gone", declared=BOTH),
     ),
     Break(
         "whatever the ledger returns is believed",
-        Recommender._resolve,
-        "if not isinstance(resolution, Resolution):",
-        "if not resolution:",
+        GuardedLedger.resolve,
+        "if not isinstance(found, Resolution):",
+        "if not found:",
         Fault(ledger="says yes to everything"),
     ),
     Break(

@@ -45,6 +45,7 @@ class Says:
     """A ledger that says one thing of everybody."""
 
     resolution: Resolution
+    answers_within: float = 0.0
 
     def resolve(self, **_asked: Any) -> Resolution:
         """That one thing."""

@@ -203,7 +203,7 @@ FAILING: Any = Failing()
         (FUSED, {"problems": {Tier.FUSED: "the bundle in use stays: x"}}, Tier.FUSED, ReasonClass.PERMITTED),
     ],
 )
-def test_the_reason_is_one_of_four_words(
+def test_the_reason_is_one_of_five_words(
     request_: Request, parts: dict[str, Any], tier: Tier, reason: ReasonClass
 ) -> None:
     answer = ask(request_, **parts)

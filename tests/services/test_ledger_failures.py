@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import signal
@@ -17,11 +18,14 @@ import ledger_writer
 import psycopg
 import pytest
 from consent_cases import at_tick, said
+from engines import ITEMS, engine
 from ledger_writer import AT, batch
 from postgresql_schemas import new_schema, with_options
 
-from consentier.consent import Ledger, Link, sqlalchemy_store
-from consentier.errors import LedgerError
+from consentier.consent import Ledger, Link, Tier, sqlalchemy_store
+from consentier.errors import LedgerError, LedgerTimeout
+from consentier.serving import Event, Request, patience
+from consentier.serving.patience import LATE_IN_A_ROW, NOT_ASKED
 
 pytestmark = pytest.mark.service("postgresql")
 
@@ -168,7 +172,7 @@ def test_a_look_up_that_must_wait_is_given_up_by_the_server(url: str, direct: ps
         ledger.append(batch("r", 0, 1))
         with direct.transaction():
             direct.execute("LOCK TABLE consentier_records IN ACCESS EXCLUSIVE MODE")
-            with pytest.raises(LedgerError, match="too slow or overloaded"):
+            with pytest.raises(LedgerTimeout, match="too slow or overloaded"):
                 online(ledger, "r/0/0")
         assert online(ledger, "r/0/0"), "and once it can answer it does"
 
@@ -196,13 +200,33 @@ def test_a_server_that_is_stuck_is_given_up_by_the_client(
     for pid in stuck:
         os.kill(pid, signal.SIGSTOP)
     try:
-        with pytest.raises(LedgerError, match=r"no answer within 0\.3 s"):
+        with pytest.raises(LedgerTimeout, match=r"no answer within 0\.3 s"):
             online(ledger, "r/0/0")
         monkeypatch.undo()
         assert online(ledger, "r/0/0"), "on a new connection"
     finally:
         for pid in stuck:
             os.kill(pid, signal.SIGCONT)
+
+
+def test_requests_stop_asking_one_that_hangs_and_ask_again_when_it_answers(
+    ledger: Ledger, direct: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.append(batch("r", 0, 1))
+    monkeypatch.setattr(patience, "PAUSE_SECONDS", 3600.0)
+    shop = dataclasses.replace(engine(), ledger=ledger, ledger_deadline=0.05)
+    request = Request(visitor_id="r/0/0", session=ITEMS[:1], online_history=[Event(ITEMS[2])], at=AT)
+    with direct.transaction():
+        direct.execute("LOCK TABLE consentier_records IN ACCESS EXCLUSIVE MODE")
+        answers = [shop.recommend(request) for _ in range(LATE_IN_A_ROW + 5)]
+    assert {answer.tier for answer in answers} == {Tier.SESSION}
+    reasons = [answer.basis.reasons[-1] for answer in answers]
+    assert reasons[:LATE_IN_A_ROW] == ["ledger: no answer within 50 ms"] * LATE_IN_A_ROW
+    assert set(reasons[LATE_IN_A_ROW:]) == {f"ledger: {NOT_ASKED}"}
+    patient = dataclasses.replace(shop, ledger_deadline=30.0)
+    while (answer := patient.recommend(request)).tier is not Tier.ONLINE:
+        assert answer.basis.reasons[-1] == f"ledger: {NOT_ASKED}"
+        time.sleep(0.01)  # until the late answer is there
 
 
 def test_a_writer_that_holds_the_ledger_for_too_long_is_complained_of(

@@ -195,7 +195,7 @@ def test_a_ledger_that_fails_denies(shop: Shop, ledger: Any) -> None:
     shop.ledger = ledger
     seen = shop.recommender().observe(CLICK, visitor_id="v", permission=Permission.ONLINE)
     assert not seen.stored
-    assert seen.reason.startswith("the consent ledger failed with ")
+    assert seen.reason.startswith("ledger: failed with ")
     assert "pills" not in seen.reason
     assert shop.stored() == []
 

@@ -321,7 +321,7 @@ def test_a_store_that_never_answers_holds_up_few_threads_and_not_the_end_of_the_
     assert store.most_inside == patience._THREADS
     assert asked.profiles is not None
     assert asked.profiles._guards["online"]._state.threads._running == patience._THREADS
-    mine = [thread for thread in threading.enumerate() if thread.name == "consentier-profiles"]
+    mine = [thread for thread in threading.enumerate() if thread.name == "consentier-stores"]
     assert all(thread.daemon for thread in mine)
 
 

@@ -156,7 +156,7 @@ def test_a_rule_about_an_attribute_that_is_not_there_is_an_error() -> None:
 
 # ---- No more candidates than it takes ----------------------------------------------------------------------
 
-MANY = tuple(f"{number:03}" for number in range(700))
+MANY = tuple(f"{number:04}" for number in range(2000))
 
 
 @functools.cache
@@ -164,7 +164,7 @@ def many(rules: str) -> ShelfRules:
     """Rules over many items, most of which are alike in what caps and diversity look at."""
     rows: dict[str, dict[str, Any]] = {
         item: {
-            "kind": "common" if number < 500 else f"kind {number % 7}",
+            "kind": "common" if number < 1500 else f"kind {number % 7}",
             "brand": f"brand {number % 3}",
             "own": number % 11 == 0,
             "rare": number % 90 == 7,
@@ -194,7 +194,7 @@ documents = st.fixed_dictionaries(
 )
 DIVERSE = {"weight": 0.5, "columns": ["kind", "brand"]}
 mixing = st.tuples(
-    documents, st.integers(1, 12), st.sampled_from([3, 115, 700]), st.integers(1, 60), st.integers(0, 9)
+    documents, st.integers(1, 12), st.sampled_from([3, 115, 2000]), st.integers(1, 60), st.integers(0, 9)
 )
 Mixing = tuple[dict[str, Any], int, int, int, int]
 
@@ -225,7 +225,7 @@ def test_a_list_of_few_candidates_is_that_of_all(case: Mixing) -> None:
 def test_no_more_candidates_are_asked_for_than_it_takes() -> None:
     def asked(n: int, **document: Any) -> list[int]:
         numbers: list[int] = []
-        ids, scores = np.arange(700, dtype=np.int64), np.linspace(2.0, 1.0, 700)
+        ids, scores = np.arange(2000, dtype=np.int64), np.linspace(2.0, 1.0, 2000)
 
         def ranking(most: int) -> tuple[Any, Any]:
             numbers.append(most)
@@ -235,10 +235,14 @@ def test_no_more_candidates_are_asked_for_than_it_takes() -> None:
         return numbers
 
     assert asked(1, caps={"kind": 1}) == [110]
-    assert asked(2, caps={"kind": 1}) == [120, 700], "what is common fills the first look, and the cap is 1"
+    assert asked(2, caps={"kind": 1}) == [120, 960, 2000], (
+        "what is common fills the first look, and the cap is 1"
+    )
     assert asked(2, boost=[{"where": "own", "factor": 1.1}]) == [120]
-    assert asked(2, boost=[{"where": "kind == 'kind 1'", "factor": 3.0}]) == [120, 700]
+    assert asked(2, boost=[{"where": "kind == 'kind 1'", "factor": 3.0}]) == [120, 960, 2000]
     assert asked(2, diversity={"weight": 0.5, "columns": ["kind"]}) == [120]
+    boosted = {"boost": [{"where": "own", "factor": 1.1}], "diversity": DIVERSE}
+    assert asked(2, **boosted) == [960], "the first look could not settle as many as diversity needs"
 
 
 @breaks(
@@ -249,7 +253,7 @@ def test_no_more_candidates_are_asked_for_than_it_takes() -> None:
         ShelfRules._boosted,
         "> scores[-1]",
         ">= scores[-1]",
-        ({"boost": [{"where": "rare", "factor": 2.0}]}, 7, 700, 4, 1),
+        ({"boost": [{"where": "rare", "factor": 2.0}]}, 7, 2000, 60, 0),
     ),
     Break("a short list is good enough", ShelfRules.list_of, "if whole or ids.size == n:", "if True:"),
     Break(
@@ -257,7 +261,7 @@ def test_no_more_candidates_are_asked_for_than_it_takes() -> None:
         ShelfRules.list_of,
         "if whole or ids.size >= needed:",
         "if True:",
-        ({"boost": [{"where": "own", "factor": 2.0}], "diversity": DIVERSE}, 6, 700, 60, 7),
+        ({"boost": [{"where": "rare", "factor": 7.0}], "diversity": DIVERSE}, 7, 2000, 60, 4),
     ),
     Break(
         "what an attempt counted stays",

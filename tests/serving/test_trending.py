@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from engines import CATALOGUE, ITEMS, bundles
 
-from consentier.consent import Permission, Tier
-from consentier.serving import Event, Recommender, Request
+from consentier.consent import ConsentRecord, Ledger, Permission, Tier
+from consentier.serving import Event, Recommender, Request, patience
+from consentier.serving import trending as trending_module
 from consentier.serving.popular_scorer import PopularScorer
 from consentier.serving.rules import Rules
 from consentier.serving.trending import Trending, TrendingSnapshot
@@ -250,3 +251,42 @@ def test_a_snapshot_holds_item_ids() -> None:
     with pytest.raises(TypeError, match="item ids are strings"):
         TrendingSnapshot((3,))  # type: ignore[arg-type]
     assert TrendingSnapshot(("a",), 0.5).digest != TrendingSnapshot(("a",), 0.4).digest
+
+
+def test_a_ledger_that_hangs_holds_up_few_events_and_empties_the_list(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hung = threading.Event()
+
+    class Hangs:
+        position = 0
+        asked = 0
+
+        def entries(self, after: int) -> Any:
+            self.asked += 1
+            hung.wait()
+            return iter(())
+
+    ledger = Hangs()
+    monkeypatch.setattr(patience, "PAUSE_SECONDS", 3600.0)
+    monkeypatch.setattr(trending_module, "_LEDGER_SECONDS", 0.05)
+    trending, _ = counted({"ledger": ledger})
+    try:
+        visit(trending, "a", 20, NOON)
+        assert trending.current().items == ()
+        assert ledger.asked == patience.LATE_IN_A_ROW
+    finally:
+        hung.set()
+
+
+def test_however_much_is_new_in_the_ledger_all_of_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trending_module, "_ENTRIES_AT_ONCE", 3)
+    ledger = Ledger()
+    trending, _ = counted({"ledger": ledger})
+    visit(trending, "a", 9, NOON)
+    for number in range(7):
+        record = ConsentRecord(f"r{number}", f"v-{number}", "visitor", "online", "withdrawn", NOON, NOON)
+        ledger.append([record])
+    visit(trending, "b", 1, NOON, first=9)
+    assert trending._position == ledger.position == 7
+    assert trending._visitors == {"a": 2, "b": 1}

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from consentier.cli.app import app
 from consentier.consent import Channel, Permission, Tier
-from consentier.errors import DataError, TrainingError
+from consentier.errors import DataError, TrackingError, TrainingError
 from consentier.features.gate import ledger_of
 from consentier.features.simulator import SimulationConfig, simulate, write_shop
 from consentier.features.tables import ShopTables, read_shop
@@ -423,13 +423,11 @@ def test_killed_at_any_step_the_next_run_brings_the_registry_to_the_same(
 def test_a_registry_that_cannot_be_told_is_an_error_that_says_what_was_done(
     works: Works, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlflow.exceptions import MlflowException
-
     works.register(Tier.CRM)
     result = works.forget()
 
     def away(*_: object) -> None:
-        raise MlflowException("no connection")
+        raise TrackingError("MLflow store http://mlflow.example cannot be used: no connection")
 
     monkeypatch.setattr(ModelRegistry, "register", away)
     with pytest.raises(TrainingError, match="bundles have forgotten, but the registry could not be told"):

@@ -26,9 +26,9 @@ from consentier.models.bundle import open_bundle
 from consentier.serving import Event, Recommender, Request
 from consentier.serving.audit import JsonLinesAudit
 from consentier.serving.experiment import Experiment
+from consentier.serving.mlflow_store import mlflow_client
 from consentier.serving.outcomes import OutcomeLog
 from consentier.serving.profile_store import SqliteProfiles
-from consentier.serving.registry import mlflow_client
 from consentier.serving.revocation import revoke
 from consentier.training import retention
 from consentier.training.restricted import Restricted

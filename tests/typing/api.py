@@ -107,6 +107,7 @@ def opens() -> Recommender:
         catalogue=assert_type(Catalogue.of(["a", "b"]), Catalogue),
         profiles=Profiles(online={}),
         profile_deadline=0.05,
+        ledger_deadline=0.5,
         rules="rules.toml",
         audit_key=b"secret",
     )

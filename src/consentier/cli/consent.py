@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from consentier.addresses import shown_url
 from consentier.cli.ledgers import LedgerUrl, ledger_at
 from consentier.cli.options import (
     AsJson,
@@ -30,7 +31,7 @@ from consentier.cli.output import CHECK_FAILED, note, print_json, print_table, s
 from consentier.consent import ConsentRecord, Ledger, Source
 from consentier.consent.chain import head_bytes
 from consentier.consent.signals import SIGNALS, read_signal
-from consentier.errors import AuditError, DataError, LedgerError
+from consentier.errors import AuditError, DataError, LedgerError, TrackingError
 
 if TYPE_CHECKING:
     from consentier.training.lineage import Lineage
@@ -232,7 +233,13 @@ def withdraw(
                 f"and run it again, at {instant.isoformat()}"
             ) from error
     if registry:
-        _tell_registry(directories, config)
+        try:
+            _tell_registry(directories, config)
+        except TrackingError as error:
+            raise DataError(
+                "the withdrawal is recorded, but the registry could not be told of the deadlines: "
+                f"{error}, at {instant.isoformat()}"
+            ) from error
     if as_json:
         print_json(_plain(dataclasses.asdict(done)))
         return
@@ -413,7 +420,7 @@ def _require_directory(directory: Path) -> None:
 def _store(place: str) -> ProfileStore:
     """A store to purge. It is opened then: if that fails, the withdrawal is on record already."""
     if "://" not in place and not Path(place).exists():
-        raise DataError(f"profiles {place}: no such profile store: name its file, or its URL")
+        raise DataError(f"profiles {shown_url(place)}: no such profile store: name its file, or its URL")
     return _Unopened(place)
 
 

@@ -86,10 +86,10 @@ def _schedule(path: Path) -> list[Kept]:
 
 def _where(rule: Rule) -> str:
     """What a rule is about, without this machine's directories, and without the password of an address."""
-    from consentier.training.config import shown_uri
+    from consentier.addresses import shown_url
 
     address = getattr(rule, "url", None) or getattr(rule, "uri", None)
-    return name_of(str(getattr(rule, "path", "")) if address is None else shown_uri(address))
+    return name_of(str(getattr(rule, "path", "")) if address is None else shown_url(address))
 
 
 def _how_long(rule: Rule) -> str:
