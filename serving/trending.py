@@ -24,12 +24,16 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from consentier.consent import ConsentRecord, Source, microseconds
+from consentier.consent.records import PARENTAL
 from consentier.serving.clock import utc_now
 from consentier.serving.forking import tell_of_forks
 
 __all__ = ["Counting", "Trending", "TrendingSnapshot", "Trends"]
 
 _log = logging.getLogger("consentier.serving")
+
+_COVERING = {PARENTAL: ("lifted",)}
+"""States that leave what was counted before: parents' consent does not carry what their child permitted."""
 
 _WHOLE = 1 << 16
 """What a visitor of the running bucket counts: whole numbers are the same in any order of a sum."""
@@ -388,7 +392,7 @@ class Trending:
         for position, entry in self._ledger.entries(after=after):
             after = position
             if isinstance(entry, ConsentRecord) and entry.subject_kind == "visitor":
-                refuses = entry.state not in ("granted", "lifted")
+                refuses = entry.state not in _COVERING.get(entry.permission, ("granted", "lifted"))
                 about[entry.subject_id] = about.get(entry.subject_id, False) or refuses
         for visitor_id, refused in about.items():
             # Whoever refused and agreed again has counts that the new grant does not cover: all of them go.
