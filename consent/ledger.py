@@ -421,7 +421,13 @@ class Ledger:
     # ---- Resolving ---------------------------------------------------------------------------------------
 
     def permission(
-        self, subject_id: str, *, kind: SubjectKind, at: dt.datetime, known_at: dt.datetime | None = None
+        self,
+        subject_id: str,
+        *,
+        kind: SubjectKind,
+        at: dt.datetime,
+        known_at: dt.datetime | None = None,
+        since: dt.datetime | None = None,
     ) -> Permission:
         """The permission that a subject's own records give at an instant.
 
@@ -435,6 +441,8 @@ class Ledger:
             The instant whose state is wanted.
         known_at
             Use only what had been recorded by then (default: all that is known).
+        since
+            Only what has been permitted without interruption since then (default: what is at the instant).
 
         Raises
         ------
@@ -442,9 +450,12 @@ class Ledger:
             If `kind` is neither visitor nor customer.
         """
         instant, claims = microseconds(at), self._claims((kind, subject_id), _known(known_at))
+        first = instant if since is None else microseconds(since)
         if kind == "visitor":
-            return Permission.ONLINE if _visitor_timeline(claims).at(instant).held else Permission.NONE
-        return Permission.CRM if _customer_timeline(claims).at(instant).held else Permission.NONE
+            held = _visitor_timeline(claims, instant).held_since(instant)
+            return Permission.ONLINE if held is not None and held <= first else Permission.NONE
+        held = _customer_timeline(claims, instant).held_since(instant)
+        return Permission.CRM if held is not None and held <= first else Permission.NONE
 
     def resolve(
         self,
@@ -460,12 +471,12 @@ class Ledger:
         """
         instant, known = microseconds(at), _known(known_at)
         position, visitor, customer, links = self._facts(visitor_id, customer_id, known)
-        of_visitor, of_customer = _visitor_timeline(visitor), _customer_timeline(customer)
+        of_visitor, of_customer = _visitor_timeline(visitor, instant), _customer_timeline(customer, instant)
         online, crm = of_visitor.at(instant), of_customer.at(instant)
         online_held = online.held and not refusals(customer, "online").at(instant).held
         crm_held = crm.held and not refusals(visitor, "crm").at(instant).held
         objected = _objected(visitor).at(instant).held or _objected(customer).at(instant).held
-        minor = minority(visitor).at(instant).held or minority(customer).at(instant).held
+        minor = any(minority(claims, instant).at(instant).held for claims in (visitor, customer))
         granted, denied = _purposes((visitor, customer), instant)
         login = _sole_login(links, instant, known)
         linked = (
@@ -513,8 +524,8 @@ class Ledger:
         model_purpose
             Whether the shop's notice asks separately for contributing to models.
         """
-        claims = self._claims((_owner_of(source), subject_id), _known(known_at))
-        return _standing(_trainable(source, claims, model_purpose), microseconds(at))
+        claims, instant = self._claims((_owner_of(source), subject_id), _known(known_at)), microseconds(at)
+        return _standing(_trainable(source, claims, model_purpose, instant), instant)
 
     def subjects(self, source: Source) -> Iterator[str]:
         """Ids of all subjects with records that could bear on a source."""
@@ -553,8 +564,8 @@ class Ledger:
             _, visitor, customer, _ = self._facts(visitor_id, customer_id, known)
             since = held_together_since(
                 (
-                    _trainable(Source.ONLINE, visitor, model_purpose),
-                    _trainable(Source.CRM, customer, model_purpose),
+                    _trainable(Source.ONLINE, visitor, model_purpose, instant),
+                    _trainable(Source.CRM, customer, model_purpose, instant),
                     _joinable(visitor, customer),
                     _fusion(visitor, customer, required=fusion_purpose),
                 ),
@@ -599,8 +610,8 @@ class Ledger:
             return None
         customer = self._claims(("customer", login.customer_id), known)
         needed = (
-            _visitor_timeline(visitor),
-            _customer_timeline(customer),
+            _visitor_timeline(visitor, instant),
+            _customer_timeline(customer, instant),
             _joinable(visitor, customer),
         )
         return login.customer_id if _held_since_login(needed, login, instant) else None
@@ -720,32 +731,32 @@ def _objected(claims: Claims) -> Timeline:
     return either(raised, "none")
 
 
-def _unhindered(claims: Claims, permission: str) -> Timeline:
-    """A permission in force, with no objection and no minority."""
+def _unhindered(claims: Claims, permission: str, instant: int) -> Timeline:
+    """A permission in force, with no objection and no minority, seen from an instant."""
     stated = timeline_of(claims, permission)
     if "parental" not in claims and _objected(claims) is NO_OBJECTION:
         return stated
     return combine(
         (
             stated,
-            inverted(minority(claims), "minor without parental consent"),
+            inverted(minority(claims, instant), "minor without parental consent"),
             inverted(_objected(claims), "objected"),
         ),
         "granted",
     )
 
 
-def _visitor_timeline(claims: Claims) -> Timeline:
-    return _unhindered(claims, "online")
+def _visitor_timeline(claims: Claims, instant: int) -> Timeline:
+    return _unhindered(claims, "online", instant)
 
 
-def _customer_timeline(claims: Claims) -> Timeline:
-    return _unhindered(claims, "crm")
+def _customer_timeline(claims: Claims, instant: int) -> Timeline:
+    return _unhindered(claims, "crm", instant)
 
 
-def _trainable(source: Source, claims: Claims, model_purpose: bool) -> Timeline:
+def _trainable(source: Source, claims: Claims, model_purpose: bool, instant: int) -> Timeline:
     """A source's permission in force, and contributing to models not refused."""
-    held = _visitor_timeline(claims) if source is Source.ONLINE else _customer_timeline(claims)
+    held = _unhindered(claims, str(source), instant)
     return combine((held, covered(claims, "model", required=model_purpose)), "granted")
 
 

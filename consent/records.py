@@ -68,7 +68,8 @@ class ConsentRecord:
     permission
         ``online``, ``crm``, ``contact:CHANNEL``, a separated purpose (``ads``, ``fusion``, ``model``), or
         ``parental``: granted means that parental consent was given, denied or withdrawn that the subject is a
-        minor without it, lifted that the subject is no minor (any more).
+        minor without it, lifted that the subject is no minor (any more). Unless it is a lift, the first one
+        also says that the subject was a minor without it before.
     state
         ``granted``, ``denied``, ``withdrawn``, ``objected`` or ``lifted`` (the end of an objection).
     valid_from, valid_to

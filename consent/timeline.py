@@ -9,7 +9,8 @@ The rules (the sixth law of the engine), each independent of the order in which 
   comes;
 * a grant ends where it says, or when it has grown too old, whichever is earlier;
 * an objection outranks every grant until an explicit, evidenced lift that starts after it;
-* a `record_id` that comes again with other content counts as a denial wherever it claims anything.
+* a `record_id` that comes again with other content counts as a denial wherever it claims anything;
+* before the first record on parental consent the subject was a minor without it, unless that is a lift.
 """
 
 from __future__ import annotations
@@ -235,22 +236,26 @@ def refusals(claims: Claims, permission: str) -> Timeline:
     )
 
 
-def minority(claims: Claims) -> Timeline:
-    """The timeline that is held while the subject is a minor without parental consent.
+def minority(claims: Claims, instant: int) -> Timeline:
+    """The timeline that is held while the subject is a minor without parental consent, seen from an instant.
 
-    Any record on the matter that is neither a consent in force nor a lift leaves the subject a minor.
+    Any record on the matter that is neither a consent in force nor a lift leaves the subject a minor. Of
+    whoever is known for one, the time before the first record counts as well: a child's own consent carries
+    nothing (GDPR 8). It does not where the first record is a lift, or starts after the instant: until then
+    nobody knew.
     """
     if "parental" not in claims:
         return _NEVER
-    timeline = timeline_of(claims, "parental")
+    silence, *told = timeline_of(claims, "parental").segments
+    child = told[0].start <= instant and told[0].reason != "lifted"
     return Timeline(
         tuple(
             Segment(
                 segment.start,
-                held=not segment.held and segment.reason not in {"unknown", "lifted"},
+                held=child if segment is silence else not segment.held and segment.reason != "lifted",
                 reason="minor without parental consent",
             )
-            for segment in timeline.segments
+            for segment in (silence, *told)
         )
     )
 

@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 
 from consentier.consent import Ledger, Source
 from consentier.consent.lifetimes import Lifetimes
+from consentier.consent.records import PARENTAL
 from consentier.consent.timeline import CLOCK_SKEW
 from consentier.features.schemas import RECORD_CONTENT, SCHEMAS, ColumnType, TableSchema
 from consentier.features.tables import ShopTables
@@ -99,9 +100,10 @@ def hindrances(
     ibis.Table
         Columns subject_kind, subject_id, permission, reason, start and end. Every subject with any record has
         one row at least: until a visitor says something on ``online``, or a customer on ``crm``, the reason
-        is ``unknown``.
+        is ``unknown``. So it is on ``parental`` until the first record, of those of whom there is one by `at`
+        which is no lift.
     """
-    claims = ibis.union(_claims(records, lifetimes), _silence(records, silence_hinders))
+    claims = ibis.union(_claims(records, lifetimes), *_silence(records, silence_hinders))
     moments = (
         claims.filter(claims.start <= at)
         .group_by(*_SUBJECT, "permission", "start")
@@ -116,6 +118,7 @@ def hindrances(
     until_now = ibis.cumulative_window(**in_order)
     moments = moments.mutate(
         end=moments.start.lead().over(**in_order).fill_null(FOREVER),
+        following=moments["rank"].lead().over(**in_order).fill_null(_rank("lifted")),
         last_raised=moments.raised.ifelse(moments.start, BEGINNING).max().over(until_now),
         last_lifted=moments.lifted.ifelse(moments.start, BEGINNING).max().over(until_now),
     )
@@ -126,7 +129,11 @@ def hindrances(
         reason=ibis.cases((objected, "objected"), (granted, "expired"), else_=_named(moments["rank"])),
         start=granted.ifelse(ibis.greatest(moments.start, moments.expiry), moments.start),
     )
-    return spans.filter(spans.start < spans.end, spans.start <= at).select(
+    # A child's own consent carries nothing. Silence on parents speaks of a child once somebody has broken it,
+    # unless by a lift: that one is none.
+    silent = (spans.permission == PARENTAL) & (spans["rank"] == _rank("unknown"))
+    childhood = ~silent | (spans.following != _rank("lifted"))
+    return spans.filter(spans.start < spans.end, spans.start <= at, childhood).select(
         *_SUBJECT, "permission", "reason", "start", "end"
     )
 
@@ -168,7 +175,7 @@ def standings(
     source = found.permission.isin((str(Source.ONLINE), str(Source.CRM)))
     own = found.permission == _own_permission(found)
     objection = source & (found.reason == "objected")  # to either source: it counts for both
-    minority = (found.permission == "parental") & (found.reason != "lifted")
+    minority = (found.permission == PARENTAL) & (found.reason != "lifted")
     model = found.permission == "model"
     fusion = found.permission == "fusion"
     silence = found.reason == "unknown"
@@ -279,22 +286,28 @@ def _claims(records: ibis.Table, lifetimes: ibis.Table) -> ibis.Table:
     )
 
 
-def _silence(records: ibis.Table, permissions: Sequence[str]) -> ibis.Table:
-    """Everybody begins unknown: on the own source, and on purposes that must be granted."""
+def _silence(records: ibis.Table, permissions: Sequence[str]) -> list[ibis.Table]:
+    """Everybody begins unknown: on the own source, and on purposes that must be granted.
+
+    On parents, too, whoever has a record about them.
+    """
     subjects = records.select(*_SUBJECT).distinct()
-    about = [_own_permission(subjects), *(ibis.literal(name) for name in permissions)]
-    return ibis.union(
-        *(
-            subjects.select(
-                *_SUBJECT,
-                permission=permission,
-                rank=ibis.literal(_rank("unknown"), "int8"),
-                expiry=ibis.literal(FOREVER, "int64"),
-                start=ibis.literal(BEGINNING, "int64"),
-            )
-            for permission in about
+    children = records.filter(records.permission == PARENTAL).select(*_SUBJECT).distinct()
+    about: list[tuple[ibis.Table, ibis.expr.types.StringValue]] = [
+        (subjects, _own_permission(subjects)),
+        (children, ibis.literal(PARENTAL)),
+        *((subjects, ibis.literal(name)) for name in permissions),
+    ]
+    return [
+        who.select(
+            *_SUBJECT,
+            permission=permission,
+            rank=ibis.literal(_rank("unknown"), "int8"),
+            expiry=ibis.literal(FOREVER, "int64"),
+            start=ibis.literal(BEGINNING, "int64"),
         )
-    )
+        for who, permission in about
+    ]
 
 
 def _own_permission(subjects: ibis.Table) -> ibis.expr.types.StringValue:

@@ -44,8 +44,10 @@ class LinkLedger(ConsentLedger, Protocol):
 class HistoryLedger(LinkLedger, Protocol):
     """A ledger that also tells how a subject's permission came to be."""
 
-    def permission(self, subject_id: str, *, kind: SubjectKind, at: dt.datetime) -> Permission:
-        """What a subject's own records permit at an instant."""
+    def permission(
+        self, subject_id: str, *, kind: SubjectKind, at: dt.datetime, since: dt.datetime
+    ) -> Permission:
+        """What a subject's own records permit at an instant, and have permitted without interruption."""
         ...
 
     def records_of(self, subject_id: str, *, kind: SubjectKind) -> Sequence[ConsentRecord]:
@@ -147,12 +149,12 @@ def _owner(
 def held_throughout(
     ledger: HistoryLedger, subject_id: str, *, kind: SubjectKind, first: dt.datetime, last: dt.datetime
 ) -> bool:
-    """Whether a subject's permission held at every instant from `first` to `last`, both included."""
+    """Whether a subject's permission held at every instant from `first` to `last`, both included.
+
+    Seen from `last`: nothing held of a child before its parents consented, if it is known for one then.
+    """
     permission = Permission.ONLINE if kind == "visitor" else Permission.CRM
-    return all(
-        permission in ledger.permission(subject_id, kind=kind, at=instant)
-        for instant in _instants(ledger, [(kind, subject_id)], first, last)
-    )
+    return permission in ledger.permission(subject_id, kind=kind, at=last, since=first)
 
 
 def linked_throughout(
@@ -168,7 +170,8 @@ def linked_throughout(
     wanted = set(devices)
     subjects: list[tuple[SubjectKind, str]] = [("customer", customer_id)]
     subjects += [("visitor", device) for device in wanted]
-    return all(
+    held = (held_throughout(ledger, name, kind=kind, first=first, last=last) for kind, name in subjects)
+    return all(held) and all(
         wanted <= set(ledger.linked_visitors(customer_id, at=instant, fusion_purpose=fusion_purpose))
         for instant in _instants(ledger, subjects, first, last)
     )
@@ -180,11 +183,11 @@ def _instants(
     first: dt.datetime,
     last: dt.datetime,
 ) -> list[dt.datetime]:
-    """Instants of a span at which to look, so that no gap in a permission is missed.
+    """Instants of a span at which to look, so that no gap in a link is missed.
 
     Both ends, and each moment at which one of the subjects' entries begins, ends or was learnt of, with the
-    instant before it. A permission that was lost, be it by age, comes back only at such a moment, and the
-    instant before finds it lost.
+    instant before it. What was lost, be it by age, comes back only at such a moment, and the instant before
+    finds it lost.
     """
     moments: set[dt.datetime] = set()
     for kind, subject_id in subjects:

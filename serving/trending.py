@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from consentier.consent import ConsentRecord, Source, microseconds
+from consentier.consent.records import PARENTAL
 from consentier.serving.clock import utc_now
 from consentier.serving.forking import tell_of_forks
 from consentier.serving.guarded_ledger import LEDGER_FAULT
@@ -33,6 +34,9 @@ from consentier.serving.patience import Guard, StoreUnread
 __all__ = ["Counting", "Trending", "TrendingSnapshot", "Trends"]
 
 _log = logging.getLogger("consentier.serving")
+
+_COVERING = {PARENTAL: ("lifted",)}
+"""States that leave what was counted before: parents' consent does not carry what their child permitted."""
 
 _WHOLE = 1 << 16
 """What a visitor of the running bucket counts: whole numbers are the same in any order of a sum."""
@@ -415,7 +419,7 @@ class Trending:
         about: dict[str, bool] = {}
         for _, entry in entries:
             if isinstance(entry, ConsentRecord) and entry.subject_kind == "visitor":
-                refuses = entry.state not in ("granted", "lifted")
+                refuses = entry.state not in _COVERING.get(entry.permission, ("granted", "lifted"))
                 about[entry.subject_id] = about.get(entry.subject_id, False) or refuses
         gone = [
             visitor_id

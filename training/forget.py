@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from consentier.consent import ConsentRecord, Ledger, Policy, Source, Tier
 from consentier.consent.lifetimes import Lifetimes
+from consentier.consent.records import PARENTAL
 from consentier.errors import BundleMissing, NothingPermitted, TrainingError
 from consentier.features.consent_intervals import ConsentTables
 from consentier.features.gate import HOLDERS, ConsentGate, PermittedRows, ledger_of
@@ -686,7 +687,8 @@ def holds_others(
 ) -> bool:
     """Whether a bundle without some holds others who refused since it was fitted: its deadline is theirs too.
 
-    A later grant does not change that. What cannot be known counts as yes.
+    The same goes for children whose parents were heard of since. A later grant does not change that. What
+    cannot be known counts as yes.
     """
     lineage = restricted.lineage()
     try:
@@ -699,9 +701,14 @@ def holds_others(
     refused = {
         (record.subject_kind, record.subject_id)
         for _, record in ledger.entries(after=position)
-        if isinstance(record, ConsentRecord) and record.state != "granted" and _bears_on(tier, record)
+        if isinstance(record, ConsentRecord) and _ends_something(record) and _bears_on(tier, record)
     }
     return any(not members.isdisjoint(lineage.names(*subject)) for subject in refused - set(gone))
+
+
+def _ends_something(record: ConsentRecord) -> bool:
+    """Whether a record can keep rows out: a word on parents those of a child from before it."""
+    return record.state != "granted" or record.permission == PARENTAL
 
 
 def _bears_on(tier: Tier, record: ConsentRecord) -> bool:

@@ -164,8 +164,43 @@ def test_a_lift_grants_nothing() -> None:
 )
 def test_who_is_a_minor_without_parental_consent(state: str, evidence: str | None, minor: bool) -> None:
     record = said("r1", state, 1, permission="parental", evidence=evidence)
-    assert minority(claims(record)).at(microseconds(at_tick(2))).held is minor
-    assert not minority(claims(record)).at(microseconds(at_tick(0))).held
+    before, after = (microseconds(at_tick(tick)) for tick in (0, 2))
+    assert minority(claims(record), after).at(after).held is minor
+    assert not minority(claims(record), before).at(before).held, "nobody knew"
+
+
+@pytest.mark.parametrize(
+    ("history", "child"),
+    [
+        ([said("r1", "granted", 3, permission="parental")], True),
+        ([said("r1", "denied", 3, permission="parental")], True),
+        ([said("r1", "granted", 3, permission="parental", until=4)], True),
+        ([said("r1", "granted", 3, permission="parental", until=2)], True),
+        ([said("r1", "lifted", 3, permission="parental")], True),
+        ([said("r1", "lifted", 3, permission="parental", evidence="id")], False),
+        ([said("r1", "granted", 0, permission="parental", learnt=3)], False),
+        (
+            [
+                said("r1", "lifted", 3, permission="parental", evidence="id"),
+                said("r2", "denied", 4, permission="parental"),
+            ],
+            False,
+        ),
+        (
+            [
+                said("r1", "lifted", 3, permission="parental", evidence="id"),
+                said("r2", "granted", 2, permission="parental", learnt=4),
+            ],
+            True,
+        ),
+    ],
+)
+def test_the_time_before_the_first_word_on_parents_is_a_childs(
+    history: list[ConsentRecord], child: bool
+) -> None:
+    told, before = claims(*history), microseconds(at_tick(1))
+    assert minority(told, microseconds(at_tick(5))).at(before).held is child
+    assert minority(told, before).at(before).held is False
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,7 @@ def asked(*records: ConsentRecord, links: tuple[Link, ...] = (), **purposes: boo
 GRANTED = said("first", "granted", 0)
 BOTH = (GRANTED, said("crm", "granted", 0, permission="crm", kind="customer"))
 LOGIN = (Link("a", "a", at_tick(3)),)
+PARENTS = said("parents", "granted", 5, permission="parental")
 LIFT = said("lift", "lifted", 5, evidence="letter")
 
 
@@ -232,8 +233,8 @@ LIFT = said("lift", "lifted", 5, evidence="letter")
     Break(
         "silence is no hindrance",
         consent_intervals._silence,
-        "_own_permission(subjects), ",
-        'ibis.literal("ads"), ',
+        "_own_permission(subjects))",
+        'ibis.literal("ads"))',
         asked(said("other", "granted", 0, permission="contact:email")),
     ),
     Break(
@@ -307,9 +308,37 @@ LIFT = said("lift", "lifted", 5, evidence="letter")
     Break(
         "who was a minor remains one",
         standings,
-        '(found.permission == "parental") & (found.reason != "lifted")',
-        'found.permission == "parental"',
+        '(found.permission == PARENTAL) & (found.reason != "lifted")',
+        "found.permission == PARENTAL",
         asked(GRANTED, dataclasses.replace(LIFT, permission="parental")),
+    ),
+    Break(
+        "a child's own consent carries the time before parents were heard of",
+        consent_intervals.hindrances,
+        'childhood = ~silent | (spans.following != _rank("lifted"))',
+        "childhood = ~silent",
+        asked(GRANTED, PARENTS),
+    ),
+    Break(
+        "a link that a child made holds once the parents consent",
+        consent_intervals.hindrances,
+        'childhood = ~silent | (spans.following != _rank("lifted"))',
+        "childhood = ~silent",
+        asked(*BOTH, dataclasses.replace(PARENTS, subject_kind="customer"), links=LOGIN),
+    ),
+    Break(
+        "who was never a child was one before the lift",
+        consent_intervals.hindrances,
+        '~silent | (spans.following != _rank("lifted"))',
+        "spans.end != FOREVER",
+        asked(GRANTED, dataclasses.replace(LIFT, permission="parental")),
+    ),
+    Break(
+        "that a child's parents will be heard of is known before",
+        consent_intervals.hindrances,
+        '.fill_null(_rank("lifted"))',
+        ".fill_null(0)",
+        asked(GRANTED, dataclasses.replace(PARENTS, valid_from=at_tick(LAST_TICK + 1))),
     ),
     Break(
         "a refusal to contribute to models is not heard",

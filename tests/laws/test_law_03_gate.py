@@ -212,6 +212,13 @@ GRANTED_AGAIN = one_visitor(
         ),
     ),
     Break(
+        "a child's own consent carries the time before parents were heard of",
+        consent_intervals.hindrances,
+        'childhood = ~silent | (spans.following != _rank("lifted"))',
+        "childhood = ~silent",
+        one_visitor(said("first", "granted", 0), said("parent", "granted", 3, permission="parental")),
+    ),
+    Break(
         "a contradicted record still permits",
         consent_intervals._claims,
         "conflicting = joined.known | (joined.contents.fill_null(1) > 1)",

@@ -93,12 +93,36 @@ WITHDRAWN_AND_GRANTED_AGAIN = cut_off_after(
     Break(
         "time as a minor without parental consent counts",
         ledger._unhindered,
-        'inverted(minority(claims), "minor without parental consent"),',
+        'inverted(minority(claims, instant), "minor without parental consent"),',
         "",
         cut_off_after(
             said("first", "granted", 0),
             said("child", "denied", 2, permission="parental"),
             said("parent", "granted", 3, permission="parental"),
+        ),
+    ),
+    Break(
+        "a child's own consent carries the time before parents were heard of",
+        timeline.minority,
+        'child = told[0].start <= instant and told[0].reason != "lifted"',
+        "child = False",
+    ),
+    Break(
+        "who was never a child was one before the lift",
+        timeline.minority,
+        ' and told[0].reason != "lifted"',
+        "",
+        cut_off_after(
+            said("first", "granted", 0), said("of age", "lifted", 3, permission="parental", evidence="id")
+        ),
+    ),
+    Break(
+        "that a child's parents will be heard of is known before",
+        timeline.minority,
+        "told[0].start <= instant and ",
+        "",
+        Case(
+            (said("first", "granted", 0), said("parent", "granted", 5, permission="parental")), (), at_tick(3)
         ),
     ),
     Break(
@@ -182,7 +206,7 @@ def linked_after(*records: ConsentRecord) -> Case:
     Break(
         "the customer's permission does not matter",
         Ledger.lawful_links,
-        "_trainable(Source.CRM, customer, model_purpose),",
+        "_trainable(Source.CRM, customer, model_purpose, instant),",
         "",
         linked_after(said("models", "denied", 2, permission="model", kind="customer")),
     ),

@@ -179,7 +179,7 @@ SHARED_DEVICE = Case(CONSENTS, (Link("a", "a", at_tick(1)), Link("a", "b", at_ti
         Ledger._linked_customer,
         "_sole_login(links, instant, known)",
         "_sole_login([link for link in links if _customer_timeline("
-        "self._claims(('customer', link.customer_id), known)).at(instant).held], instant, known)",
+        "self._claims(('customer', link.customer_id), known), instant).at(instant).held], instant, known)",
         (
             SHARED_DEVICE,
             dataclasses.replace(

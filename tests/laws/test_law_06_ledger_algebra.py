@@ -215,15 +215,15 @@ def test_the_ledger_answers_by_the_stated_rules(case: Case) -> None:
     Break(
         "who refuses to contribute to models is refused an own answer",
         Ledger.permission,
-        "_visitor_timeline(claims)",
-        "_trainable(Source.ONLINE, claims, False)",
+        "_visitor_timeline(claims, instant)",
+        "_trainable(Source.ONLINE, claims, False, instant)",
         history(said("yes", "granted", 1), said("models", "denied", 2, permission="model")),
     ),
     Break(
         "a minor counts as grown up once anything is on record",
         timeline.minority,
-        'not in {"unknown", "lifted"}',
-        'in {"never"}',
+        'not segment.held and segment.reason != "lifted"',
+        "False",
     ),
     Break(
         "what was learnt later is used in looking back",

@@ -61,13 +61,13 @@ def test_a_link_holds_only_while_both_permissions_hold(case: Case) -> None:
     Break(
         "the link does not ask for the CRM permission",
         Ledger._linked_customer,
-        "_customer_timeline(customer),",
+        "_customer_timeline(customer, instant),",
         "",
     ),
     Break(
         "the link does not ask for the online permission",
         Ledger._linked_customer,
-        "_visitor_timeline(visitor),",
+        "_visitor_timeline(visitor, instant),",
         "",
     ),
     Break(
@@ -83,6 +83,13 @@ def test_a_link_holds_only_while_both_permissions_hold(case: Case) -> None:
         "since <= login.linked_at",
         "True",
         asked((ONLINE, CRM), login(0)),
+    ),
+    Break(
+        "a link that a child made holds once the parents consent",
+        timeline.minority,
+        'child = told[0].start <= instant and told[0].reason != "lifted"',
+        "child = False",
+        asked((ONLINE, CRM, said("parent", "granted", 4, permission="parental")), login(2)),
     ),
     Break(
         "a link revives with a permission that was withdrawn and given again",

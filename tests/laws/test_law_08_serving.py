@@ -18,13 +18,24 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from breaking import Break, assert_breaks, breaks
-from consent_cases import LAST_TICK, TICK, at_tick, cases, instants_between
+from consent_cases import LAST_TICK, TICK, Case, at_tick, cases, instants_between
+from consent_rulebook import Rulebook, customer, visitor
 from engines import ITEMS, LINEAR, bundles, engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shops import event, order, shop
 
-from consentier.consent import Channel, ConsentRecord, Ledger, Link, Permission, Policy, Source, Tier
+from consentier.consent import (
+    Channel,
+    ConsentRecord,
+    Ledger,
+    Link,
+    Permission,
+    Policy,
+    Source,
+    Tier,
+    timeline,
+)
 from consentier.consent.records import SubjectKind
 from consentier.errors import BundleMissing
 from consentier.models.bundle import open_bundle
@@ -403,6 +414,12 @@ class Sending:
             (link for link in (*self.links, *self.later_links) if link.visitor_id not in self.erased),
         )
 
+    def rulebook(self) -> Rulebook:
+        """The rules, asked when the file is sent."""
+        entries = [entry for _, entry in self.known_at_sending().entries()]
+        records = (entry for entry in entries if isinstance(entry, ConsentRecord))
+        return Rulebook(Case(tuple(records), (), at_tick(self.sent_at)))
+
 
 _said = st.builds(
     lambda number, who, what, tick: ConsentRecord(
@@ -411,7 +428,7 @@ _said = st.builds(
     st.integers(0, 99),
     st.tuples(st.sampled_from(("visitor", "customer")), st.sampled_from("ab")),
     st.tuples(
-        st.sampled_from(("online", "crm", "contact:email", "fusion")),
+        st.sampled_from(("online", "crm", "contact:email", "fusion", "parental")),
         st.sampled_from(("granted", "withdrawn", "denied", "objected", "lifted")),
     ),
     st.integers(0, LAST_TICK),
@@ -496,7 +513,7 @@ def check_delivery(case: Sending) -> None:
 
 def check_person(case: Sending, ledger: Ledger, person: str, tier: Tier, now: dt.datetime) -> None:
     """One person's list: whom it may reach, and what it read, asked at every instant since the scoring."""
-    span = instants_between(at_tick(case.scored_at), now)
+    span, book = instants_between(at_tick(case.scored_at), now), case.rulebook()
     fusion = POLICIES[case.policy].switches.fusion_purpose
     if case.channel is Channel.EMAIL:
         alone = ledger.resolve(customer_id=person, at=now)
@@ -505,17 +522,15 @@ def check_person(case: Sending, ledger: Ledger, person: str, tier: Tier, now: dt
         assert not alone.objected
         assert not alone.minor
     else:
-        assert ledger.permission(person, kind="visitor", at=now) is Permission.ONLINE
+        assert book.permitted(visitor(person), now)
         assert not ledger.resolve(visitor_id=person, at=now).objected
     if tier is Tier.ONLINE:
-        assert all(ledger.permission(person, kind="visitor", at=at) for at in span)
+        assert all(book.permitted(visitor(person), at) for at in span)
     if tier in (Tier.CRM, Tier.FUSED):
         owners = [person] if case.channel is Channel.EMAIL else sorted(
             {link.customer_id for link in (*case.links, *case.later_links) if link.visitor_id == person}
         )  # fmt: skip
-        lawful = [
-            owner for owner in owners if all(ledger.permission(owner, kind="customer", at=at) for at in span)
-        ]
+        lawful = [owner for owner in owners if all(book.permitted(customer(owner), at) for at in span)]
         assert lawful
         if tier is Tier.FUSED:
             read = {
@@ -525,7 +540,9 @@ def check_person(case: Sending, ledger: Ledger, person: str, tier: Tier, now: dt
                 for owner in lawful
             }
             assert any(
-                devices and all(still_linked(ledger, owner, devices, at, fusion) for at in span)
+                devices
+                and all(still_linked(ledger, owner, devices, at, fusion) for at in span)
+                and all(book.permitted(visitor(device), at) for device in devices for at in span)
                 for owner, devices in read.items()
             )
 
@@ -640,7 +657,28 @@ def test_who_permits_everything_gets_the_list_and_who_withdraws_does_not() -> No
         reach._instants,
         "inside = {moment for moment in moments if first < moment <= last}",
         "inside = set()",
+        sending(decided("visitor", "fusion", "denied", 3), granted("visitor", "fusion", 4), links=LINKED),
+    ),
+    Break(
+        "only the end of the time since the scoring is looked at",
+        held_throughout,
+        ", since=first",
+        "",
         sending(*REFUSED_FOR_A_WHILE),
+    ),
+    Break(
+        "a list that rests on a child's own consent goes out once the parents consent",
+        timeline.minority,
+        'child = told[0].start <= instant and told[0].reason != "lifted"',
+        "child = False",
+        sending(granted("customer", "parental", 3)),
+    ),
+    Break(
+        "a joined list that rests on a child's own consent goes out once there is another login",
+        reach.linked_throughout,
+        "all(held) and ",
+        "",
+        sending(granted("visitor", "parental", 3), links=LINKED, later_links=(Link("a", "a", at_tick(3)),)),
     ),
     Break(
         "a device that left is overlooked while another stays",

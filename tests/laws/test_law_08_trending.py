@@ -10,12 +10,13 @@ import dataclasses
 import datetime as dt
 from typing import Any
 
+import pytest
 from breaking import Break, assert_breaks, breaks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trending_world import BUCKET, BUCKETS, VISITORS, Step, World, steps
 
-from consentier.consent import Resolution, Source
+from consentier.consent import ConsentRecord, Resolution, Source
 from consentier.serving import Event, Profiles, observing
 from consentier.serving.trending import Trending, TrendingSnapshot, _Bucket
 from consentier.training.withdrawal import withdraw
@@ -119,6 +120,18 @@ def test_a_new_grant_between_two_looks_legalises_nothing_earlier() -> None:
     assert world.counts() == {}
     world.step(CLICKED)
     assert [*world.counts().values()] == [{"item-00": 1}]
+
+
+@pytest.mark.parametrize(("said", "left"), [("granted", {}), ("lifted", {"item-00": 1})])
+def test_what_a_child_counts_goes_when_its_parents_are_heard_of(said: str, left: dict[str, int]) -> None:
+    """Unless what is heard is that it is none."""
+    world = World(follows=True)
+    world.run([AGREED, CLICKED])
+    world.now += dt.timedelta(minutes=1)
+    world.ledger.append(
+        [ConsentRecord("r", "ann", "visitor", "parental", said, world.now, world.now, evidence="letter")]
+    )
+    assert [*world.counts().values()] == ([left] if left else [])
 
 
 def check_an_event_that_a_withdrawal_crosses_leaves_nothing(world: World) -> None:

@@ -17,6 +17,7 @@ from towns import Town, towns
 
 from consentier.consent import Channel, ConsentRecord, Ledger, Link, Policy, Side, Source, Switches, Tier
 from consentier.consent.lifetimes import Lifetimes
+from consentier.features import consent_intervals
 from consentier.features.consent_intervals import ConsentTables
 from consentier.features.gate import ledger_of
 from consentier.serving import bulk_reach as module
@@ -185,6 +186,13 @@ ASKING_FOR_A_LOGIN = Switches(shared_device_login=True)
         "if word == _REFUSED",
         "if word > _REFUSED",
         witness=(plain(consent("v1", "ads", "denied", 3)), Channel.ADS, Switches()),
+    ),
+    Break(
+        "a link that a child made holds once the parents consent",
+        consent_intervals.hindrances,
+        'childhood = ~silent | (spans.following != _rank("lifted"))',
+        "childhood = ~silent",
+        witness=(plain(consent("v1", "parental", at=5)), Channel.EMAIL, Switches()),
     ),
 )
 def test_a_broken_rule_shows(broken: Break) -> None:

@@ -111,6 +111,11 @@ def test_what_was_on_the_ledger_in_time_exposes_nothing(shop: Shop) -> None:
             (said("v-1", "withdrawn", 3, recorded=20), said("v-1", "granted", 4, recorded=20)),
             "both permissions, but no lawful link: no answer of the fused tier",
         ),
+        # Parents consented, who had not when the child logged in.
+        (
+            said("c-1", "granted", 5, recorded=20, permission="parental"),
+            "both permissions, but no lawful link: no answer of the fused tier",
+        ),
         (said("v-2", "withdrawn", 5, recorded=20), "data of a device were joined that may not be"),
     ],
 )
@@ -132,6 +137,9 @@ def test_a_late_record_exposes_what_rested_on_more(
     "harmless",
     [
         said("c-1", "withdrawn", 11, recorded=20),  # takes effect after the answer
+        said("c-1", "granted", 11, recorded=20, permission="parental"),  # nobody knew of a child
+        said("c-1", "granted", 0, recorded=20, permission="parental"),  # the parents had consented
+        said("c-1", "lifted", 5, recorded=20, permission="parental"),  # no child
         said("c-1", "granted", 5, recorded=20),  # changes nothing
         said("v-1", "denied", 5, recorded=20, permission="model"),  # answering needs no such consent
         said("c-1", "withdrawn", 5, recorded=20, permission="contact:email"),  # nothing was sent

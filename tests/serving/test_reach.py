@@ -7,6 +7,7 @@ import datetime as dt
 from typing import Any
 
 from consent_cases import LAST_TICK, Case, at_tick, cases, instants_between
+from consent_rulebook import Rulebook, customer, visitor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shops import consent, day, link, shop
@@ -26,11 +27,13 @@ def test_no_gap_in_a_permission_is_missed(case: Case, span: list[int], kind: Any
     ledger, (first, last) = case.ledger(), map(at_tick, span)
     every = instants_between(first, last)
     every += [at - dt.timedelta(microseconds=1) for at in every if at > first]
-    expected = all(ledger.permission("a", kind=kind, at=at) for at in every)
+    book = Rulebook(dataclasses.replace(case, at=last, known_at=None))
+    expected = all(book.permitted((kind, "a"), at) for at in every)
     assert held_throughout(ledger, "a", kind=kind, first=first, last=last) == expected
+    both = all(book.permitted(subject, at) for subject in (visitor("a"), customer("a")) for at in every)
     for separate in (False, True):
         linked = all("a" in ledger.linked_visitors("a", at=at, fusion_purpose=separate) for at in every)
-        assert linked == linked_throughout(
+        assert (linked and both) == linked_throughout(
             ledger, "a", ["a"], first=first, last=last, fusion_purpose=separate
         )
 

@@ -162,6 +162,7 @@ def cases(draw: st.DrawFn) -> Case:
     """A ledger, mostly of persons who consented early on, with repetitions and conflicts of record ids."""
     scope = draw(_scopes)
     entries = _early_grants(draw)
+    entries += _late_words_on_parents(draw, entries)
     entries += [draw(_records(f"record {number}", scope)) for number in range(draw(st.integers(0, 6)))]
     entries += _echoes(draw, entries, scope)
     return Case(
@@ -192,6 +193,24 @@ def _early_grants(draw: st.DrawFn) -> list[ConsentRecord]:
         said(f"{kind} {subject}", "granted", 0, permission=permission, kind=kind, subject=subject)
         for subject in subjects
         for kind, permission in _GRANTS
+    ]
+
+
+def _late_words_on_parents(draw: st.DrawFn, grants: Sequence[ConsentRecord]) -> list[ConsentRecord]:
+    """Parents who are heard of after their child permitted something, or a proof that it is no child."""
+    if not grants or draw(st.integers(0, 3)):
+        return []
+    tick = draw(st.integers(1, 4))
+    return [
+        dataclasses.replace(
+            draw(st.sampled_from(list(grants))),
+            record_id="parents",
+            permission="parental",
+            state=draw(st.sampled_from(("granted", "granted", "denied", "lifted"))),
+            valid_from=at_tick(tick),
+            recorded_at=draw(st.one_of(st.just(at_tick(tick)), _ticks.map(at_tick))),
+            evidence="letter",
+        )
     ]
 
 

@@ -84,8 +84,20 @@ class Rulebook:
         return any(self.objects(subject, permission, now) for permission in ("online", "crm"))
 
     def minor(self, subject: Subject, now: dt.datetime) -> bool:
-        """A minor without parental consent: there is a record on it, and it neither consents nor lifts."""
-        return self.verdict(subject, "parental", now) not in ("unknown", "granted", "lifted")
+        """A minor without parental consent: there is a record on it, and it neither consents nor lifts.
+
+        By the time of the question there may be a record that says that the subject was a child all along.
+        """
+        verdict = self.verdict(subject, "parental", now)
+        if verdict == "unknown":
+            return self.child_before_the_first_record(subject)
+        return verdict not in ("granted", "lifted")
+
+    def child_before_the_first_record(self, subject: Subject) -> bool:
+        """Whether something was said on parents by the time of the question, and first no evidenced lift."""
+        starts = {start for decision in self._decisions(subject, "parental") for start in decision.starts}
+        begun = [start for start in starts if start <= self.case.at]
+        return bool(begun) and self.verdict(subject, "parental", min(begun)) != "lifted"
 
     def permitted(self, subject: Subject, now: dt.datetime) -> bool:
         """A visitor permits online data, a customer CRM data: by its own grant only."""

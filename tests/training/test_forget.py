@@ -198,7 +198,7 @@ def test_the_deadline_stays_while_somebody_else_who_refused_is_in_it(trained: Tr
             recorded_at=instant, basis="form",
         )  # fmt: skip
 
-    second, contact, again = others[:3]
+    second, contact, again, child = others[:4]
     ledger.append(
         [
             decided(trained.customer, "crm", "withdrawn", 1),
@@ -206,17 +206,16 @@ def test_the_deadline_stays_while_somebody_else_who_refused_is_in_it(trained: Tr
             decided(second, "crm", "granted", 2),  # which does not legalise the rows of before
             decided(contact, "contact:email", "withdrawn", 1),
             decided(again, "crm", "granted", 1),
+            decided(child, "parental", "granted", 1),  # which does not carry the rows of before either
         ]
     )
     deadline = at + dt.timedelta(days=30)
     revoke(trained.out, [before], deadline, "withdrawal")
     options: dict[str, Any] = {"ledger": ledger, "tiers": [Tier.CRM]}
-    first = trained.forget(("customer", trained.customer), **options)[Tier.CRM]
-    revocations = Revocations.open(trained.out)
-    assert revocations.deadline_of(str(first.after)) == deadline
-    last = trained.forget(("customer", second), **options)[Tier.CRM]
-    assert last.after != first.after
-    assert Revocations.open(trained.out).deadline_of(str(last.after)) is None
+    for gone, left in ((trained.customer, deadline), (second, deadline), (child, None)):
+        done = trained.forget(("customer", gone), **options)[Tier.CRM]
+        assert done.after != done.before
+        assert Revocations.open(trained.out).deadline_of(str(done.after)) == left
 
 
 @pytest.mark.parametrize("unknown", ["lineage", "ledger"])
