@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import gc
+import importlib
 import json
 import os
 import platform
@@ -33,10 +35,15 @@ from typing import Any
 
 from benchmarks.reliability.killing import Acknowledge, Outcome, run
 from benchmarks.reliability.scenarios import SCENARIOS, Scenario, World
+from consentier.models.compiled import compiled
 
 RESULTS = Path(__file__).parents[1] / "results" / "reliability" / "kills.json"
 
 _HIDDEN = re.compile(r"\..+\.[0-9a-f]{16}(\..*)?|.*\.partial|.*-journal")
+
+
+_LEFT_BEHIND_WELL = frozenset({"jemalloc_bg_thd"})
+"""Threads that a forked process does without: the allocator does its work itself then."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -81,6 +88,8 @@ class Campaign:
         place.mkdir()
         _whole(run(lambda _: scenario.build(place)))
         place.rename(template)
+        self._set_up(template)
+        _load_as_does(lambda: scenario.work(place, lambda _: None))
         self._set_up(template)
         undisturbed = run(lambda acknowledge: scenario.work(place, acknowledge))
         _whole(undisturbed)
@@ -131,6 +140,30 @@ class Campaign:
         return problems + [f"left behind: {path.relative_to(self._world.folder)}" for path in left]
 
 
+def _load_as_does(work: Callable[[], None]) -> None:
+    """Import here what some work imports, so that no forked process does so again: it takes most of its time.
+
+    Only that: an engine's threads and an open database must not live on in what is forked.
+    """
+
+    def names(acknowledge: Acknowledge) -> None:
+        work()
+        for name in list(sys.modules):
+            acknowledge(name)
+
+    outcome = run(names)
+    _whole(outcome)
+    for name in outcome.acknowledged:
+        with contextlib.suppress(ImportError):  # a few modules are made by others, under names of their own
+            importlib.import_module(name)
+    compiled(lambda: None)()  # sets up the compiler
+    for thread in Path("/proc/self/task").iterdir():
+        name = (thread / "comm").read_text().strip()
+        if int(thread.name) != os.getpid() and name not in _LEFT_BEHIND_WELL:
+            raise RuntimeError(f"a thread {name} runs, which a forked process would not have")
+    gc.freeze()
+
+
 def _asked(question: Callable[[], Any]) -> Any:
     """What a forked process finds out: a file that is open, or a connection, must not live on in the next."""
     outcome = run(lambda acknowledge: acknowledge(repr(question())))
@@ -169,7 +202,7 @@ def main() -> int:
 
 def _results(folder: Path, asked: argparse.Namespace) -> list[Result]:
     world = World(folder)
-    _ = world.recommender  # opened once, before processes are forked
+    _ = world.earlier, world.recommender  # made once, before processes are forked
     gc.freeze()  # so that forked processes do not copy what they only look through
     chosen = [made(world) for made in SCENARIOS]
     if asked.only:
