@@ -9,7 +9,8 @@ remnant, neither beside what it writes nor in the directory for temporary files.
 Prints a Markdown table, writes JSON, and ends with status 1 if anything did not survive. Needs the extra
 ``train``.
 
-Run: ``python -m benchmarks.reliability.kill_campaign [--tries 1000] [--seed 1] [--only NAME] [--out FILE]``.
+Run: ``python -m benchmarks.reliability.kill_campaign [--tries 1000] [--minutes M] [--seed 1]
+[--only NAME] [--out FILE]``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import dataclasses
 import gc
 import importlib
 import json
+import math
 import os
 import platform
 import random
@@ -78,8 +80,8 @@ class Campaign:
         tempfile.tempdir = str(self._temporary)
         os.environ["TMPDIR"] = str(self._temporary)
 
-    def judge(self, scenario: Scenario, tries: int) -> Result:
-        """Kill a scenario so many times."""
+    def judge(self, scenario: Scenario, tries: int, seconds: float) -> Result:
+        """Kill a scenario so many times, or as often as fits into so many seconds."""
         chance = random.Random(f"{self._seed} {scenario.name}")
         began = time.perf_counter()
         place, template = self._world.place, self._world.folder / "template"
@@ -95,7 +97,9 @@ class Campaign:
         _whole(undisturbed)
         wanted = _asked(lambda: scenario.state(place))
         result = Result(scenario.name, undisturbed.steps, round(undisturbed.seconds, 3))
-        while result.kills < tries and result.tries < 2 * tries + 20:
+        while (
+            result.kills < tries and result.tries < 2 * tries + 20 and time.perf_counter() < began + seconds
+        ):
             self._set_up(template)
             moment: dict[str, Any] = {"before_step": chance.randrange(undisturbed.steps)}
             if chance.random() < 0.5:
@@ -188,6 +192,7 @@ def main() -> int:
     """Run the campaign; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tries", type=int, default=1000, help="kills in all, divided among the commands")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="for each command, at most")
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
     parser.add_argument("--only", action="append", help="a command; may be given several times")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where to write the figures")
@@ -212,7 +217,8 @@ def _results(folder: Path, asked: argparse.Namespace) -> list[Result]:
     print("| command | steps | kills | survived | seconds |\n|---|--:|--:|--:|--:|", flush=True)
     results = []
     for scenario in chosen:
-        result = campaign.judge(scenario, max(1, round(asked.tries * scenario.share / shares)))
+        tries = max(1, round(asked.tries * scenario.share / shares))
+        result = campaign.judge(scenario, tries, asked.minutes * 60)
         results.append(result)
         _write(results, asked)
         row = (result.name, result.steps, result.kills, result.survived, result.seconds)
