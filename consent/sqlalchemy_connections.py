@@ -18,7 +18,7 @@ PATIENCE_SECONDS = 5
 _SYNCHRONOUS = sa.func.current_setting("synchronous_commit", type_=sa.Text)
 
 DURABLE = sa.case((_SYNCHRONOUS == "off", "on"), else_=_SYNCHRONOUS)
-"""``synchronous_commit`` for what is on the disk once it is acknowledged; a setting that asks for more stays."""
+"""``synchronous_commit`` of what is on the disk once it is acknowledged; a setting that asks more stays."""
 
 _T = TypeVar("_T")
 
