@@ -182,10 +182,13 @@ class RedisProfiles(ProfileStore):
     def _outlast_crash(self) -> None:
         """Have nothing left from which a server that is killed now would start with what was deleted."""
         state = self._writer.info("persistence")
-        if state["aof_enabled"]:
-            self._wait_for_file(state)
-        elif any(state[sign] for sign in _SNAPSHOT_SIGNS):
-            self._renew_snapshot(state)
+        try:
+            if state["aof_enabled"]:
+                self._wait_for_file(state)
+            elif any(state[sign] for sign in _SNAPSHOT_SIGNS):
+                self._renew_snapshot(state)
+        except KeyError as missing:  # a server that only speaks as Redis does
+            raise self._outlived(f"it does not tell {missing}") from None
 
     def _wait_for_file(self, state: dict[str, Any]) -> None:
         """Wait until the append-only file holds what it is to hold by now.

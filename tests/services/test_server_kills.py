@@ -195,3 +195,14 @@ def test_a_purge_waits_until_the_append_only_file_is_written(
     told[:] = [(200, 50), (200, 70)]
     with pytest.raises(DataError, match="append-only file is not written in time"):
         store.purge("v")
+
+
+@pytest.mark.service("redis")
+def test_a_server_that_does_not_tell_how_it_keeps_things_is_complained_of(
+    snapshots: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = filled(snapshots)
+    monkeypatch.setattr(store._writer, "info", lambda _section: {"aof_enabled": 0})
+    with pytest.raises(DataError, match="it does not tell 'rdb_saves'"):
+        store.purge("v")
+    assert store.export("v") == []
