@@ -10,10 +10,15 @@ import psycopg
 import sqlalchemy as sa
 from psycopg.abc import PQGen
 
-__all__ = ["PATIENCE_SECONDS", "NoAnswer", "PatientConnection", "keep_to_own_process"]
+__all__ = ["DURABLE", "PATIENCE_SECONDS", "NoAnswer", "PatientConnection", "keep_to_own_process"]
 
 PATIENCE_SECONDS = 5
 """After so long without an answer the connection is given up: on connecting, and on every look-up."""
+
+_SYNCHRONOUS = sa.func.current_setting("synchronous_commit", type_=sa.Text)
+
+DURABLE = sa.case((_SYNCHRONOUS == "off", "on"), else_=_SYNCHRONOUS)
+"""``synchronous_commit`` of what is on the disk once it is acknowledged; a setting that asks more stays."""
 
 _T = TypeVar("_T")
 

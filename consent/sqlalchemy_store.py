@@ -47,6 +47,7 @@ from consentier.consent import sqlalchemy_queries as queries
 from consentier.consent.migrations import REVISIONS, revision_of, upgrade
 from consentier.consent.migrations.tables import ENTRIES, ERASED_LOGINS, ERASED_VERSIONS, LINKS, RECORDS, ROWS
 from consentier.consent.sqlalchemy_connections import (
+    DURABLE,
     PATIENCE_SECONDS,
     NoAnswer,
     PatientConnection,
@@ -384,14 +385,11 @@ def _settings(**values: str | sa.ColumnElement[str]) -> sa.Select[Any]:
     return sa.select(*(sa.func.set_config(name, value, True) for name, value in values.items()))
 
 
-_SYNCHRONOUS = sa.func.current_setting("synchronous_commit", type_=TEXT)
-
 _GUARDS = _settings(
     lock_timeout=f"{_LOCK_SECONDS}s",
     # A writer that is stopped half-way must not keep the others waiting for ever.
     idle_in_transaction_session_timeout=f"{_LOCK_SECONDS}s",
-    # What was acknowledged is on the disk. A setting that asks for more than that stays.
-    synchronous_commit=sa.case((_SYNCHRONOUS == "off", "on"), else_=_SYNCHRONOUS),
+    synchronous_commit=DURABLE,
 )
 
 _LOCK = sa.select(

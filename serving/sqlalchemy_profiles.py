@@ -30,6 +30,7 @@ except ImportError as missing:
     ) from missing
 
 from consentier.consent.sqlalchemy_connections import (
+    DURABLE,
     PATIENCE_SECONDS,
     NoAnswer,
     PatientConnection,
@@ -187,6 +188,8 @@ class SqlAlchemyProfiles(ProfileStore):
 
     def _deleted(self, column: str, which: Callable[[sa.Column[Any]], sa.ColumnElement[bool]]) -> int:
         with self._writing() as connection:
+            # What is gone must not come back with a crash; of what is stored, the database may decide.
+            connection.execute(sa.select(sa.func.set_config("synchronous_commit", DURABLE, True)))
             return sum(
                 connection.execute(sa.delete(table).where(which(table.c[column]))).rowcount
                 for table in _TABLES.values()

@@ -26,6 +26,7 @@ from consentier.serving.registry import (
     deadline_of_tag,
 )
 from consentier.serving.revocation import Deadlines
+from consentier.writing import scratch
 
 __all__ = [
     "CHALLENGER",
@@ -210,7 +211,11 @@ class ModelRegistry:
 
     def note(self, version: Version, document: Mapping[str, Any], artifact: str) -> None:
         """Keep a document with the run that made a version."""
-        self._client.log_dict(version.run_id, dict(document), artifact)
+        folder, _, name = artifact.rpartition("/")
+        # Not `log_dict`: if the process is killed, its temporary file would stay for ever.
+        with scratch("note") as place:
+            (place / name).write_text(json.dumps(document, indent=2), "utf-8")
+            self._client.log_artifact(version.run_id, str(place / name), folder or None)
 
     def read(self, version: Version, artifact: str, folder: Path) -> str:
         """A text that the run of a version logged.

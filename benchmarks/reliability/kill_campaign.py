@@ -9,16 +9,20 @@ remnant, neither beside what it writes nor in the directory for temporary files.
 Prints a Markdown table, writes JSON, and ends with status 1 if anything did not survive. Needs the extra
 ``train``.
 
-Run: ``python -m benchmarks.reliability.kill_campaign [--tries 1000] [--seed 1] [--only NAME] [--out FILE]``.
+Run: ``python -m benchmarks.reliability.kill_campaign [--tries 1000] [--minutes M] [--seed 1]
+[--only NAME] [--out FILE]``.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import gc
+import importlib
 import json
+import math
 import os
 import platform
 import random
@@ -33,10 +37,15 @@ from typing import Any
 
 from benchmarks.reliability.killing import Acknowledge, Outcome, run
 from benchmarks.reliability.scenarios import SCENARIOS, Scenario, World
+from consentier.models.compiled import compiled
 
 RESULTS = Path(__file__).parents[1] / "results" / "reliability" / "kills.json"
 
 _HIDDEN = re.compile(r"\..+\.[0-9a-f]{16}(\..*)?|.*\.partial|.*-journal")
+
+
+_LEFT_BEHIND_WELL = frozenset({"jemalloc_bg_thd"})
+"""Threads that a forked process does without: the allocator does its work itself then."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -71,8 +80,8 @@ class Campaign:
         tempfile.tempdir = str(self._temporary)
         os.environ["TMPDIR"] = str(self._temporary)
 
-    def judge(self, scenario: Scenario, tries: int) -> Result:
-        """Kill a scenario so many times."""
+    def judge(self, scenario: Scenario, tries: int, seconds: float) -> Result:
+        """Kill a scenario so many times, or as often as fits into so many seconds."""
         chance = random.Random(f"{self._seed} {scenario.name}")
         began = time.perf_counter()
         place, template = self._world.place, self._world.folder / "template"
@@ -82,11 +91,15 @@ class Campaign:
         _whole(run(lambda _: scenario.build(place)))
         place.rename(template)
         self._set_up(template)
+        _load_as_does(lambda: scenario.work(place, lambda _: None))
+        self._set_up(template)
         undisturbed = run(lambda acknowledge: scenario.work(place, acknowledge))
         _whole(undisturbed)
         wanted = _asked(lambda: scenario.state(place))
         result = Result(scenario.name, undisturbed.steps, round(undisturbed.seconds, 3))
-        while result.kills < tries and result.tries < 2 * tries + 20:
+        while (
+            result.kills < tries and result.tries < 2 * tries + 20 and time.perf_counter() < began + seconds
+        ):
             self._set_up(template)
             moment: dict[str, Any] = {"before_step": chance.randrange(undisturbed.steps)}
             if chance.random() < 0.5:
@@ -131,6 +144,30 @@ class Campaign:
         return problems + [f"left behind: {path.relative_to(self._world.folder)}" for path in left]
 
 
+def _load_as_does(work: Callable[[], None]) -> None:
+    """Import here what some work imports, so that no forked process does so again: it takes most of its time.
+
+    Only that: an engine's threads and an open database must not live on in what is forked.
+    """
+
+    def names(acknowledge: Acknowledge) -> None:
+        work()
+        for name in list(sys.modules):
+            acknowledge(name)
+
+    outcome = run(names)
+    _whole(outcome)
+    for name in outcome.acknowledged:
+        with contextlib.suppress(ImportError):  # a few modules are made by others, under names of their own
+            importlib.import_module(name)
+    compiled(lambda: None)()  # sets up the compiler
+    for thread in Path("/proc/self/task").iterdir():
+        name = (thread / "comm").read_text().strip()
+        if int(thread.name) != os.getpid() and name not in _LEFT_BEHIND_WELL:
+            raise RuntimeError(f"a thread {name} runs, which a forked process would not have")
+    gc.freeze()
+
+
 def _asked(question: Callable[[], Any]) -> Any:
     """What a forked process finds out: a file that is open, or a connection, must not live on in the next."""
     outcome = run(lambda acknowledge: acknowledge(repr(question())))
@@ -155,6 +192,7 @@ def main() -> int:
     """Run the campaign; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tries", type=int, default=1000, help="kills in all, divided among the commands")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="for each command, at most")
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
     parser.add_argument("--only", action="append", help="a command; may be given several times")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where to write the figures")
@@ -169,7 +207,7 @@ def main() -> int:
 
 def _results(folder: Path, asked: argparse.Namespace) -> list[Result]:
     world = World(folder)
-    _ = world.recommender  # opened once, before processes are forked
+    _ = world.earlier, world.recommender  # made once, before processes are forked
     gc.freeze()  # so that forked processes do not copy what they only look through
     chosen = [made(world) for made in SCENARIOS]
     if asked.only:
@@ -179,7 +217,8 @@ def _results(folder: Path, asked: argparse.Namespace) -> list[Result]:
     print("| command | steps | kills | survived | seconds |\n|---|--:|--:|--:|--:|", flush=True)
     results = []
     for scenario in chosen:
-        result = campaign.judge(scenario, max(1, round(asked.tries * scenario.share / shares)))
+        tries = max(1, round(asked.tries * scenario.share / shares))
+        result = campaign.judge(scenario, tries, asked.minutes * 60)
         results.append(result)
         _write(results, asked)
         row = (result.name, result.steps, result.kills, result.survived, result.seconds)

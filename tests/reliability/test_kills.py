@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,8 @@ from benchmarks.reliability.killing import run
 from writers import WRITERS, Writer
 
 from consentier import writing
+from consentier.consent import Tier
+from consentier.training.model_registry import ModelRegistry, Version
 
 REPLACES_A_DIRECTORY = ("bundle", "statistics", "shop")
 CASES = [(writer, True) for writer in WRITERS]
@@ -60,3 +66,36 @@ def _steps(place: Path, writer: Writer) -> int:
     assert not outcome.error, outcome.error
     assert writer.read(place) == 1
     return outcome.steps
+
+
+class _Killed:
+    """A client of MLflow's that is killed while it copies."""
+
+    def log_artifact(self, _run_id: str, _path: str, _folder: str | None) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class _Copying:
+    """A client of MLflow's that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[str, str, str | None, object]] = []
+
+    def log_artifact(self, run_id: str, path: str, folder: str | None) -> None:
+        told = json.loads(Path(path).read_text("utf-8"))
+        self.kept.append((run_id, Path(path).name, folder, told))
+
+
+def test_a_note_of_the_registry_leaves_nothing_once_the_next_one_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    version = Version(Tier.POPULAR, "2", "run-2", {})
+    note = {"outcome": "promoted"}
+    outcome = run(lambda _: ModelRegistry(_Killed(), "shop").note(version, note, "promotion/now.json"))
+    assert outcome.killed
+    assert list(tmp_path.iterdir())
+    client = _Copying()
+    ModelRegistry(client, "shop").note(version, note, "promotion/now.json")
+    assert client.kept == [("run-2", "now.json", "promotion", note)]
+    assert not list(tmp_path.iterdir())

@@ -212,6 +212,26 @@ def test_postgresql_messages_quote_nobody_and_a_failed_append_leaves_nothing(pos
 
 
 @pytest.mark.service("postgresql")
+def test_a_purge_from_postgresql_is_durable_whatever_the_session_says(postgresql: str) -> None:
+    """What the transaction that deletes had set is noted by a trigger."""
+    with new_schema(postgresql) as url, psycopg.connect(url, autocommit=True) as direct:
+        store = SqlAlchemyProfiles(with_options(url, "-c synchronous_commit=off"), read_seconds=PATIENT)
+        direct.execute("CREATE TABLE noted (setting text)")
+        direct.execute(
+            "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$BEGIN INSERT INTO noted SELECT current_setting('synchronous_commit'); RETURN OLD; END$$"
+        )
+        direct.execute(
+            "CREATE TRIGGER note BEFORE DELETE ON consentier_profile_events "
+            "FOR EACH ROW EXECUTE FUNCTION note()"
+        )
+        store.append("v", [event("a")])
+        assert store.purge("v") == 1
+        store.close()
+        assert direct.execute("SELECT setting FROM noted").fetchall() == [("on",)]
+
+
+@pytest.mark.service("postgresql")
 def test_postgresql_stores_are_made_once_and_only_when_asked_for(postgresql: str) -> None:
     with new_schema(postgresql) as url:
         with pytest.raises(DataError, match="there is none"):
