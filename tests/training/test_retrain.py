@@ -309,3 +309,25 @@ def test_the_command_says_which_way_it_went(trained: Trained) -> None:
         ("crm", "unchanged"),
     ]
     assert told["training"]["digests"] == {}
+
+
+def test_a_cutoff_that_does_not_go_on_in_time_is_told(trained: Trained) -> None:
+    """A configuration that pins it would let the rows that came meanwhile be missed without a word."""
+    options = [
+        "--bundles",
+        trained.out,
+        "--config",
+        trained.data.parent / "retrain.toml",
+        "--tier",
+        "popular",
+    ]
+    pinned = "which the configuration sets; --cutoff gives a later one"
+    assert pinned not in run(trained.data, *options).stderr
+    again = run(trained.data, *options)
+    assert (again.exit_code, pinned in again.stderr) == (0, True), again.stderr
+    back = earlier(earlier(trained.config)).training.cutoff
+    assert back is not None
+    gone_back = run(trained.data, *options, "--cutoff", back.isoformat())
+    assert gone_back.exit_code == 0, gone_back.stderr
+    assert "lies before that of the bundles until now" in gone_back.stderr
+    assert pinned not in gone_back.stderr

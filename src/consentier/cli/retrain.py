@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from consentier.cli.options import (
     TiersToTrain,
     chosen_tiers,
 )
-from consentier.cli.output import CHECK_FAILED, name_of, print_json, print_table, say, short
+from consentier.cli.output import CHECK_FAILED, name_of, note, print_json, print_table, say, short
 from consentier.cli.settings import settings_of
 from consentier.cli.spark import require_no_master, spark_shop
 from consentier.consent import Policy
@@ -60,8 +61,10 @@ def retrain(
     fit of a tier has no stable solution: its bundle stays as it was.
     """
     from consentier.training.restricted import Restricted
+    from consentier.training.withdrawal import bundles_in
 
     settings = settings_of(config, data, cutoff)
+    before = max((bundle.cutoff for bundle in bundles_in(bundles)), default=None)
     place = Restricted.beside(bundles) if restricted is None else Restricted(restricted.absolute())
     run: dict[str, Any] = {
         "tiers": chosen_tiers(tier or []),
@@ -73,6 +76,7 @@ def retrain(
         require_no_master(master)
         result = _embedded(data, settings, bundles, place, on_bad_rows, ledger, lifetimes, run)
     _print(result, bundles, as_json=as_json)
+    _tell_of_the_cutoff(result, before, configured=cutoff is None and settings.training.cutoff is not None)
     if any(each.how == "unsolved" for each in result.tiers):
         raise typer.Exit(CHECK_FAILED)
 
@@ -103,6 +107,21 @@ def _print(result: RetrainResult, bundles: Path, *, as_json: bool) -> None:
     late = ", ".join(tier for tier in versions if tier not in result.training.digests)
     if late:
         say(f"an earlier run was killed before it recorded these: {late}")
+
+
+def _tell_of_the_cutoff(result: RetrainResult, before: dt.datetime | None, *, configured: bool) -> None:
+    """A cut-off that does not go on in time: rows that came meanwhile would be missed without a word."""
+    now = result.training.cutoff
+    if before is not None and now < before:
+        note(
+            f"the cut-off {now.isoformat()} lies before that of the bundles until now, {before.isoformat()}: "
+            "they know less than they did, and do not take the place of champions of a later one"
+        )
+    elif configured and all(each.how == "unchanged" for each in result.tiers):
+        note(
+            f"nothing changed up to the cut-off {now.isoformat()}, which the configuration sets; --cutoff "
+            "gives a later one"
+        )
 
 
 def _embedded(
