@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,7 @@ def retrain(
 
     settings = settings_of(config, data, cutoff)
     before = max((bundle.cutoff for bundle in bundles_in(bundles)), default=None)
+    rows_before = _rows_before(bundles)
     place = Restricted.beside(bundles) if restricted is None else Restricted(restricted.absolute())
     run: dict[str, Any] = {
         "tiers": chosen_tiers(tier or []),
@@ -76,6 +77,7 @@ def retrain(
         require_no_master(master)
         result = _embedded(data, settings, bundles, place, on_bad_rows, ledger, lifetimes, run)
     _print(result, bundles, as_json=as_json)
+    _tell_of_lost_rows(rows_before, _most_rows(result.training.funnel))
     _tell_of_the_cutoff(result, before, configured=cutoff is None and settings.training.cutoff is not None)
     if any(each.how == "unsolved" for each in result.tiers):
         raise typer.Exit(CHECK_FAILED)
@@ -107,6 +109,39 @@ def _print(result: RetrainResult, bundles: Path, *, as_json: bool) -> None:
     late = ", ".join(tier for tier in versions if tier not in result.training.digests)
     if late:
         say(f"an earlier run was killed before it recorded these: {late}")
+
+
+def _rows_before(bundles: Path) -> dict[str, int]:
+    """How many rows came to the gate when the bundles were made, by source, as far as they say so."""
+    from consentier.errors import BundleError
+    from consentier.models.bundle import read_run
+    from consentier.training.withdrawal import bundles_in
+
+    told: list[Mapping[str, Any]] = []
+    for each in bundles_in(bundles):
+        try:
+            told += read_run(bundles / each.tier).get("funnel", [])
+        except BundleError:
+            continue  # without facts there is nothing to compare with
+    return _most_rows(told)
+
+
+def _most_rows(funnel: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Rows that came in by source: of the tiers, the most."""
+    most: dict[str, int] = {}
+    for row in funnel:
+        most[row["source"]] = max(most.get(row["source"], 0), row["rows_in"])
+    return most
+
+
+def _tell_of_lost_rows(before: Mapping[str, int], now: Mapping[str, int]) -> None:
+    """A shop without one of its tables is a valid one, and trained on what is left."""
+    for source, rows in sorted(now.items()):
+        if 2 * rows < before.get(source, 0):
+            note(
+                f"{rows:,} rows of the source {source} came in, where there were {before[source]:,}: is a "
+                "table missing? 'consentier drift' says what changed"
+            )
 
 
 def _tell_of_the_cutoff(result: RetrainResult, before: dt.datetime | None, *, configured: bool) -> None:
