@@ -33,7 +33,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from consentier.addresses import shown_url
-from consentier.errors import DataError
+from consentier.errors import DataError, ShopInvalid
 from consentier.features.directories import written_beside
 from consentier.features.headers import check_header, folded
 from consentier.features.parquet_files import bounded_batches
@@ -103,8 +103,8 @@ def read_shop(source: str | Path, *, on_bad_rows: OnBadRows = "error") -> ShopTa
         A directory, or the SQLAlchemy URL of a database (``sqlite:///shop.db``,
         ``postgresql://user@host/shop``).
     on_bad_rows
-        ``"error"`` stops at the first bad row. ``"drop"`` leaves bad rows out and counts them in the report,
-        as far as that cannot permit anything: see `consentier.features.validation`.
+        ``"error"`` stops at the first bad row of a table. ``"drop"`` leaves bad rows out and counts them in
+        the report, as far as that cannot permit anything: see `consentier.features.validation`.
 
     Returns
     -------
@@ -115,7 +115,8 @@ def read_shop(source: str | Path, *, on_bad_rows: OnBadRows = "error") -> ShopTa
     DataError
         If the source cannot be read, `consents` is missing, both `events` and `orders` are, a table has a
         name that is spelt otherwise, the wrong columns, an unreadable file, an overlong line or no rows where
-        it must have some, or a row is bad. The message names table, column, row and rule.
+        it must have some, or a row is bad. The message names table, column, row and rule. `ShopInvalid` where
+        that is so of several tables: one does not hide what is wrong with the others.
     TypeError, ValueError
         If an argument is none of those allowed.
 
@@ -128,20 +129,36 @@ def read_shop(source: str | Path, *, on_bad_rows: OnBadRows = "error") -> ShopTa
     if on_bad_rows not in get_args(OnBadRows):
         raise ValueError(f"on_bad_rows is {on_bad_rows!r}; it must be one of {get_args(OnBadRows)}")
     opened = _database if isinstance(source, str) and "://" in source else open_directory
+    tables: dict[str, pa.Table] = {}
+    reports = []
     with opened(str(source)) as shop:
-        _require_tables(shop)
-        tables: dict[str, pa.Table] = {}
-        reports = []
+        problems = _missing_tables(shop)
         for name, schema in SCHEMAS.items():
             if name not in shop.tables:
                 tables[name] = arrow_schema(name).empty_table()
                 continue
-            validator = TableValidator(schema, on_bad_rows)
-            for chunk in shop.tables[name](schema):
-                validator.add(chunk)
-            tables[name], report = validator.finish()
-            reports.append(report)
+            try:
+                tables[name], report = _validated(schema, shop.tables[name], on_bad_rows)
+            except _SourceFailed:
+                raise  # nothing can be said of the tables that follow
+            except DataError as error:
+                problems.append(error)
+            else:
+                reports.append(report)
+    if len(problems) > 1:
+        raise ShopInvalid([str(problem) for problem in problems])
+    if problems:
+        raise problems[0]
     return ShopTables(**tables, report=ValidationReport.merged(reports))
+
+
+def _validated(
+    schema: TableSchema, chunks: Chunks, on_bad_rows: OnBadRows
+) -> tuple[pa.Table, ValidationReport]:
+    validator = TableValidator(schema, on_bad_rows)
+    for chunk in chunks(schema):
+        validator.add(chunk)
+    return validator.finish()
 
 
 Chunks = Callable[[TableSchema], Iterator[Chunk]]
@@ -156,16 +173,23 @@ class Source:
     others: Sequence[str]
 
 
-def _require_tables(source: Source) -> None:
+def _missing_tables(source: Source) -> list[DataError]:
+    problems = []
     if "consents" not in source.tables:
-        raise DataError(
-            "table consents: missing table: no consents, no training. Supply consents.parquet, consents.csv "
-            f"or a database table consents, one row per decision{_near_miss('consents', source.others)}"
-            + ("" if source.tables else _unread(source.others))
+        problems.append(
+            DataError(
+                "table consents: missing table: no consents, no training. Supply consents.parquet, "
+                "consents.csv or a database table consents, one row per "
+                f"decision{_near_miss('consents', source.others)}"
+                + ("" if source.tables else _unread(source.others))
+            )
         )
-    if "events" not in source.tables and "orders" not in source.tables:
+    if source.tables and "events" not in source.tables and "orders" not in source.tables:
         near = _near_miss("events", source.others) or _near_miss("orders", source.others)
-        raise DataError(f"tables events and orders: missing table: supply at least one of the two{near}")
+        problems.append(
+            DataError(f"tables events and orders: missing table: supply at least one of the two{near}")
+        )
+    return problems
 
 
 def refuse_misnamed(absent: Iterable[str], others: Iterable[str], remedy: str) -> None:
@@ -480,7 +504,7 @@ def _quoting_no_row(table: str) -> Iterator[None]:
         cause = getattr(error, "orig", None) or error
         code = getattr(cause, "sqlstate", None) or getattr(cause, "sqlite_errorname", None)
         told = type(cause).__name__ if code is None else f"{type(cause).__name__} ({code})"
-        raise DataError(
+        raise _SourceFailed(
             f"table {table}: the database cannot be read: {told} while its rows were read. Look for a text "
             "that is not UTF-8, a view that fails, or a missing right"
         ) from None
@@ -502,6 +526,10 @@ def _batches(
         yield from _batches([values[half:] for values in cells], names, columns)
         return
     yield pa.RecordBatch.from_arrays(arrays, names=list(names))
+
+
+class _SourceFailed(DataError):  # noqa: N818 - reads as what happened
+    """A database that gave up while rows were read: what is read after that fails too."""
 
 
 class _MixedTypesError(Exception):

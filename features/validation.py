@@ -172,7 +172,7 @@ class TableValidator:
         if self._rows_in and not table.num_rows and not self._schema.optional:
             raise DataError(
                 f"table {name}: empty table: none of its {self._rows_in} rows keeps the contract; "
-                f"the first: {next(iter(self._counts.values())).first}"
+                f"the first: {self._told(next(iter(self._counts.values())).first)}"
             )
         report = ValidationReport({name: self._rows_in}, {name: table.num_rows}, tuple(self._counts.values()))
         return table, report
@@ -230,11 +230,23 @@ class TableValidator:
         )
 
     def _error(self, failure: RowFailure) -> DataError:
-        column = next((column for column in self._schema.columns if column.name == failure.column), None)
-        message = f"{failure}; {_expectation(failure.rule, column)}"
+        message = self._told(failure)
         if self._drop:
             return DataError(f"{message}. It may not be dropped: {_WHY_PROTECTED[self._schema.name]}")
         return DataError(f"{message}. Mend the row, or have bad rows dropped (--on-bad-rows drop)")
+
+    def _told(self, failure: RowFailure) -> str:
+        """What is wrong with a row, and what the contract wants there."""
+        column = next((column for column in self._schema.columns if column.name == failure.column), None)
+        message = f"{failure}; {_expectation(failure.rule, column)}"
+        unit = _epoch_unit(failure.form) if column is not None and column.type is ColumnType.TIME else None
+        if unit is None:
+            return message
+        name, divisor = unit
+        return (
+            f"{message}. It looks like {name} since 1970; in Python "
+            f"datetime.fromtimestamp(float(value){divisor}, timezone.utc).isoformat() converts it"
+        )
 
     def _protected(self, table: pa.Table, found: list[tuple[Column, Rule, Mask]]) -> Mask:
         """Rows that may not be dropped even where bad rows may."""
@@ -379,6 +391,21 @@ def _form(text: str) -> str:
         else character
         for character in text
     )
+
+
+_EPOCH_UNITS = {
+    10: ("seconds", ""),
+    13: ("milliseconds", " / 1_000"),
+    16: ("microseconds", " / 1_000_000"),
+    19: ("nanoseconds", " / 1_000_000_000"),
+}
+"""By the digits that times from 2001 to 2286 have since 1970, and what makes seconds of them."""
+
+
+def _epoch_unit(form: str | None) -> tuple[str, str] | None:
+    """In which unit since 1970 a time of this form may be; None where it is of none."""
+    whole, _, fraction = (form or "").partition(".")
+    return _EPOCH_UNITS.get(len(whole)) if set(whole + fraction) == {"9"} else None
 
 
 def _is_droppable_grant(consents: pa.Table) -> Mask:

@@ -13,6 +13,7 @@ from typing import Any
 from consentier.consent import Tier
 from consentier.errors import BundleError, BundleMissing, ConfigError, suggestion
 from consentier.models.bundle import Bundle, open_bundle
+from consentier.models.bundle_manifest import MANIFEST_FILE
 from consentier.serving.catalogue import Catalogue
 from consentier.serving.explanations import TITLES
 from consentier.serving.factor_scorer import FACTOR_ALGORITHMS, FactorScorer
@@ -26,6 +27,7 @@ __all__ = [
     "CatalogueSource",
     "OpenedBundles",
     "OpenedTier",
+    "none_usable",
     "open_bundles",
     "open_tier",
     "problem_of",
@@ -193,7 +195,7 @@ def open_bundles(
         If no bundle can be used.
     """
     if not root.is_dir():
-        raise BundleMissing(f"{root}: there is no such directory; 'consentier train' writes one")
+        raise none_usable(root, {})
     opened: dict[Tier, OpenedTier] = {}
     problems: dict[Tier, str] = {}
     for tier in TIERS:
@@ -205,9 +207,27 @@ def open_bundles(
             problems[tier] = problem_of(error)
             _log.warning("the %s tier has no model: %s", tier, problems[tier])
     if not opened:
-        details = "; ".join(f"{tier}: {problem}" for tier, problem in problems.items())
-        raise BundleMissing(f"{root}: no bundle can be used: {details}")
+        raise none_usable(root, problems)
     return OpenedBundles(MappingProxyType(opened), MappingProxyType(problems))
+
+
+def none_usable(root: Path, problems: Mapping[Tier, str], *, named: bool = True) -> BundleMissing:
+    """What to raise where no tier has a bundle: what is wrong with each, or that another directory is meant.
+
+    The latter only of a directory that somebody `named`, not of one into which bundles of a registry come.
+    """
+    if named and not root.is_dir():
+        return BundleMissing(f"{root}: there is no such directory; 'consentier train' writes one")
+    start = f"{root}: no bundle can be used:"
+    if named and (root / MANIFEST_FILE).is_file():
+        return BundleMissing(
+            f"{start} this is one itself; name the directory above it, which holds all tiers"
+        )
+    if named and not any((root / tier).exists() for tier in TIERS):
+        return BundleMissing(
+            f"{start} it holds none of {', '.join(TIERS)}; name the directory that 'consentier train' wrote"
+        )
+    return BundleMissing("\n".join([start, *(f"- {tier}: {problem}" for tier, problem in problems.items())]))
 
 
 def problem_of(error: Exception) -> str:

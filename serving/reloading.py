@@ -29,7 +29,7 @@ from types import MappingProxyType, TracebackType
 from typing import Protocol, TypedDict, Unpack
 
 from consentier.consent import Policy, Tier
-from consentier.errors import BundleError, BundleMissing
+from consentier.errors import BundleError
 from consentier.serving.answer import Answer
 from consentier.serving.forking import tell_of_forks
 from consentier.serving.loading import (
@@ -37,6 +37,7 @@ from consentier.serving.loading import (
     CatalogueSource,
     OpenedBundles,
     OpenedTier,
+    none_usable,
     open_tier,
     problem_of,
     read_shop_rules,
@@ -224,8 +225,8 @@ class ReloadingRecommender:
         self._verifying = 1  # from here on beside the requests, and beside other workers that look, too
         opened = self._opened()
         if not opened.tiers:
-            details = "; ".join(f"{tier}: {problem}" for tier, problem in opened.problems.items())
-            raise BundleMissing(f"{self._source.directory}: no bundle can be used: {details}")
+            named = isinstance(source, str | Path)
+            raise none_usable(self._source.directory, opened.problems, named=named)
         self._policy = policy_of(options.get("policy"))
         given: LoadOptions = {**options, "policy": self._routing().applied_to(self._policy)}
         self._current = Recommender.over(opened, self._revocations, **given)

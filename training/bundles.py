@@ -37,6 +37,7 @@ __all__ = [
     "fit_each",
     "fit_one",
     "parameters_of",
+    "permitted_to",
     "publish",
     "put",
     "require_free_slots",
@@ -330,18 +331,26 @@ _Parts = tuple[FittedTier, Mapping[str, Any], tuple[PermittedRows, ...]]
 
 def _fit_popular(tier: Tier, gate: ConsentGate, config: Config, show_progress: bool, keep: bool) -> _Parts:
     with progress(f"gate for the {tier} tier", None, enabled=show_progress):
-        online, crm = gate.permitted(Tier.ONLINE), gate.permitted(Tier.CRM)
+        online, crm = permitted_to(tier, gate)
         anonymous = gate.anonymous_rows()
     model = fit_popular(online, crm, anonymous, min_persons=config.training.min_persons, keep=keep)
-    # The popular list reads no attributes, and whoever was never asked is not in the ledger.
-    return model, parameters_of(tier, config), (online, dataclasses.replace(crm, attributes=None))
+    # Whoever was never asked is not in the ledger.
+    return model, parameters_of(tier, config), (online, crm)
+
+
+def permitted_to(tier: Tier, gate: ConsentGate) -> tuple[PermittedRows, ...]:
+    """What a tier is fitted on: the popular list on rows of both sides, and on no attributes."""
+    if tier is Tier.POPULAR:
+        crm = dataclasses.replace(gate.permitted(Tier.CRM), attributes=None)
+        return gate.permitted(Tier.ONLINE), crm
+    return (gate.permitted(tier),)
 
 
 def _fit_model(
     tier: Tier, gate: ConsentGate, config: Config, show_progress: bool, keep: bool, fit_model: FitModel
 ) -> _Parts:
     with progress(f"gate for the {tier} tier", None, enabled=show_progress):
-        permitted = gate.permitted(tier)
+        (permitted,) = permitted_to(tier, gate)
     tier_config: TierConfig = getattr(config, tier)
     model = fit_model(
         tier,

@@ -20,7 +20,7 @@ from consentier.errors import BundleMissing, TrainingError
 from consentier.features.gate import HOLDERS, ConsentGate, PermittedRows, ledger_of
 from consentier.features.tables import ShopTables
 from consentier.models.bundle import open_bundle, read_run
-from consentier.training.bundles import TRAINED_TIERS
+from consentier.training.bundles import TRAINED_TIERS, permitted_to
 from consentier.training.config import DriftConfig
 from consentier.training.data_summary import SUMMARY_VERSION, DataSummary, data_summary, window_rows
 from consentier.training.drift_result import DRIFT_VERSION, DriftCheck, DriftResult
@@ -100,7 +100,7 @@ def compared(bundles: Mapping[Tier, Path], gate: ConsentGate, settings: DriftCon
         if isinstance(then, str):
             not_judged[str(tier)] = then
             continue
-        permitted = _permitted(gate, tier)
+        permitted = permitted_to(tier, gate)
         now = data_summary(permitted, gate.standing_counts(tier), then["window_days"])
         known = items_of(open_bundle(bundle))
         checks += _checks(tier, then, now, _new_items(permitted, known, then["window_days"]), settings)
@@ -133,13 +133,6 @@ def _summary_of(tier: Tier, bundle: Path) -> DataSummary | str:
         f"The {tier} bundle says nothing about its data that this release reads: it was made by another one, "
         "or its run.json is gone. Train it again: 'consentier retrain' or 'consentier train --force'."
     )
-
-
-def _permitted(gate: ConsentGate, tier: Tier) -> tuple[PermittedRows, ...]:
-    """What the tier would be fitted on today."""
-    if tier is Tier.POPULAR:
-        return gate.permitted(Tier.ONLINE), gate.permitted(Tier.CRM)
-    return (gate.permitted(tier),)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ from consentier.training.evaluate_judge import (
     World,
     contrast,
     figures,
+    fusion_notes,
     fusion_verdicts,
     items_of,
     judge,
@@ -234,7 +235,6 @@ def _result(
     models: list[ModelFigures],
 ) -> EvaluationResult:
     skipped = [f"The {tier} tier was not trained: {why}" for tier, why in trained.skipped.items()]
-    verdicts = [verdict["text"] for verdict in found.fusion]
     return {
         "version": EVALUATION_VERSION,
         "data": {
@@ -255,7 +255,7 @@ def _result(
         "by_popularity": found.by_popularity,
         "by_permission_group": by_group,
         "consent_funnel": trained.funnel,  # type: ignore[typeddict-item]
-        "notes": [*verdicts, *found.notes, *skipped],
+        "notes": [*fusion_notes(found.fusion), *found.notes, *skipped],
     }
 
 

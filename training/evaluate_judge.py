@@ -21,6 +21,7 @@ from consentier.training import metrics
 from consentier.training.bootstrap import bootstrap_mean, paired_difference
 from consentier.training.config import EvaluationConfig
 from consentier.training.evaluation_result import (
+    PROMOTION_RULE,
     Contrast,
     ContrastRow,
     FusionVerdict,
@@ -35,6 +36,7 @@ __all__ = [
     "World",
     "contrast",
     "figures",
+    "fusion_notes",
     "fusion_verdicts",
     "interval",
     "items_of",
@@ -253,6 +255,12 @@ def fusion_verdicts(judged: Mapping[str, Judged], world: World) -> list[FusionVe
     return [_fusion_verdict(judged, others, cutoff, world) for cutoff in world.settings.cutoffs]
 
 
+def fusion_notes(verdicts: Sequence[FusionVerdict]) -> list[str]:
+    """The verdicts in words, and, where one advises against fused, that promotion has another rule."""
+    texts = [verdict["text"] for verdict in verdicts]
+    return texts if all(verdict["beats"] for verdict in verdicts) else [*texts, PROMOTION_RULE]
+
+
 def _fusion_verdict(
     judged: Mapping[str, Judged], others: Sequence[str], cutoff: int, world: World
 ) -> FusionVerdict:
@@ -274,7 +282,8 @@ def _verdict_text(best: str, cutoff: int, difference: IntervalFigures) -> str:
     advice = (
         "Joining the sources pays."
         if low > 0
-        else f"Serve level 3 by {best}: put it before fused in [matrix.both_linked] of the routing policy."
+        else f"No gain is shown. Serve level 3 by {best}: put it before fused in [matrix.both_linked] of the "
+        "routing policy."
     )
     return (
         f"In lists of {cutoff}, fused {verb} {best}, the best tier with less permission, on the same "

@@ -26,6 +26,7 @@ __all__ = [
     "HISTORY_BUCKETS",
     "MINIMUM_GROUP",
     "POPULARITY_BANDS",
+    "PROMOTION_RULE",
     "Contrast",
     "ContrastRow",
     "DataFigures",
@@ -69,6 +70,14 @@ orders; sessions, for their next items."""
 
 MINIMUM_GROUP = 20
 """Groups of fewer customers are not shown: their figures are noise, and close to figures about persons."""
+
+PROMOTION_RULE = (
+    "The advice on joining asks for a gain that is shown. 'consentier promote' has a rule of its own and may "
+    "pass a fused model that the advice is against: by the figures of the training run it refuses fused only "
+    "where that is shown to be worse than the better of online and crm (docs/training.md, Level 3 by a "
+    "single source)."
+)
+"""Why a report may advise against a model that promotion passes."""
 
 
 class IntervalFigures(TypedDict):

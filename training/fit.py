@@ -274,10 +274,14 @@ class TierRows:
         return value
 
 
+def _told(excluded: Mapping[str, int]) -> str:
+    return ", ".join(f"{rows} {reason}" for reason, rows in excluded.items()) or "none"
+
+
 def nothing_to_train_on(tier: Tier, funnels: Iterable[Funnel]) -> NothingPermitted:
     """The error that says what became of a tier's rows."""
     reasons = "; ".join(
-        f"{funnel.source}: {funnel.rows_in} rows came in, kept out: {dict(funnel.excluded) or 'none'}"
+        f"{funnel.source}: {funnel.rows_in} rows came in, kept out: {_told(funnel.excluded)}"
         for funnel in funnels
     )
     return NothingPermitted(f"the {tier} tier has no permitted rows to train on ({reasons})")

@@ -16,6 +16,7 @@ from consentier.training.evaluation_result import (
     HISTORY_BUCKETS,
     MINIMUM_GROUP,
     POPULARITY_BANDS,
+    PROMOTION_RULE,
     Contrast,
     ContrastRow,
     DataFigures,
@@ -252,6 +253,7 @@ def _fusion(verdicts: Sequence[FusionVerdict]) -> str:
         f'<ul class="verdict">{items}</ul>',
         "<p>The fused tier is held against whichever tier with less permission is best on these very "
         "customers. That choice flatters the other tier, so a gain that is left is one.</p>",
+        f"<p>{escape(PROMOTION_RULE)}</p>",
     )
 
 

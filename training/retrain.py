@@ -615,7 +615,9 @@ def _require_worth(course: Course, persons: int) -> None:
     exchanged = (course.changed or 0) + (course.new or 0) + (course.gone or 0)
     most = max(persons, 1)
     if exchanged > MOST_EXCHANGED * most:
-        raise NotExactError(f"the rows of {exchanged:,} of {most:,} persons changed: a fit is as quick")
+        raise NotExactError(
+            f"{exchanged:,} persons changed, came or went, where there are {most:,}: a fit is as quick"
+        )
 
 
 def _counted_rows(

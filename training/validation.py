@@ -139,7 +139,7 @@ def validation_set(
     Raises
     ------
     TrainingError
-        If there are too few persons to judge by.
+        If there are too few persons to judge by, or nothing to fit on.
 
     Notes
     -----
@@ -160,8 +160,17 @@ def validation_set(
     if len(by_person) < MINIMUM_GROUP:
         raise TrainingError(
             f"the {tier} tier has {len(by_person)} persons to judge by between {start.isoformat()} and "
-            f"{end.isoformat()}, and needs {MINIMUM_GROUP}: make the validation period longer, or its end "
-            "earlier"
+            f"{end.isoformat()}, and needs {MINIMUM_GROUP}: "
+            + (
+                "make the validation period longer (--horizon), or its end earlier (--cutoff)"
+                if before.rows.num_rows < rows.num_rows
+                else "no permitted row of it is from then; let the period end (--cutoff) where the data do"
+            )
+        )
+    if not before.rows.num_rows:
+        raise TrainingError(
+            f"the {tier} tier has no permitted rows to fit on from before the validation period, which "
+            f"begins at {start.isoformat()}: make it shorter (--horizon)"
         )
     views = tuple(view for found in by_person for view, _ in found)
     item_ids = tuple(sorted(pc.unique(rows["item_id"]).to_pylist(), key=utf8))

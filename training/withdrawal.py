@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from consentier.consent import ConsentRecord, Ledger, Source, Tier, microseconds
+from consentier.consent import Channel, ConsentRecord, Ledger, Source, Tier, microseconds
+from consentier.consent.permissions import CONTACT_CHANNELS
 from consentier.consent.records import SubjectKind
 from consentier.errors import BundleError, DataError
 from consentier.models.bundle import open_bundle
@@ -31,7 +32,15 @@ READERS = {
 }
 """Which bundles rest on a source."""
 
-__all__ = ["DEFAULT_DEADLINE", "READERS", "ProfileStore", "Withdrawal", "bundles_in", "withdraw"]
+__all__ = [
+    "DEFAULT_DEADLINE",
+    "READERS",
+    "ProfileStore",
+    "Withdrawal",
+    "bundles_in",
+    "withdraw",
+    "withdraw_contact",
+]
 
 DEFAULT_DEADLINE = dt.timedelta(days=30)
 """By when a bundle that holds the subject must be gone: the month of GDPR 12(3), in its shortest reading."""
@@ -128,7 +137,7 @@ def withdraw(
     if deadline < dt.timedelta(0):
         raise ValueError("the deadline lies before the withdrawal")
     subjects = _subjects(ledger, kind, subject_id, source, at)
-    recorded = ledger.append(_new_records(ledger, subjects, source, at, evidence))
+    recorded = ledger.append(_new_records(ledger, subjects, source.value, at, evidence))
     held: dict[str, HeldBundle] = {}
     for directory, lineage in bundles:
         found = _held(directory, lineage, subjects, source)
@@ -140,6 +149,37 @@ def withdraw(
     dissolved = sum(_dissolve(ledger, subject) for subject in subjects)
     ordered = tuple(sorted(held.values(), key=lambda bundle: (bundle.tier, bundle.digest)))
     return Withdrawal(recorded, subjects, dissolved, purged, ordered, at + deadline if held else None)
+
+
+def withdraw_contact(
+    ledger: Ledger, customer_id: str, channel: Channel, *, at: dt.datetime, evidence: str | None = None
+) -> Withdrawal:
+    """Withdraw the permission to contact a customer in one channel: somebody unsubscribes.
+
+    What is scored and delivered for the channel asks the ledger, so the record is all that it takes: no
+    model, profile or link rests on it. Safe to run again.
+
+    Parameters
+    ----------
+    ledger, at, evidence
+        As for `withdraw`.
+    customer_id
+        Who unsubscribes.
+    channel
+        Where from: email, print, call_center or push.
+
+    Raises
+    ------
+    ValueError
+        If nobody is contacted in the channel.
+    LedgerError
+        If the ledger cannot record it.
+    """
+    if channel not in CONTACT_CHANNELS:
+        raise ValueError(f"nobody is contacted in {channel!r}; name one of {sorted(CONTACT_CHANNELS)}")
+    subjects: tuple[tuple[SubjectKind, str], ...] = (("customer", customer_id),)
+    recorded = ledger.append(_new_records(ledger, subjects, f"contact:{channel}", at, evidence))
+    return Withdrawal(recorded, subjects, 0, 0, (), None)
 
 
 def _subjects(
@@ -173,7 +213,7 @@ def _purge(stores: Sequence[ProfileStore], owners: Sequence[str], at: dt.datetim
 def _new_records(
     ledger: Ledger,
     subjects: Iterable[tuple[SubjectKind, str]],
-    source: Source,
+    permission: str,
     at: dt.datetime,
     evidence: str | None,
 ) -> list[ConsentRecord]:
@@ -184,11 +224,11 @@ def _new_records(
         ahead = {
             each.valid_from
             for each in known
-            if each.permission == source.value and each.state == "granted" and each.valid_from > recorded_at
+            if each.permission == permission and each.state == "granted" and each.valid_from > recorded_at
         }
         for valid_from in (at, *sorted(ahead)):
             # The same withdrawal has the same id, however often the call is made.
-            name = json.dumps([kind, subject_id, source.value, microseconds(valid_from), evidence])
+            name = json.dumps([kind, subject_id, permission, microseconds(valid_from), evidence])
             record_id = f"withdrawal:{hashlib.sha256(name.encode()).hexdigest()}"
             if all(each.record_id != record_id for each in known):
                 records.append(
@@ -196,7 +236,7 @@ def _new_records(
                         record_id,
                         subject_id,
                         kind,
-                        source.value,
+                        permission,
                         "withdrawn",
                         valid_from=valid_from,
                         recorded_at=recorded_at,

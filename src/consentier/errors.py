@@ -4,6 +4,7 @@
 
     ConsentierError
     ├── DataError            a shop table breaks the data contract, or a store of profiles cannot be used
+    │   ├── ShopInvalid          several tables of a shop do: it lists what is wrong with each
     │   └── StoreTimeout         a store gave no answer in time
     ├── ConfigError          a configuration file or option is wrong
     ├── PolicyError          a routing policy is wrong or grants more than the law of the engine allows
@@ -44,6 +45,7 @@ __all__ = [
     "LedgerTimeout",
     "NothingPermitted",
     "PolicyError",
+    "ShopInvalid",
     "SignalError",
     "StoreTimeout",
     "TrackingError",
@@ -59,6 +61,24 @@ class ConsentierError(Exception):
 
 class DataError(ConsentierError):
     """A shop table breaks the data contract, or a store of profiles cannot be used."""
+
+
+class ShopInvalid(DataError):  # noqa: N818 - reads as the state of the shop
+    """Several tables of a shop break the data contract.
+
+    Parameters
+    ----------
+    problems
+        What is wrong, one message for each table.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__(
+            "\n".join(
+                [f"{len(problems)} tables break the data contract:", *(f"- {each}" for each in problems)]
+            )
+        )
+        self.problems = tuple(problems)
 
 
 class StoreTimeout(DataError):  # noqa: N818

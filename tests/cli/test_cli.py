@@ -241,7 +241,18 @@ def test_validate_counts_rows_and_fails_on_bad_ones(workshop: Workshop, tmp_path
     stopped = run("validate", tmp_path)
     assert stopped.code == 1
     assert "not valid: table orders" in stopped.out
-    assert run("validate", tmp_path, "--json").json["ok"] is False
+    told = run("validate", tmp_path, "--json").json
+    assert (told["ok"], len(told["errors"])) == (False, 1)
+    assert told["errors"] == [told["error"]]
+    (tmp_path / "consents.csv").write_text(consents.replace("granted", "yes"))
+    both = run("validate", tmp_path)
+    assert both.code == 1
+    assert [line.split(",")[0] for line in both.out.splitlines()] == [
+        "not valid: table orders",
+        "not valid: table consents",
+    ]
+    assert len(run("validate", tmp_path, "--json").json["errors"]) == 2
+    (tmp_path / "consents.csv").write_text(consents)
     counted = run("validate", tmp_path, "--on-bad-rows", "drop", "--json")
     assert counted.code == 1
     assert [(entry["column"], entry["count"]) for entry in counted.json["failures"]] == [("quantity", 1)]

@@ -15,6 +15,7 @@ from shops import consent, day, event, link, order, shop
 from typer.testing import CliRunner
 
 from consentier.cli.app import app
+from consentier.cli.consent import Withdrawable
 from consentier.cli.output import USER_ERROR
 from consentier.consent import Ledger
 from consentier.consent.records import PERMISSIONS
@@ -263,6 +264,31 @@ def test_a_withdrawal_reaches_profiles_links_and_bundles(ledger: str, tmp_path: 
         assert (down.exit_code, "the withdrawal is recorded, but" in down.output) == (2, True)
     shown = done("consent", "show", "v1", "--kind", "visitor", "--ledger", ledger, *AT)
     assert shown["resolution"]["online"] is False
+
+
+def test_somebody_unsubscribes_and_nothing_else_changes(ledger: str) -> None:
+    unsubscribe = ("consent", "withdraw", "c1", "--permission", "contact:email", "--ledger", ledger, *AT)
+    assert done(*unsubscribe)["recorded"] == 1
+    assert done(*unsubscribe)["recorded"] == 0, "it can be run again"
+    shown = done("consent", "show", "c1", "--ledger", ledger, *AT)
+    assert shown["resolution"]["contact"] == []
+    assert shown["resolution"]["crm"] is True
+    assert len(shown["links"]) == 1
+    before = done("consent", "show", "c1", "--ledger", ledger, "--at", day(9).isoformat())
+    assert before["resolution"]["contact"] == ["email"]
+    said = "The ledger had no record of this subject: check the id"
+    assert said in run(*unsubscribe[:2], "C1", *unsubscribe[3:]).stdout
+    assert said not in run(*unsubscribe).stdout
+    a_device = run(*unsubscribe, "--kind", "visitor")
+    assert (a_device.exit_code, "is a customer's permission" in a_device.output) == (2, True)
+
+
+def test_every_contact_permission_can_be_withdrawn(ledger: str) -> None:
+    contact = {permission for permission in PERMISSIONS if permission.startswith("contact:")}
+    assert contact == {each.value for each in Withdrawable} - {"online", "crm"}
+    for permission in sorted(contact):
+        place = ("--permission", permission, "--ledger", ledger, *AT)
+        assert done("consent", "withdraw", "c1", *place)["recorded"] == 1
 
 
 def test_the_chain_is_verified_also_after_an_erasure(ledger: str) -> None:

@@ -137,7 +137,23 @@ def test_what_cannot_be_tuned_is_an_error(shop: Path, tmp_path: Path) -> None:
     code, _, err = run("tune", shop, "--config", long, "--out", tmp_path / "tuned.toml")
     assert code == 2
     assert "persons to judge by" in err
+    assert "no permitted row of it is from then; let the period end (--cutoff) where the data do" in err
+    code, _, err = run("tune", shop, "--tier", "crm", "--horizon", 400, "--out", tmp_path / "tuned.toml")
+    assert code == 2
+    assert "no permitted rows to fit on from before the validation period" in err
     assert not (tmp_path / "tuned.toml").exists()
+    code, _, err = run("tune", shop, "--out", tmp_path, "--force")
+    assert (code, "is a directory; name a file" in err, "started" in err) == (2, True, False)
+
+
+def test_algorithms_that_the_session_tier_cannot_have_are_told(shop: Path, tmp_path: Path) -> None:
+    tried = ("--trials", 1, "--algorithms", "als")
+    code, _, err = run("tune", shop, "--tier", "session", *tried, "--out", tmp_path / "session.toml")
+    assert code == 0, err
+    assert "als, bpr, spectral are not tried in the session tier" in err
+    code, _, err = run("tune", shop, "--tier", "crm", *tried, "--out", tmp_path / "crm.toml")
+    assert code == 0, err
+    assert "not tried" not in err
 
 
 def test_a_local_store_is_never_among_the_tables(shop: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from consentier.errors import DataError
+from consentier.errors import DataError, ShopInvalid
 from consentier.features import tables as tables_module
 from consentier.features.schemas import SCHEMAS, arrow_schema
 from consentier.features.tables import read_shop, write_tables
@@ -188,6 +188,32 @@ def test_broken_files_stop_the_reading_in_either_mode(shop: Path, case: str, on_
     spoil(shop)
     with pytest.raises(DataError, match=message):
         read_shop(shop, on_bad_rows=on_bad_rows)
+
+
+def test_a_bad_table_does_not_hide_what_is_wrong_with_the_others(shop: Path) -> None:
+    (shop / "events.csv").write_text(EVENTS.replace("2026-01-05T10", "05.01.2026 10"))
+    (shop / "items.csv").write_text(ITEMS.replace("item_id", "product"))
+    with pytest.raises(ShopInvalid) as found:
+        read_shop(shop)
+    first, second = found.value.problems
+    assert first.startswith("table events, column ts, row 2 of events.csv: unparsable time")
+    assert second.startswith("table items (items.csv): missing column item_id")
+    (shop / "events.csv").rename(shop / "clicks.csv")
+    (shop / "consents.csv").unlink()
+    with pytest.raises(ShopInvalid, match=r"(?s)3 tables break .*table consents.*tables events and.*items"):
+        read_shop(shop)
+
+
+def test_a_database_that_gives_up_is_not_asked_for_the_other_tables(shop: Path, tmp_path: Path) -> None:
+    """PostgreSQL refuses whatever follows a failure in a transaction: that says nothing of those tables."""
+    url = write_sqlite(tmp_path / "shop.db", as_tables(shop))
+    with sqlite3.connect(tmp_path / "shop.db") as connection:
+        for table in ("events", "items"):  # texts that are no UTF-8
+            connection.execute(f"UPDATE {table} SET item_id = CAST(X'ff' AS TEXT)")
+    connection.close()
+    with pytest.raises(DataError, match="table events: the database cannot be read") as found:
+        read_shop(url)
+    assert not isinstance(found.value, ShopInvalid)
 
 
 def test_row_is_the_line_on_which_it_begins(shop: Path) -> None:

@@ -535,3 +535,42 @@ def test_any_changed_cell_is_accepted_or_gives_one_failure_at_its_place(
     assert column in failure.column.split(", ")
     if failure.rule is not Rule.DUPLICATE_KEY:
         assert failure.first.row == row + 1
+
+
+@pytest.mark.parametrize(
+    ("times", "unit"),
+    [
+        (["1793610060000"], "milliseconds"),
+        ([1793610060000], "milliseconds"),
+        ([1793610060000.0], "milliseconds"),
+        (["1793610060"], "seconds"),
+        ([1793610060], "seconds"),
+        (["1793610060.125"], "seconds"),
+        ([1793610060000000], "microseconds"),
+        ([1793610060000000000], "nanoseconds"),
+    ],
+)
+@pytest.mark.parametrize("on_bad_rows", ["error", "drop"])
+def test_times_since_1970_are_told_by_their_unit(times: list[Any], unit: str, on_bad_rows: Any) -> None:
+    rows = {name: values[:1] for name, values in VALID["events"].items()} | {"ts": times}
+    with pytest.raises(DataError, match=f"It looks like {unit} since 1970; in Python ") as found:
+        validate_table(pa.table(rows), SCHEMAS["events"], on_bad_rows)
+    converted = re.search(r"Python (.*) converts it", str(found.value))
+    assert converted is not None
+    names = {"datetime": dt.datetime, "timezone": dt.timezone, "value": times[0]}
+    assert eval(converted[1], names).startswith("2026-11-02T09:01:00")  # noqa: S307 - ours
+
+
+@pytest.mark.parametrize("time", ["20260105100000", "05.01.2026", "1793610060000x", "-1793610060000"])
+def test_other_times_are_not_taken_for_times_since_1970(time: str) -> None:
+    rows = VALID["events"] | {"ts": [time] * 3}
+    with pytest.raises(DataError, match="unparsable time") as found:
+        validate_table(pa.table(rows), SCHEMAS["events"])
+    assert "1970;" not in str(found.value)
+
+
+def test_numbers_of_as_many_digits_are_no_times() -> None:
+    rows = VALID["orders"] | {"quantity": ["1793610060.5"] * 3}
+    with pytest.raises(DataError, match="wrong type") as found:
+        validate_table(pa.table(rows), SCHEMAS["orders"])
+    assert "1970" not in str(found.value)

@@ -17,7 +17,7 @@ from consentier.consent import Tier
 from consentier.features import gate
 from consentier.models.bundle import read_run
 from consentier.training import drift as drifting
-from consentier.training.bundles import train_bundles
+from consentier.training.bundles import permitted_to, train_bundles
 from consentier.training.config import Config, TierConfig, TrackingConfig
 
 _TIER = TierConfig(neighbours=5, regularisation=1.0)
@@ -79,7 +79,7 @@ def test_rows_that_may_not_be_read_change_no_check(case: Case) -> None:
     ),
     Break(
         "a tier is compared by the rows of a higher one",
-        drifting._permitted,
+        permitted_to,
         "(gate.permitted(tier),)",
         "(gate.permitted(Tier.FUSED),)",
         (Tier.CRM, many("events", ["00", "01"], CUTOFF - 5)),

@@ -6,6 +6,7 @@ import concurrent.futures
 import dataclasses
 import datetime as dt
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from consentier.consent import Channel, ConsentRecord, Ledger, Link, Permission, Policy, Tier, microseconds
 from consentier.consent.keyring import Keyring
+from consentier.errors import BundleMissing
 from consentier.serving import Answer, Catalogue, Event, Profiles, Recommender, Request
 from consentier.serving import recommender as recommender_module
 
@@ -295,3 +297,15 @@ def test_events_are_digested_as_what_a_json_encoder_gives(events: list[Event]) -
         for event, moment in zip(events, moments, strict=True)
     ]
     assert recommender_module._json_of(events) == json.dumps(plain, separators=(",", ":"))
+
+
+def test_a_directory_that_holds_no_bundles_is_told_as_that(tmp_path: Path) -> None:
+    (tmp_path / "orders.csv").touch()
+    with pytest.raises(BundleMissing, match=r"it holds none of session, online, .* name the directory that"):
+        Recommender.load(tmp_path)
+    with pytest.raises(BundleMissing, match="this is one itself; name the directory above it"):
+        Recommender.load(bundles() / "crm")
+    (tmp_path / "crm").mkdir()
+    with pytest.raises(BundleMissing, match=r"no bundle can be used:\n- session: .*\n") as found:
+        Recommender.load(tmp_path)
+    assert len(str(found.value).splitlines()) == 6

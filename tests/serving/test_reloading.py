@@ -257,9 +257,9 @@ def test_bundles_that_stay_are_not_read_again(shop: Path, monkeypatch: pytest.Mo
 
 
 def test_without_any_bundle_there_is_no_recommender(tmp_path: Path) -> None:
-    with pytest.raises(BundleMissing, match="no bundle can be used"):
+    with pytest.raises(BundleMissing, match="no bundle can be used: it holds none of"):
         ReloadingRecommender(tmp_path)
-    with pytest.raises(BundleMissing, match="is no directory"):
+    with pytest.raises(BundleMissing, match="there is no such directory; 'consentier train' writes one"):
         ReloadingRecommender(tmp_path / "elsewhere")
 
 

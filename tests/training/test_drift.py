@@ -116,6 +116,14 @@ def test_columns_that_went_are_noticed_and_new_ones_are_told(tmp_path: Path) -> 
     assert not breached(new)
 
 
+def test_the_popular_list_reads_no_attributes_and_is_told_of_none(bundles: Path) -> None:
+    customers = pa.table({"customer_id": [f"c{name}" for name in LINKED], "region": ["x"] * len(LINKED)})
+    checks = compared(dataclasses.replace(shop_with([]), customers=customers), bundles)["checks"]
+    told = {check["tier"]: check["says"] for check in checks if check["check"] == "columns"}
+    assert told["crm"] == "new: customers.region"
+    assert told["popular"] == "no change"
+
+
 @pytest.mark.parametrize(
     ("summary", "said"),
     [

@@ -17,8 +17,8 @@ from consentier.serving import Event
 from consentier.training.config import EvaluationConfig
 from consentier.training.evaluate_cases import Case, group_cases, links_of
 from consentier.training.evaluate_groups import by_history, by_popularity, popularity_bands
-from consentier.training.evaluate_judge import World, fusion_verdicts, targets_of
-from consentier.training.evaluation_result import POPULARITY_BANDS
+from consentier.training.evaluate_judge import World, fusion_notes, fusion_verdicts, targets_of
+from consentier.training.evaluation_result import POPULARITY_BANDS, PROMOTION_RULE
 
 # ---- Bands of popularity -----------------------------------------------------------------------------------
 
@@ -140,6 +140,7 @@ def test_a_difference_that_may_be_none_is_no_gain() -> None:
     assert verdict["difference"]["low"] < 0 < verdict["difference"]["mean"]
     assert (verdict["best_other"], verdict["beats"]) == ("online", False)
     assert "fused does not beat online" in verdict["text"]
+    assert fusion_notes([verdict]) == [verdict["text"], PROMOTION_RULE]
 
 
 def test_a_gain_is_called_one() -> None:
@@ -147,6 +148,7 @@ def test_a_gain_is_called_one() -> None:
     assert (verdict["best_other"], verdict["beats"]) == ("online", True)
     assert "fused beats online" in verdict["text"]
     assert "Serve" not in verdict["text"]
+    assert fusion_notes([verdict]) == [verdict["text"]], "promotion passes it too"
 
 
 def test_without_a_fused_tier_nothing_is_said() -> None:

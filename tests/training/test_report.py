@@ -228,6 +228,7 @@ def test_the_page_says_whether_joining_pays_before_all_tables(evaluation: dict[s
     text = report.render_report(evaluation)
     for verdict in evaluation["fusion"]:
         assert 0 < text.index(verdict["text"]) < text.index("<table")
+    assert "&#x27;consentier promote&#x27; has a rule of its own" in text
 
 
 def test_differences_are_shown_with_both_p_values(evaluation: dict[str, Any]) -> None:

@@ -309,3 +309,39 @@ def test_the_command_says_which_way_it_went(trained: Trained) -> None:
         ("crm", "unchanged"),
     ]
     assert told["training"]["digests"] == {}
+
+
+def test_a_cutoff_that_does_not_go_on_in_time_is_told(trained: Trained) -> None:
+    """A configuration that pins it would let the rows that came meanwhile be missed without a word."""
+    options = [
+        "--bundles",
+        trained.out,
+        "--config",
+        trained.data.parent / "retrain.toml",
+        "--tier",
+        "popular",
+    ]
+    pinned = "which the configuration sets; --cutoff gives a later one"
+    assert pinned not in run(trained.data, *options).stderr
+    again = run(trained.data, *options)
+    assert (again.exit_code, pinned in again.stderr) == (0, True), again.stderr
+    back = earlier(earlier(trained.config)).training.cutoff
+    assert back is not None
+    gone_back = run(trained.data, *options, "--cutoff", back.isoformat())
+    assert gone_back.exit_code == 0, gone_back.stderr
+    assert "lies before that of the bundles until now" in gone_back.stderr
+    assert pinned not in gone_back.stderr
+
+
+def test_a_table_that_is_missing_is_told(trained: Trained, tmp_path: Path) -> None:
+    """The shop is valid without it, and the crm tier is fitted on what usage is left."""
+    config = trained.data.parent / "retrain.toml"
+    options = ["--bundles", trained.out, "--config", config, "--tier", "crm", "--tier", "online"]
+    whole = run(trained.data, *options)
+    assert "is a table missing?" not in whole.stderr
+    shutil.copytree(trained.data, tmp_path / "shop")
+    (tmp_path / "shop" / "orders.parquet").unlink()
+    without = run(tmp_path / "shop", *options)
+    assert without.exit_code == 0, without.stderr
+    assert "rows of the source crm came in, where there were" in without.stderr
+    assert "rows of the source online" not in without.stderr

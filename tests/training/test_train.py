@@ -8,12 +8,14 @@ import pytest
 
 from consentier.consent import Permission, Tier
 from consentier.errors import TrainingError
+from consentier.features.gate import Funnel
 from consentier.features.simulator import SimulationConfig, simulate, write_shop
 from consentier.features.tables import ShopTables, read_shop
 from consentier.models.bundle import open_bundle, read_run
 from consentier.serving import Recommender, Request
 from consentier.training import bundles as training
 from consentier.training.config import Config, TrackingConfig, load_config
+from consentier.training.fit import nothing_to_train_on
 from consentier.training.restricted import Restricted
 from consentier.training.train import TRAINED_TIERS, train
 
@@ -222,3 +224,12 @@ def test_nothing_permitted_is_an_error_that_says_why(
     with pytest.raises(TrainingError, match="no consent record"):
         train(nobody, config, tmp_path / "out", tiers=TRAINED_TIERS, show_progress=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_was_kept_out_is_told_in_words() -> None:
+    kept_out = Funnel("fused", "online", 7, 0, {"denied": 3, "unlinked": 4})
+    error = nothing_to_train_on(Tier.FUSED, [kept_out, Funnel("fused", "crm", 0, 0, {})])
+    assert str(error) == (
+        "the fused tier has no permitted rows to train on (online: 7 rows came in, kept out: 3 denied, "
+        "4 unlinked; crm: 0 rows came in, kept out: none)"
+    )

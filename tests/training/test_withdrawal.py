@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from engines import bundles as written_bundles
 
-from consentier.consent import ConsentRecord, Ledger, Link, Source
+from consentier.consent import Channel, ConsentRecord, Ledger, Link, Source
 from consentier.consent.keyring import Keyring
 from consentier.errors import DataError, LedgerError
 from consentier.models.bundle import open_bundle
@@ -16,7 +16,7 @@ from consentier.serving import Event, Profiles, Recommender, Request
 from consentier.serving.profile_store import SqliteProfiles
 from consentier.serving.revocation import Revocations
 from consentier.training.lineage import Lineage
-from consentier.training.withdrawal import ProfileStore, Withdrawal, withdraw
+from consentier.training.withdrawal import ProfileStore, Withdrawal, withdraw, withdraw_contact
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 DAY = dt.timedelta(days=1)
@@ -225,3 +225,18 @@ def test_what_is_no_withdrawal_is_refused(ledger: Ledger) -> None:
         withdraw(ledger, "c1", kind="customer", source=Source.SESSION, at=NOW)
     with pytest.raises(ValueError, match="before"):
         withdraw(ledger, "c1", kind="customer", source=Source.CRM, at=NOW, deadline=-DAY)
+
+
+def test_a_grant_of_contact_that_lies_ahead_is_withdrawn_too(ledger: Ledger) -> None:
+    """A clock that is ahead of the trainer's recorded it."""
+    ahead = dt.datetime.now(dt.UTC) + 2 * DAY
+    ledger.append([
+        granted("c1", "contact:email"),
+        ConsentRecord(
+            "later", "c1", "customer", "contact:email", "granted", valid_from=ahead, recorded_at=ahead
+        ),
+    ])  # fmt: skip
+    assert withdraw_contact(ledger, "c1", Channel.EMAIL, at=NOW).recorded == 2
+    assert not ledger.resolve(customer_id="c1", at=ahead + DAY).contact
+    with pytest.raises(ValueError, match="nobody is contacted in"):
+        withdraw_contact(ledger, "c1", Channel.SHOP, at=NOW)

@@ -83,7 +83,7 @@ _CONSENT_EXAMPLES: dict[Callable[..., None], str] = {
     consent.record_signal: "consentier consent signal gpc 1 --subject v-9 --ledger sqlite:///consents.db",
     consent.show: "consentier consent show c-42 --ledger sqlite:///consents.db",
     consent.withdraw: (
-        "consentier consent withdraw c-42 --source crm --ledger sqlite:///consents.db --bundles bundles"
+        "consentier consent withdraw c-42 --permission crm --ledger sqlite:///consents.db --bundles bundles"
     ),
     consent.erase: "consentier consent erase c-42 --ledger sqlite:///consents.db",
     consent.verify: "consentier consent verify --ledger sqlite:///consents.db",

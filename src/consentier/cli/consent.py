@@ -28,7 +28,7 @@ from consentier.cli.options import (
     WithdrawnAt,
 )
 from consentier.cli.output import CHECK_FAILED, note, print_json, print_table, say, short, written_beside
-from consentier.consent import ConsentRecord, Ledger, Source
+from consentier.consent import Channel, ConsentRecord, Ledger, Source
 from consentier.consent.chain import head_bytes
 from consentier.consent.signals import SIGNALS, read_signal
 from consentier.errors import AuditError, DataError, LedgerError, TrackingError
@@ -40,11 +40,15 @@ if TYPE_CHECKING:
 Subject = Annotated[str, typer.Argument(metavar="SUBJECT", help="Id of the visitor or customer.")]
 
 
-class SourceChoice(enum.StrEnum):
+class Withdrawable(enum.StrEnum):
     """The permissions that can be withdrawn."""
 
     ONLINE = "online"
     CRM = "crm"
+    EMAIL = "contact:email"
+    PRINT = "contact:print"
+    CALL_CENTER = "contact:call_center"
+    PUSH = "contact:push"
 
 
 _STRANGER = "The ledger had no record of this subject: check the id, and --kind"
@@ -166,7 +170,9 @@ def show(
 
 def withdraw(
     subject: Subject,
-    source: Annotated[SourceChoice, typer.Option("--source", help="Which permission is withdrawn.")],
+    permission: Annotated[
+        Withdrawable, typer.Option("--permission", "--source", help="Which permission is withdrawn.")
+    ],
     ledger: LedgerUrl,
     kind: KindOption = Kind.CUSTOMER,
     bundles: Annotated[
@@ -201,10 +207,17 @@ def withdraw(
     """Withdraw a permission: ledger, links, profiles, and a deadline for the bundles that hold SUBJECT.
 
     From the moment of the record on every answer, delivery and training run denies. Can be run again safely.
+    A contact permission (somebody unsubscribes) takes the record only: no bundle or profile rests on it.
     """
     from consentier.training.lineage import LineageError
     from consentier.training.withdrawal import withdraw as withdraw_permission
 
+    channel = permission.value.removeprefix("contact:")
+    if channel != permission.value:
+        if kind is Kind.VISITOR:
+            raise DataError(f"{permission.value} is a customer's permission: name the customer's id")
+        _unsubscribe(subject, Channel(channel), ledger, lifetimes, _instant(at), evidence, as_json=as_json)
+        return
     directories = bundles or []
     stores = {
         Source.ONLINE: [_store(place) for place in online_profiles or []],
@@ -220,7 +233,7 @@ def withdraw(
                 opened,
                 subject,
                 kind=kind.value,
-                source=Source(source.value),
+                source=Source(permission.value),
                 at=instant,
                 profiles=stores,
                 bundles=((directory, _lineage(directory, restricted)) for directory in directories),
@@ -255,6 +268,30 @@ def withdraw(
     if done.deadline is not None:
         _print_bundles([dataclasses.asdict(bundle) for bundle in done.bundles])
         note(f"they stop answering at {done.deadline.isoformat()}; next: consentier forget, or train anew")
+
+
+def _unsubscribe(
+    subject: str,
+    channel: Channel,
+    ledger: str,
+    lifetimes: Path | None,
+    at: dt.datetime,
+    evidence: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    from consentier.training.withdrawal import withdraw_contact
+
+    with ledger_at(ledger, lifetimes) as opened:
+        stranger = not opened.records_of(subject, kind="customer")
+        done = withdraw_contact(opened, subject, channel, at=at, evidence=evidence)
+    if as_json:
+        print_json(_plain(dataclasses.asdict(done)))
+        return
+    print_table(["", ""], [["new in the ledger", done.recorded]])
+    if stranger:
+        say(_STRANGER, style="yellow")
+    note(f"score writes no row for {channel}, and deliver holds back rows that were scored before")
 
 
 def _tell_registry(directories: Sequence[Path], config: Path | None) -> None:

@@ -162,6 +162,23 @@ def _print(result: ForgetResult, registered: Sequence[RegisteredTier], kind: Kin
         versions = [dataclasses.asdict(each) for each in registered]
         print_json({**dataclasses.asdict(result), "registry": versions})
         return
+    touched = any(each.how != "unchanged" for each in result.tiers)
+    told = [each for each in registered if each.version or each.revoked or each.deadline]
+    if touched:
+        _print_tiers(result)
+    else:
+        say(
+            "No bundle holds any of them, nor do the statistics kept for forgetting: nothing was changed. If "
+            "one should: check the id, and --kind",
+            style="yellow",
+        )
+    if touched or told:
+        _print_registry(registered if touched else told)
+    if kind is Kind.CUSTOMER:
+        note("devices are subjects of their own: --kind visitor forgets what they did in the online models")
+
+
+def _print_tiers(result: ForgetResult) -> None:
     print_table(
         ["tier", "how", "before", "after", "items solved", "seconds"],
         [
@@ -174,12 +191,6 @@ def _print(result: ForgetResult, registered: Sequence[RegisteredTier], kind: Kin
             bad = each.how == "unsolved"
             how = "has no bundle any more" if bad else f"was {each.how}"
             say(f"\n{each.tier} {how}: {each.reason}", style="red" if bad else "yellow")
-    if all(each.how == "unchanged" for each in result.tiers):
-        say("\nNo bundle holds any of them. If one should: check the id, and --kind", style="yellow")
-    if registered:
-        _print_registry(registered)
-    if kind is Kind.CUSTOMER:
-        note("devices are subjects of their own: --kind visitor forgets what they did in the online models")
 
 
 def _print_registry(registered: Sequence[RegisteredTier]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import datetime as dt
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from consentier.cli.options import (
     TiersToTrain,
     chosen_tiers,
 )
-from consentier.cli.output import CHECK_FAILED, name_of, print_json, print_table, say, short
+from consentier.cli.output import CHECK_FAILED, name_of, note, print_json, print_table, say, short
 from consentier.cli.settings import settings_of
 from consentier.cli.spark import require_no_master, spark_shop
 from consentier.consent import Policy
@@ -60,8 +61,11 @@ def retrain(
     fit of a tier has no stable solution: its bundle stays as it was.
     """
     from consentier.training.restricted import Restricted
+    from consentier.training.withdrawal import bundles_in
 
     settings = settings_of(config, data, cutoff)
+    before = max((bundle.cutoff for bundle in bundles_in(bundles)), default=None)
+    rows_before = _rows_before(bundles)
     place = Restricted.beside(bundles) if restricted is None else Restricted(restricted.absolute())
     run: dict[str, Any] = {
         "tiers": chosen_tiers(tier or []),
@@ -73,6 +77,8 @@ def retrain(
         require_no_master(master)
         result = _embedded(data, settings, bundles, place, on_bad_rows, ledger, lifetimes, run)
     _print(result, bundles, as_json=as_json)
+    _tell_of_lost_rows(rows_before, _most_rows(result.training.funnel))
+    _tell_of_the_cutoff(result, before, configured=cutoff is None and settings.training.cutoff is not None)
     if any(each.how == "unsolved" for each in result.tiers):
         raise typer.Exit(CHECK_FAILED)
 
@@ -103,6 +109,54 @@ def _print(result: RetrainResult, bundles: Path, *, as_json: bool) -> None:
     late = ", ".join(tier for tier in versions if tier not in result.training.digests)
     if late:
         say(f"an earlier run was killed before it recorded these: {late}")
+
+
+def _rows_before(bundles: Path) -> dict[str, int]:
+    """How many rows came to the gate when the bundles were made, by source, as far as they say so."""
+    from consentier.errors import BundleError
+    from consentier.models.bundle import read_run
+    from consentier.training.withdrawal import bundles_in
+
+    told: list[Mapping[str, Any]] = []
+    for each in bundles_in(bundles):
+        try:
+            told += read_run(bundles / each.tier).get("funnel", [])
+        except BundleError:
+            continue  # without facts there is nothing to compare with
+    return _most_rows(told)
+
+
+def _most_rows(funnel: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Rows that came in by source: of the tiers, the most."""
+    most: dict[str, int] = {}
+    for row in funnel:
+        most[row["source"]] = max(most.get(row["source"], 0), row["rows_in"])
+    return most
+
+
+def _tell_of_lost_rows(before: Mapping[str, int], now: Mapping[str, int]) -> None:
+    """A shop without one of its tables is a valid one, and trained on what is left."""
+    for source, rows in sorted(now.items()):
+        if 2 * rows < before.get(source, 0):
+            note(
+                f"{rows:,} rows of the source {source} came in, where there were {before[source]:,}: is a "
+                "table missing? 'consentier drift' says what changed"
+            )
+
+
+def _tell_of_the_cutoff(result: RetrainResult, before: dt.datetime | None, *, configured: bool) -> None:
+    """A cut-off that does not go on in time: rows that came meanwhile would be missed without a word."""
+    now = result.training.cutoff
+    if before is not None and now < before:
+        note(
+            f"the cut-off {now.isoformat()} lies before that of the bundles until now, {before.isoformat()}: "
+            "they know less than they did, and do not take the place of champions of a later one"
+        )
+    elif configured and all(each.how == "unchanged" for each in result.tiers):
+        note(
+            f"nothing changed up to the cut-off {now.isoformat()}, which the configuration sets; --cutoff "
+            "gives a later one"
+        )
 
 
 def _embedded(

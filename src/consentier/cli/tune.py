@@ -76,10 +76,13 @@ def tune(
 ) -> None:
     """Search for better parameters of the tiers, on a validation period before the cut-off."""
     from consentier.features.tables import read_shop
+    from consentier.serving.factor_scorer import FACTOR_ALGORITHMS
     from consentier.training.config import load_config
     from consentier.training.tune import TUNED_TIERS, tuned_toml
     from consentier.training.tune import tune as search
 
+    if out.is_dir():
+        raise IsADirectoryError(f"{out}: is a directory; name a file")
     if out.exists() and not force:
         raise FileExistsError(f"{out}: there is a file already; use --force to replace it")
     base = load_config(config, data=data, environ=os.environ)
@@ -97,6 +100,10 @@ def tune(
             ledger=opened,
             timeout=timeout,
             tracking_folder=_store_folder(out, data),
+        )
+    if Tier.SESSION in wanted and FACTOR_ALGORITHMS.intersection(settings.tuning.algorithms):
+        note(
+            f"{', '.join(sorted(FACTOR_ALGORITHMS))} are not tried in the session tier, which knows no person"
         )
     with written_beside(out) as beside:
         beside.write_text(tuned_toml(result, base, name=name_of(data)), "utf-8")

@@ -6,7 +6,7 @@ import typer
 
 from consentier.cli.options import AsJson, BadRows, OnBadRowsOption, ShopData
 from consentier.cli.output import CHECK_FAILED, print_json, print_table, say
-from consentier.errors import DataError
+from consentier.errors import DataError, ShopInvalid
 
 
 def validate(
@@ -16,8 +16,8 @@ def validate(
 ) -> None:
     """Check the shop's tables against the data contract; exit with 1 if they break it.
 
-    By default the first bad row ends the check.
-    With --on-bad-rows drop all are counted, unless one is bad that may not be dropped.
+    By default the first bad row ends the check of its table, and the other tables are checked all the same.
+    With --on-bad-rows drop all bad rows are counted, unless one is bad that may not be dropped.
     What is odd about valid tables, ids that are written in two ways say, is told and breaks nothing.
     """
     from consentier.features.doubts import doubts
@@ -28,10 +28,12 @@ def validate(
     try:
         shop = read_shop(data, on_bad_rows=on_bad_rows.value)
     except DataError as error:
+        problems = error.problems if isinstance(error, ShopInvalid) else (str(error),)
         if as_json:
-            print_json({"ok": False, "error": str(error)})
+            print_json({"ok": False, "error": str(error), "errors": problems})
         else:
-            say(f"not valid: {error}", style="red")
+            for problem in problems:
+                say(f"not valid: {problem}", style="red")
         raise typer.Exit(CHECK_FAILED) from error
     report, found = shop.report, doubts(shop)
     if as_json:
