@@ -141,7 +141,7 @@ def in_a_fresh_process(task: Task) -> Measured:
 
 def write_values(path: Path, values: Values) -> None:
     """Write values per request to a file ``*.npz``."""
-    # allow_pickle=False is said by the reader alone: to NumPy before 2.2 it is the name of one more array here.
+    # allow_pickle=False is said by the reader alone: here NumPy before 2.2 takes it for one more array.
     arrays: Mapping[str, Any] = values
     np.savez_compressed(path, **arrays)
 
