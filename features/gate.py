@@ -592,10 +592,12 @@ def _released(
     passed = passed_rows(judged)
     counts = {source: engine.to_pyarrow(_counted(rows)) for source, rows in judged.items()}
     kept = {source: counted.filter(pc.field("verdict") == _PASSED) for source, counted in counts.items()}
-    parts = [
-        passed.filter(passed.person.between(first, last))
-        for first, last in _spans(pa.concat_tables(kept.values()))
-    ]
+    spans = _spans(pa.concat_tables(kept.values()))
+    parts = (
+        [passed]
+        if len(spans) == 1
+        else [passed.filter(passed.person.between(first, last)) for first, last in spans]
+    )
     in_order = [engine.to_pyarrow(part.order_by(*CANONICAL_ORDER)).cast(_ROWS) for part in parts]
     return PermittedRows(
         rows=pa.concat_tables([_ROWS.empty_table(), *in_order]),

@@ -19,6 +19,7 @@ import pytest
 from compiled_once import compile_once
 from hypothesis import settings
 from mlflow_stores import migrate_once
+from one_engine import open_once
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -59,5 +60,6 @@ def pytest_collection_finish() -> None:
     """What takes longer than any test that needs it, and comes to the same each time, is done once."""
     if "ibis" in sys.modules:
         compile_once()
+        open_once()
     if "mlflow" in sys.modules:
         migrate_once()

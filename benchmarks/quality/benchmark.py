@@ -26,7 +26,9 @@ from benchmarks.quality.measure import (
     in_a_fresh_process,
     intervals,
     machine,
+    read_values,
     versions,
+    write_values,
 )
 from benchmarks.quality.tables import table
 
@@ -317,15 +319,12 @@ def _values_path(out: Path, dataset: str, name: str) -> Path:
 def _keep_values(out: Path, dataset: str, name: str, values: Values) -> None:
     path = _values_path(out, dataset, name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, allow_pickle=False, **values)
+    write_values(path, values)
 
 
 def _kept_values(out: Path, dataset: str, name: str) -> Values | None:
     path = _values_path(out, dataset, name)
-    if not path.exists():
-        return None
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
+    return read_values(path) if path.exists() else None
 
 
 def _tune(

@@ -8,10 +8,8 @@ import sys
 from pathlib import Path
 from typing import cast
 
-import numpy as np
-
 from benchmarks.quality.benchmark import Benchmark
-from benchmarks.quality.measure import Task
+from benchmarks.quality.measure import Task, write_values
 
 
 def main() -> None:
@@ -21,7 +19,7 @@ def main() -> None:
     benchmark = cast("Benchmark", importlib.import_module(f"benchmarks.quality.{task.benchmark}").BENCHMARK)
     measured = benchmark.search(task) if task.grid else benchmark.measure(task)
     facts.write_text(json.dumps(measured.facts), encoding="utf-8")
-    np.savez(values, allow_pickle=False, **measured.values)
+    write_values(values, measured.values)
 
 
 if __name__ == "__main__":

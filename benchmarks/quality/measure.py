@@ -40,8 +40,10 @@ __all__ = [
     "latency",
     "machine",
     "one_thread",
+    "read_values",
     "rows_of",
     "versions",
+    "write_values",
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,8 +136,20 @@ def in_a_fresh_process(task: Task) -> Measured:
         )
         if done.returncode:
             raise RuntimeError(f"measuring {task.model} on {task.dataset} failed: its messages are above")
-        with np.load(values, allow_pickle=False) as arrays:
-            return Measured(json.loads(facts.read_text(encoding="utf-8")), dict(arrays))
+        return Measured(json.loads(facts.read_text(encoding="utf-8")), read_values(values))
+
+
+def write_values(path: Path, values: Values) -> None:
+    """Write values per request to a file ``*.npz``."""
+    # allow_pickle=False is said by the reader alone: here NumPy before 2.2 takes it for one more array.
+    arrays: Mapping[str, Any] = values
+    np.savez_compressed(path, **arrays)
+
+
+def read_values(path: Path) -> Values:
+    """Values per request, as `write_values` wrote them."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 class Clock:

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from ibis.backends.duckdb import Backend
 
 import consentier.features
 import consentier.serving
@@ -19,6 +20,7 @@ def test_what_does_not_fit_into_memory_is_for_its_owner_only_and_gone_afterwards
     temporary, working = tmp_path / "temporary", tmp_path / "working"
     temporary.mkdir()
     working.mkdir()
+    monkeypatch.setattr(Backend, "do_connect", Backend.do_connect.__wrapped__)  # as outside these tests
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     monkeypatch.chdir(working)
     with embedded_engine() as engine:

@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable
@@ -395,16 +396,22 @@ def run_until(where: str, how: str, kill_after: float | None) -> bool:
     """Score in a process of its own; kill it so long after it began. Says whether it came to its end."""
     here = Path(__file__).parent
     program = textwrap.dedent(PROGRAM).format(paths=[str(here), str(here.parent / "support")])
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, where, how], stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(process.pid, signal.SIGKILL)
-    told = process.stdout.read()
-    process.wait()
+    # What it puts into temporary files it cannot remove once it is killed.
+    with tempfile.TemporaryDirectory(prefix="consentier-tests-") as folder:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, where, how],
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env=os.environ | {"TMPDIR": folder},
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        if kill_after is not None:
+            time.sleep(kill_after)
+            os.kill(process.pid, signal.SIGKILL)
+        told = process.stdout.read()
+        process.wait()
     return "done" in told
 
 
