@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from consentier.consent import Resolution
@@ -36,6 +36,17 @@ class ConsentLedger(Protocol):
         fusion_purpose: bool = False,
     ) -> Sequence[str]:
         """The visitors whose data may be joined to a customer's at an instant."""
+        ...
+
+    def linked_since(
+        self,
+        customer_id: str,
+        *,
+        at: dt.datetime,
+        known_at: dt.datetime | None = None,
+        fusion_purpose: bool = False,
+    ) -> Mapping[str, int]:
+        """The same, and since when (microseconds) each one's online data may be read."""
         ...
 
 
