@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from consentier.consent import Resolution, Source
@@ -91,21 +91,6 @@ class GuardedLedger:
             return found
 
         return self._ask(question)
-
-    def linked_visitors(
-        self,
-        customer_id: str,
-        *,
-        at: dt.datetime,
-        known_at: dt.datetime | None = None,
-        fusion_purpose: bool = False,
-    ) -> Sequence[str]:
-        """As `Ledger.linked_visitors`."""
-        return self._ask(
-            lambda: self.ledger.linked_visitors(
-                customer_id, at=at, known_at=known_at, fusion_purpose=fusion_purpose
-            )
-        )
 
     def linked_since(
         self,

@@ -275,15 +275,15 @@ class _Recorded:
     ) -> Resolution:
         return self._resolution
 
-    def linked_visitors(
+    def linked_since(
         self,
         customer_id: str,
         *,
         at: dt.datetime,
         known_at: dt.datetime | None = None,
         fusion_purpose: bool = False,
-    ) -> Sequence[str]:
-        return ()
+    ) -> Mapping[str, int]:
+        return {}
 
 
 class _Until(Mapping[str, Sequence[Event]]):

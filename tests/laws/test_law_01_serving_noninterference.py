@@ -463,9 +463,9 @@ def test_the_tables_above_are_what_the_engine_does() -> None:
     ),
     Break(
         "a device that refused is read with the others",
-        Ledger.linked_visitors,
-        "if self._linked_customer(visitor_id, instant, known) == customer_id",
-        "if True",
+        Ledger.linked_since,
+        "            continue\n",
+        "            found[visitor_id] = 0\n",
         between(online=True, crm=True, linked=True, logged_in=True, stored=True),
     ),
     Break(

@@ -111,14 +111,14 @@ class Returns:
     def resolve(self, **question: Any) -> object:
         return self.value
 
-    def linked_visitors(self, *question: Any, **when: Any) -> object:
+    def linked_since(self, *question: Any, **when: Any) -> object:
         return self.value
 
 
 class LinkFails(Ledger):
     """Resolves, and then cannot say which devices are linked."""
 
-    def linked_visitors(self, *question: Any, **when: Any) -> list[str]:
+    def linked_since(self, *question: Any, **when: Any) -> dict[str, int]:
         raise TimeoutError("the link store is busy")
 
 
