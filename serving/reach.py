@@ -41,6 +41,7 @@ class LinkLedger(ConsentLedger, Protocol):
         customer_id: str,
         *,
         at: dt.datetime,
+        known_at: dt.datetime | None = None,
         fusion_purpose: bool = False,
     ) -> Sequence[str]:
         """The visitors whose data may be joined to a customer's at an instant."""
