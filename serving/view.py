@@ -70,7 +70,7 @@ def view_of(
 
     Notes
     -----
-    Looks at the time of each event: 0.05 µs each.
+    Looks at the time of each event, 0.03 µs each: a store of the shop's own need not be in order.
     """
     return PermittedView(
         sources=sources,
