@@ -368,19 +368,23 @@ class _SparkBatch:
             functions.col("since").alias("online_since"),
         )
         own, crm = (
-            persons.filter(code.isin(*states)).select("part", functions.col(name).alias("subject"))
-            for states, name in ((readers.own, "person"), (readers.crm, "customer"))
+            persons.filter(code.isin(*states)).select(
+                "part", functions.col(name).alias("subject"), functions.col(f"{source}_since").alias("since")
+            )
+            for states, name, source in (
+                (readers.own, "person", Source.ONLINE),
+                (readers.crm, "customer", Source.CRM),
+            )
         )
-        online = own.unionAll(devices.select("part", "subject")).distinct()
-        crm = crm.distinct()
+        joined = devices.select("part", "subject", functions.col("online_since").alias("since"))
         customer = functions.when(code.isin(*readers.crm), functions.col("customer"))
         events, orders, usage = (self._history(name) for name in HISTORY_TABLES)
         kinds = {
             PERSON: persons.withColumn("customer", customer).withColumnRenamed("person", "subject"),
             DEVICE: devices,
-            ONLINE: events.join(online, "subject"),
-            CRM: orders.unionByName(usage).join(crm, "subject"),
-            ATTRIBUTES: self._attributes().join(crm, "subject"),
+            ONLINE: _begun(events, own.unionAll(joined)),
+            CRM: _begun(orders.unionByName(usage), crm),
+            ATTRIBUTES: self._attributes().join(crm.select("part", "subject").distinct(), "subject"),
         }
         tables = [table.withColumn("kind", functions.lit(kind).cast("byte")) for kind, table in kinds.items()]
         return functools.reduce(lambda one, other: one.unionByName(other, allowMissingColumns=True), tables)
@@ -432,6 +436,12 @@ def _or_unknown(column: Column, name: str) -> Column:
     """A column of `STANDING`, and of those of whom nothing is known what that comes to."""
     unknown = BEGINNING if name in ("since", "opposed_until") else 0
     return functions.coalesce(column.cast("long"), functions.lit(unknown))
+
+
+def _begun(events: DataFrame, readable: DataFrame) -> DataFrame:
+    """The events of subjects that some person of a part may read; who may read fewer gets fewer there."""
+    since = readable.groupBy("part", "subject").agg(functions.min("since").alias("since"))
+    return events.join(since, "subject").filter(functions.col("ts") >= functions.col("since")).drop("since")
 
 
 def _with_since(links: DataFrame, standing: DataFrame) -> DataFrame:
