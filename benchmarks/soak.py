@@ -33,7 +33,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext
 from pathlib import Path
@@ -110,6 +110,10 @@ class FailingLedger:
     def linked_visitors(self, customer_id: str, **asked: Any) -> Sequence[str]:
         self._trouble.strike("ledger")
         return self._ledger.linked_visitors(customer_id, **asked)
+
+    def linked_since(self, customer_id: str, **asked: Any) -> Mapping[str, int]:
+        self._trouble.strike("ledger")
+        return self._ledger.linked_since(customer_id, **asked)
 
 
 class FailingProfiles(SqliteProfiles):

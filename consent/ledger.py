@@ -468,6 +468,8 @@ class Ledger:
         """Resolve visitor and customer of one request at one instant.
 
         An id that is missing or unknown denies its source. The link counts only while both permissions hold.
+        A permission has been held since the last instant at which these two would have been denied it, be it
+        by a refusal, an objection or the minority of the other.
         """
         instant, known = microseconds(at), _known(known_at)
         position, visitor, customer, links = self._facts(visitor_id, customer_id, known)
@@ -503,6 +505,8 @@ class Ledger:
             reasons=reasons,
             ledger_position=position,
             lifetimes_version=self._lifetimes.version,
+            online_since=held_together_since((of_visitor, *_unopposed(customer, "online", instant)), instant),
+            crm_since=held_together_since((of_customer, *_unopposed(visitor, "crm", instant)), instant),
         )
 
     def standing(
@@ -590,17 +594,38 @@ class Ledger:
         fusion_purpose
             Whether the shop's notice asks separately for joining. A recorded refusal counts in either case.
         """
+        return list(self.linked_since(customer_id, at=at, known_at=known_at, fusion_purpose=fusion_purpose))
+
+    def linked_since(
+        self,
+        customer_id: str,
+        *,
+        at: dt.datetime,
+        known_at: dt.datetime | None = None,
+        fusion_purpose: bool = False,
+    ) -> dict[str, int]:
+        """Since when the online permission of each of the `linked_visitors` has been held, in their order.
+
+        In microseconds since the Unix epoch, and as `resolve` says it of visitor and customer.
+
+        Parameters
+        ----------
+        fusion_purpose
+            As for `linked_visitors`.
+        """
         instant, known = microseconds(at), _known(known_at)
         customer = self._claims(("customer", customer_id), known)
+        unopposed = _unopposed(customer, "online", instant)
         visitors = {link.visitor_id for link in self._store.links_of_customer(customer_id, self._until)}
-        return sorted(
-            visitor_id
-            for visitor_id in visitors
-            if self._linked_customer(visitor_id, instant, known) == customer_id
-            and _fusion(self._claims(("visitor", visitor_id), known), customer, required=fusion_purpose)
-            .at(instant)
-            .held
-        )
+        found = {}
+        for visitor_id in sorted(visitors):
+            if self._linked_customer(visitor_id, instant, known) != customer_id:
+                continue
+            visitor = self._claims(("visitor", visitor_id), known)
+            since = held_together_since((_visitor_timeline(visitor, instant), *unopposed), instant)
+            if since is not None and _fusion(visitor, customer, required=fusion_purpose).at(instant).held:
+                found[visitor_id] = since
+        return found
 
     def _linked_customer(self, visitor_id: str, instant: int, known: int | None) -> str | None:
         """The customer with whom a visitor's link has been lawful from the day that it was made, if any."""
@@ -752,6 +777,17 @@ def _visitor_timeline(claims: Claims, instant: int) -> Timeline:
 
 def _customer_timeline(claims: Claims, instant: int) -> Timeline:
     return _unhindered(claims, "crm", instant)
+
+
+def _unopposed(other: Claims, permission: str, instant: int) -> tuple[Timeline, ...]:
+    """Held while the other side of a request lets a permission count that it cannot give."""
+    if permission not in other and "parental" not in other and _objected(other) is NO_OBJECTION:
+        return ()
+    return (
+        inverted(refusals(other, permission), "refused by the other"),
+        inverted(minority(other, instant), "minor without parental consent"),
+        inverted(_objected(other), "objected"),
+    )
 
 
 def _trainable(source: Source, claims: Claims, model_purpose: bool, instant: int) -> Timeline:

@@ -32,6 +32,10 @@ class Resolution:
         The position of the ledger's last entry when it was asked; None without a ledger.
     lifetimes_version
         Which rules said how old grants may grow; None without a ledger.
+    online_since, crm_since
+        Since when, in microseconds since the Unix epoch, this permission has been held without interruption,
+        as far as it is held: what is older may not be read. None where nothing is known of that (no ledger):
+        whoever declares a permission answers for what is read under it.
     """
 
     online: bool = False
@@ -45,6 +49,8 @@ class Resolution:
     reasons: tuple[str, ...] = ()
     ledger_position: int | None = None
     lifetimes_version: str | None = None
+    online_since: int | None = None
+    crm_since: int | None = None
 
     @property
     def permission(self) -> Permission:

@@ -36,6 +36,7 @@ __all__ = [
     "FOREVER",
     "KIND_OF_GRANT",
     "MISSING",
+    "REFUSING",
     "ConsentTables",
     "hindrances",
     "lawful_links",
@@ -70,7 +71,8 @@ _STERNNESS = (
 )
 """What a claim can come to. Among claims with one start the first of these speaks."""
 
-_REFUSING = ("conflicting", "denied", "objected", "withdrawn")
+REFUSING = ("conflicting", "denied", "objected", "withdrawn")
+"""The reasons of a hindrance that are a no, to whatever permission it was said."""
 
 _SPACES = "\t-\r\x1c- \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 """White space: evidence of nothing else is none. Engines differ in what their patterns call so."""
@@ -180,7 +182,7 @@ def standings(
     fusion = found.permission == "fusion"
     silence = found.reason == "unknown"
     personal = own | objection | minority
-    linking = personal | (source & found.reason.isin(_REFUSING))
+    linking = personal | (source & found.reason.isin(REFUSING))
     learning = personal | model
     joining = linking | model | (fusion & ~silence)
     now = found.end == FOREVER
@@ -275,7 +277,7 @@ def _claims(records: ibis.Table, lifetimes: ibis.Table) -> ibis.Table:
         expiry=ibis.least(joined.valid_to, joined.valid_from + joined.lifetime.fill_null(0)),
     )
     refusals = told.filter(
-        told["rank"].isin([_rank(name) for name in _REFUSING]), told.recorded < told.valid_from
+        told["rank"].isin([_rank(name) for name in REFUSING]), told.recorded < told.valid_from
     )
     # A refusal is heeded at once; and a grant given meanwhile does not outlive the start that it names.
     return ibis.union(

@@ -61,6 +61,21 @@ class _Events:
         first = np.append(self.starts[:-1], 0)[place]
         return first, np.append(np.diff(self.starts), 0)[place]
 
+    def spans_since(
+        self, subjects: pa.Array, since: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The same of the events from an instant on, another for each subject. Bisects all at once."""
+        first, count = self.spans(subjects)
+        last, stop = first.copy(), first + count
+        left = np.flatnonzero(count)
+        while left.size:
+            middle = (last[left] + stop[left]) // 2
+            older = self.times[middle] < since[left]
+            last[left[older]] = middle[older] + 1
+            stop[left[~older]] = middle[~older]
+            left = left[last[left] < stop[left]]
+        return last, first + count - last
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Histories:
@@ -252,11 +267,13 @@ def views_of(
         if source not in sources:
             parts.append(_gathered(events, 0 * each, each[:0], each[:0]))
         elif source is Source.CRM:
-            parts.append(_gathered(events, each, *events.spans(reach.customers.take(persons))))
+            customers = reach.customers.take(persons)
+            parts.append(_gathered(events, each, *events.spans_since(customers, reach.crm_since[chosen])))
         elif fused:
             parts.append(_of_devices(events, reach, chosen))
         else:
-            parts.append(_gathered(events, each, *events.spans(reach.visitors.take(persons))))
+            visitors = reach.visitors.take(persons)
+            parts.append(_gathered(events, each, *events.spans_since(visitors, reach.online_since[chosen])))
     starts = np.array([start for start, *_ in parts])
     starts[1] += starts[0, -1]
     items, kinds, times = (np.concatenate([part[place] for part in parts]) for place in (1, 2, 3))
@@ -288,9 +305,8 @@ def _of_devices(events: _Events, reach: BulkReach, chosen: NDArray[np.int64]) ->
     first = reach.device_starts[chosen]
     ends = np.cumsum(per_person)
     places = np.arange(ends[-1] if ends.size else 0) + np.repeat(first - ends + per_person, per_person)
-    starts, items, kinds, times = _gathered(
-        events, per_person, *events.spans(reach.devices.take(pa.array(places)))
-    )
+    spans = events.spans_since(reach.devices.take(pa.array(places)), reach.devices_since[places])
+    starts, items, kinds, times = _gathered(events, per_person, *spans)
     if (per_person > 1).any():
         owners = np.repeat(np.arange(len(chosen)), np.diff(starts))
         order = np.lexsort((times, owners))  # it is stable

@@ -41,8 +41,11 @@ __all__ = [
 _UNKNOWN, _GRANTED, _REFUSED = 0, 1, 2
 """What somebody said on a purpose that the notice may separate."""
 
-STANDING = ("held", "objected", "minor", "contact", "ads")
-"""What is known of how a subject stands: true or false, and of `ads` one of the three above."""
+STANDING = ("held", "objected", "minor", "contact", "ads", "since", "opposed_until")
+"""What is known of how a subject stands: true or false; of `ads` one of the three above; of the last two an
+instant in microseconds, see `standing_now`."""
+
+_INSTANTS = ("since", "opposed_until")
 
 _STATE = ("ads", "contact", "crm", "linked", "minor", "objected", "online")
 """What the state of a person consists of."""
@@ -78,6 +81,11 @@ class BulkReach:
         Arrow strings: the visitors whose online data may be joined to each customer's, ascending.
     similar_only
         bool, shape (persons,): to whom only goods like those they bought may be advertised.
+    online_since, crm_since
+        int64, shape (persons,): since when (microseconds since the Unix epoch) the permissions have been held
+        without interruption: of `visitors` and of `customers`. Older events may not be read.
+    devices_since
+        int64, shape (devices,): the same of the online permission of each device.
     """
 
     persons: pa.Array
@@ -88,6 +96,9 @@ class BulkReach:
     device_starts: NDArray[np.int64]
     devices: pa.Array
     similar_only: NDArray[np.bool_]
+    online_since: NDArray[np.int64]
+    crm_since: NDArray[np.int64]
+    devices_since: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.persons)
@@ -97,8 +108,14 @@ class BulkReach:
         for array in (self.persons, self.visitors, self.customers, self.devices):
             hash_values(digest, array)
         digest.update(self.cells)
-        digest.update(self.similar_only)
-        digest.update(self.device_starts)
+        for numbers in (
+            self.similar_only,
+            self.device_starts,
+            self.online_since,
+            self.crm_since,
+            self.devices_since,
+        ):
+            digest.update(numbers)
         digest.update(repr(self.states).encode())
 
 
@@ -157,13 +174,16 @@ class _Standing:
         import pyarrow as pa
         import pyarrow.compute as pc
 
+        from consentier.features.consent_intervals import BEGINNING
+
         table = self._of[kind]
         known = self._subjects.take(table["subject_id"].combine_chunks())
         place = pc.index_in(subjects, value_set=known, skip_nulls=True)
         values = {}
         for name in STANDING:
             column = table[name].combine_chunks().cast(pa.int64())
-            values[name] = pc.fill_null(column.take(place), 0).to_numpy(zero_copy_only=False)
+            unknown = BEGINNING if name in _INSTANTS else 0
+            values[name] = pc.fill_null(column.take(place), unknown).to_numpy(zero_copy_only=False)
         return values
 
 
@@ -195,11 +215,13 @@ def standing_now(records: ibis.Table, lifetimes: ibis.Table, channel: Channel, a
     Returns
     -------
     ibis.Table
-        One row per subject: subject_kind, subject_id, and the columns of `STANDING`.
+        One row per subject: subject_kind, subject_id, and the columns of `STANDING`. `since`: when the last
+        hindrance of the subject's own permission ended, or `FOREVER`. `opposed_until`: when what the subject
+        says last stopped standing in the way of the other's.
     """
     import ibis
 
-    from consentier.features.consent_intervals import FOREVER, hindrances
+    from consentier.features.consent_intervals import BEGINNING, FOREVER, REFUSING, hindrances
 
     asked = ["ads", *([f"contact:{channel}"] if channel.side is Side.CRM else [])]
     found = hindrances(
@@ -211,7 +233,8 @@ def standing_now(records: ibis.Table, lifetimes: ibis.Table, channel: Channel, a
     now = found.end == FOREVER
     own_source = (found.subject_kind == "visitor").ifelse(str(Source.ONLINE), str(Source.CRM))
     own = found.permission == own_source
-    objection = found.permission.isin((str(Source.ONLINE), str(Source.CRM))) & (found.reason == "objected")
+    source = found.permission.isin((str(Source.ONLINE), str(Source.CRM)))
+    objection = source & (found.reason == "objected")
     minority = (found.permission == "parental") & (found.reason != "lifted")
     ads = found.permission == "ads"
 
@@ -219,8 +242,11 @@ def standing_now(records: ibis.Table, lifetimes: ibis.Table, channel: Channel, a
         return (part & now).any().fill_null(False)
 
     silent_on_ads = any_of(ads & (found.reason == "unknown"))
+    opposing = objection | minority | (source & ~own & found.reason.isin(REFUSING))
     by_subject = found.group_by("subject_kind", "subject_id").aggregate(
         hindered=any_of(own | objection | minority),
+        since=found.end.max(where=own | objection | minority).fill_null(BEGINNING),
+        opposed_until=found.end.max(where=opposing).fill_null(BEGINNING),
         objected=any_of(objection),
         minor=any_of(minority),
         uncontactable=any_of(found.permission == f"contact:{channel}"),
@@ -232,6 +258,8 @@ def standing_now(records: ibis.Table, lifetimes: ibis.Table, channel: Channel, a
         "objected",
         "minor",
         "ads",
+        "since",
+        "opposed_until",
         held=~by_subject.hindered,
         contact=~by_subject.uncontactable,
     )
@@ -308,12 +336,49 @@ def _customers(
 ) -> BulkReach:
     import pyarrow as pa
 
+    from consentier.features.consent_intervals import BEGINNING
+
     starts, devices = _devices_of(persons, links)
     linked = (np.diff(starts) > 0).astype(np.int64)
     own = standing.of("customer", persons)
     cells, states = cells_of(policy, channel, state_codes(channel, own, own, linked))
     nobody = pa.nulls(len(persons), pa.string())
-    return BulkReach(persons, cells, states, nobody, persons, starts, devices, similar_only)
+    theirs = standing.of("visitor", devices)
+    return BulkReach(
+        persons=persons,
+        cells=cells,
+        states=states,
+        visitors=nobody,
+        customers=persons,
+        device_starts=starts,
+        devices=devices,
+        similar_only=similar_only,
+        online_since=np.full(len(persons), BEGINNING),
+        crm_since=crm_since_of(own, theirs, starts),
+        devices_since=devices_since_of(own, theirs, starts),
+    )
+
+
+def crm_since_of(
+    customers: Mapping[str, NDArray[np.int64]],
+    visitors: Mapping[str, NDArray[np.int64]],
+    device_starts: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Since when the CRM permission of each customer has been held, the first device being the visitor."""
+    linked = np.diff(device_starts) > 0
+    since = customers["since"].copy()
+    first = visitors["opposed_until"][device_starts[:-1][linked]]
+    since[linked] = np.maximum(since[linked], first)
+    return since
+
+
+def devices_since_of(
+    customers: Mapping[str, NDArray[np.int64]],
+    visitors: Mapping[str, NDArray[np.int64]],
+    device_starts: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Since when the online permission of each device of each customer has been held."""
+    return np.maximum(visitors["since"], np.repeat(customers["opposed_until"], np.diff(device_starts)))
 
 
 def _visitors(
@@ -333,8 +398,19 @@ def _visitors(
     theirs = standing.of("customer", owners)
     cells, states = cells_of(policy, channel, state_codes(channel, own, theirs, linked))
     starts, devices = _devices_of(owners, links) if linked.any() else _no_devices(len(persons))
-    freely = np.zeros(len(persons), dtype=np.bool_)
-    return BulkReach(persons, cells, states, persons, owners.cast(pa.string()), starts, devices, freely)
+    return BulkReach(
+        persons=persons,
+        cells=cells,
+        states=states,
+        visitors=persons,
+        customers=owners.cast(pa.string()),
+        device_starts=starts,
+        devices=devices,
+        similar_only=np.zeros(len(persons), dtype=np.bool_),
+        online_since=np.maximum(own["since"], theirs["opposed_until"]),
+        crm_since=np.maximum(theirs["since"], own["opposed_until"]),
+        devices_since=devices_since_of(theirs, standing.of("visitor", devices), starts),
+    )
 
 
 def sold_to(records: ibis.Table, channel: Channel, at: dt.datetime) -> ibis.Table:

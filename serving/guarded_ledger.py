@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from consentier.consent import Resolution, Source
@@ -92,17 +92,17 @@ class GuardedLedger:
 
         return self._ask(question)
 
-    def linked_visitors(
+    def linked_since(
         self,
         customer_id: str,
         *,
         at: dt.datetime,
         known_at: dt.datetime | None = None,
         fusion_purpose: bool = False,
-    ) -> Sequence[str]:
-        """As `Ledger.linked_visitors`."""
+    ) -> Mapping[str, int]:
+        """As `Ledger.linked_since`."""
         return self._ask(
-            lambda: self.ledger.linked_visitors(
+            lambda: self.ledger.linked_since(
                 customer_id, at=at, known_at=known_at, fusion_purpose=fusion_purpose
             )
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from consentier.consent import Resolution
@@ -27,15 +27,18 @@ class ConsentLedger(Protocol):
         """Resolve visitor and customer at an instant."""
         ...
 
-    def linked_visitors(
+    def linked_since(
         self,
         customer_id: str,
         *,
         at: dt.datetime,
         known_at: dt.datetime | None = None,
         fusion_purpose: bool = False,
-    ) -> Sequence[str]:
-        """The visitors whose data may be joined to a customer's at an instant."""
+    ) -> Mapping[str, int]:
+        """The visitors whose data may be joined to a customer's at an instant, in a fixed order.
+
+        With each the time, in microseconds since the Unix epoch, since when its online data may be read.
+        """
         ...
 
 

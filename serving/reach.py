@@ -36,6 +36,17 @@ _MOMENT = dt.timedelta(microseconds=1)
 class LinkLedger(ConsentLedger, Protocol):
     """A ledger that also knows the links of a subject."""
 
+    def linked_visitors(
+        self,
+        customer_id: str,
+        *,
+        at: dt.datetime,
+        known_at: dt.datetime | None = None,
+        fusion_purpose: bool = False,
+    ) -> Sequence[str]:
+        """The visitors whose data may be joined to a customer's at an instant."""
+        ...
+
     def links_of(self, subject_id: str, *, kind: SubjectKind) -> Sequence[Link]:
         """All links of a visitor or customer, lawful or not."""
         ...

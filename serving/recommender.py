@@ -543,7 +543,14 @@ class Recommender:
             if problem := asked.stopped(scorer.digest):
                 return _Found(tier), problem
             sources = sources_of(tier, route.side)
-            view = view_of(request, sources, self.profiles, self._devices(tier, request, asked.instant))
+            view = view_of(
+                request,
+                sources,
+                self.profiles,
+                self._devices(tier, request, asked.instant),
+                online_since=asked.resolution.online_since,
+                crm_since=asked.resolution.crm_since,
+            )
             scored = scorer.answer(view, asked.query)
             if scored is None:
                 return _Found(tier), NOTHING_KNOWN
@@ -560,13 +567,13 @@ class Recommender:
         except Exception as error:  # noqa: BLE001 - a store's or model's fault lowers the tier and is reported
             return _Found(tier), _fault(tier, error)
 
-    def _devices(self, tier: Tier, request: Request, instant: dt.datetime) -> Sequence[str] | None:
+    def _devices(self, tier: Tier, request: Request, instant: dt.datetime) -> Mapping[str, int] | None:
         """Fused reads the union over the linked devices; every other tier, the request's own device."""
         if tier is not Tier.FUSED or self.guarded is None or self.profiles is None:
             return None
         if request.customer_id is None:
             return None
-        return self.guarded.linked_visitors(
+        return self.guarded.linked_since(
             request.customer_id, at=instant, fusion_purpose=self.policy.switches.fusion_purpose
         )
 

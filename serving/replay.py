@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from consentier.consent import Resolution, Source, State, Tier
+from consentier.consent import Ledger, Resolution, Source, State, Tier
 from consentier.consent.keyring import Keyring
 from consentier.consent.records import SubjectKind
 from consentier.errors import AuditError, DataError
@@ -130,6 +130,7 @@ def replay(
     keyring: Keyring,
     *,
     profiles: Profiles | None = None,
+    ledger: Ledger | None = None,
 ) -> Replay:
     """Give a line's answer again, and compare.
 
@@ -147,6 +148,10 @@ def replay(
     profiles
         Stores that may still hold histories which `inputs` does not bring; what they got after the line's
         instant is left out.
+    ledger
+        The ledger that was asked then. As of the line's position it says since when the permissions of the
+        ids in `inputs` had been held: what is older was not read, and is left out. Without a ledger nothing
+        is: give what was read.
 
     Returns
     -------
@@ -156,7 +161,8 @@ def replay(
     Raises
     ------
     DataError
-        If a store of `profiles` cannot be read, so that nothing is known of what it still holds.
+        If a store of `profiles` cannot be read, so that nothing is known of what it still holds; or if the
+        ledger has not come to the line's position.
 
     Notes
     -----
@@ -179,11 +185,14 @@ def replay(
     if problem := _bundle_problem(line, engine):
         return Replay(Outcome.BUNDLE_CHANGED, problem)
     request = _request(line, trace, inputs.request)
-    devices = sorted(inputs.devices) or [each for each in (request.visitor_id,) if each is not None]
+    since = _since(ledger, line, request)
+    devices = _devices(ledger, line, request, inputs.devices, since)
     stores = None if profiles is None else _as_of(profiles, line.at)
     sources = frozenset(Source(source) for source in line.sources)
     try:
-        view = view_of(request, sources, stores, devices)
+        view = view_of(
+            request, sources, stores, devices, online_since=since.online_since, crm_since=since.crm_since
+        )
     except StoreUnread as unread:
         raise DataError(f"the inputs cannot be looked up: {unread}; try again, or give them") from unread
     if found := _input_problem(line, trace, request, view, engine, keys):
@@ -200,6 +209,33 @@ def replay(
             "release of this program, is another one",
         )
     return Replay(Outcome.REPRODUCED, "the same answer, bit for bit", answer)
+
+
+def _since(ledger: Ledger | None, line: AuditLine, request: Request) -> Resolution:
+    """What the ledger said then of the ids of the request, as far as it tells how old data might be."""
+    if ledger is None or line.ledger_position is None:
+        return Resolution()
+    try:
+        known = ledger.as_of(line.ledger_position)
+    except ValueError as error:
+        raise DataError(f"the line was written with another ledger: {error}") from error
+    return known.resolve(visitor_id=request.visitor_id, customer_id=request.customer_id, at=line.at)
+
+
+def _devices(
+    ledger: Ledger | None, line: AuditLine, request: Request, given: Sequence[str], since: Resolution
+) -> dict[str, int | None]:
+    """The visitors whose data were read together, each with the time since when."""
+    devices: dict[str, int | None] = dict.fromkeys(sorted(given))
+    if not devices:
+        return {} if request.visitor_id is None else {request.visitor_id: since.online_since}
+    if ledger is None or line.ledger_position is None:
+        return devices
+    known = ledger.as_of(line.ledger_position)
+    for device in devices:
+        told = known.resolve(visitor_id=device, customer_id=request.customer_id, at=line.at)
+        devices[device] = told.online_since
+    return devices
 
 
 class _OneKey:
@@ -239,15 +275,15 @@ class _Recorded:
     ) -> Resolution:
         return self._resolution
 
-    def linked_visitors(
+    def linked_since(
         self,
         customer_id: str,
         *,
         at: dt.datetime,
         known_at: dt.datetime | None = None,
         fusion_purpose: bool = False,
-    ) -> Sequence[str]:
-        return ()
+    ) -> Mapping[str, int]:
+        return {}
 
 
 class _Until(Mapping[str, Sequence[Event]]):

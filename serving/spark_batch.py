@@ -18,11 +18,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyspark.sql import DataFrame, SparkSession, functions
+from pyspark.sql import Column, DataFrame, SparkSession, functions
 
 from consentier.consent import Channel, Ledger, Policy, Side, Source, Tier, microseconds, sources_of
 from consentier.errors import BundleError, DataError
-from consentier.features.consent_intervals import ConsentTables
+from consentier.features.consent_intervals import BEGINNING, ConsentTables
 from consentier.features.spark_session import errors_of_tasks
 from consentier.features.spark_tables import SparkTables
 from consentier.features.spark_workspace import LedgerOnSpark, SparkWorkspace, rows_before
@@ -246,9 +246,10 @@ class _SparkBatch:
         links = links_now(
             entries.records, entries.lifetimes, entries.links, self.recommender.policy, channel, at
         )
-        linked = self.space.keep(self.space.frame(links))
+        standing = self._standing(entries)
+        linked = self.space.keep(_with_since(self.space.frame(links), standing))
         size = max(1, min(_PERSONS_PER_PART, _ROWS_PER_PART // self.n))
-        persons, codes = self._numbered(self._states(entries, linked), size)
+        persons, codes = self._numbered(self._states(entries, standing, linked), size)
         cells = {code: cell_of(code, self.recommender.policy, channel) for code in codes}
         rows = self.space.keep(self._rows(persons, linked, cells))
         job = BatchJob(
@@ -262,16 +263,21 @@ class _SparkBatch:
         )
         return job, rows
 
-    def _states(self, entries: LedgerOnSpark, links: DataFrame) -> DataFrame:
+    def _standing(self, entries: LedgerOnSpark) -> DataFrame:
+        """How everybody stands: `standing_now`."""
+        found = standing_now(entries.records, entries.lifetimes, self.facts.channel, self.facts.at)
+        return self.space.keep(self.space.frame(found).select("subject_kind", "subject_id", *STANDING))
+
+    def _states(self, entries: LedgerOnSpark, standing: DataFrame, links: DataFrame) -> DataFrame:
         """Everybody whom the tables or the ledger know, and how they stand: columns of `CODED`."""
         channel, at = self.facts.channel, self.facts.at
         side = channel.side
         kind = "customer" if side is Side.CRM else "visitor"
-        found = self.space.frame(standing_now(entries.records, entries.lifetimes, channel, at))
-        standing = self.space.keep(found.select("subject_kind", "subject_id", *STANDING))
         persons = self._persons(kind, entries)
         if side is Side.CRM:
-            known = links.select(functions.col("customer_id").alias("person")).distinct()
+            known = links.groupBy(functions.col("customer_id").alias("person")).agg(
+                functions.min_by("opposed_until", "visitor_id").alias("first_opposed_until")
+            )
             sold = self.space.frame(sold_to(entries.records, channel, at))
             sold = sold.select(functions.col("subject_id").alias("person"), functions.lit(True).alias("sold"))
             persons = persons.join(known.withColumn("link", functions.lit(1)), "person", "left")
@@ -281,21 +287,35 @@ class _SparkBatch:
                 functions.col("visitor_id").alias("person"), functions.col("customer_id").alias("customer")
             )
             persons = persons.join(owners, "person", "left").withColumns(
-                {"link": functions.col("customer").isNotNull(), "sold": functions.lit(False)}
+                {
+                    "link": functions.col("customer").isNotNull(),
+                    "sold": functions.lit(False),
+                    "first_opposed_until": functions.lit(BEGINNING),
+                }
             )
         persons = persons.join(_named(standing, kind, "person", "own_"), "person", "left")
         persons = persons.join(_named(standing, "customer", "customer", "their_"), "customer", "left")
-        told = [
-            functions.coalesce(functions.col(whose + name).cast("long"), functions.lit(0)).alias(whose + name)
+        told = {
+            whose + name: _or_unknown(functions.col(whose + name), name)
             for whose in ("own_", "their_")
             for name in STANDING
-        ]
+        }
+        if side is Side.CRM:
+            first = functions.coalesce("first_opposed_until", functions.lit(BEGINNING))
+            since = (functions.lit(BEGINNING), functions.greatest(told["own_since"], first))
+        else:
+            since = (
+                functions.greatest(told["own_since"], told["their_opposed_until"]),
+                functions.greatest(told["their_since"], told["own_opposed_until"]),
+            )
         columns = persons.select(
             "person",
             "customer",
             functions.coalesce("sold", functions.lit(False)).alias("similar"),
             functions.coalesce(functions.col("link").cast("long"), functions.lit(0)).alias("linked"),
-            *told,
+            *(column.alias(name) for name, column in told.items()),
+            since[0].alias("online_since"),
+            since[1].alias("crm_since"),
         )
         return columns.mapInArrow(functools.partial(code_batches, channel=channel), CODED)
 
@@ -341,21 +361,30 @@ class _SparkBatch:
         devices = persons.filter(code.isin(*readers.joined)).join(
             links.withColumnRenamed("customer_id", "customer"), "customer"
         )
-        devices = devices.select("part", "place", functions.col("visitor_id").alias("subject"))
-        own, crm = (
-            persons.filter(code.isin(*states)).select("part", functions.col(name).alias("subject"))
-            for states, name in ((readers.own, "person"), (readers.crm, "customer"))
+        devices = devices.select(
+            "part",
+            "place",
+            functions.col("visitor_id").alias("subject"),
+            functions.col("since").alias("online_since"),
         )
-        online = own.unionAll(devices.select("part", "subject")).distinct()
-        crm = crm.distinct()
+        own, crm = (
+            persons.filter(code.isin(*states)).select(
+                "part", functions.col(name).alias("subject"), functions.col(f"{source}_since").alias("since")
+            )
+            for states, name, source in (
+                (readers.own, "person", Source.ONLINE),
+                (readers.crm, "customer", Source.CRM),
+            )
+        )
+        joined = devices.select("part", "subject", functions.col("online_since").alias("since"))
         customer = functions.when(code.isin(*readers.crm), functions.col("customer"))
         events, orders, usage = (self._history(name) for name in HISTORY_TABLES)
         kinds = {
             PERSON: persons.withColumn("customer", customer).withColumnRenamed("person", "subject"),
             DEVICE: devices,
-            ONLINE: events.join(online, "subject"),
-            CRM: orders.unionByName(usage).join(crm, "subject"),
-            ATTRIBUTES: self._attributes().join(crm, "subject"),
+            ONLINE: _begun(events, own.unionAll(joined)),
+            CRM: _begun(orders.unionByName(usage), crm),
+            ATTRIBUTES: self._attributes().join(crm.select("part", "subject").distinct(), "subject"),
         }
         tables = [table.withColumn("kind", functions.lit(kind).cast("byte")) for kind, table in kinds.items()]
         return functools.reduce(lambda one, other: one.unionByName(other, allowMissingColumns=True), tables)
@@ -401,6 +430,39 @@ class _SparkBatch:
 def _quoted(name: str) -> str:
     """A column by its name, whatever stands in it."""
     return f"`{name.replace('`', '``')}`"
+
+
+def _or_unknown(column: Column, name: str) -> Column:
+    """A column of `STANDING`, and of those of whom nothing is known what that comes to."""
+    unknown = BEGINNING if name in ("since", "opposed_until") else 0
+    return functions.coalesce(column.cast("long"), functions.lit(unknown))
+
+
+def _begun(events: DataFrame, readable: DataFrame) -> DataFrame:
+    """The events of subjects that some person of a part may read; who may read fewer gets fewer there."""
+    since = readable.groupBy("part", "subject").agg(functions.min("since").alias("since"))
+    return events.join(since, "subject").filter(functions.col("ts") >= functions.col("since")).drop("since")
+
+
+def _with_since(links: DataFrame, standing: DataFrame) -> DataFrame:
+    """Links, with the time since when each device may be read, and until when it opposed the customer."""
+    visitor, customer = (
+        standing.filter(functions.col("subject_kind") == kind).select(
+            functions.col("subject_id").alias(f"{kind}_id"),
+            *(functions.col(name).alias(f"{kind}_{name}") for name in ("since", "opposed_until")),
+        )
+        for kind in ("visitor", "customer")
+    )
+    return (
+        links.join(visitor, "visitor_id")
+        .join(customer, "customer_id")
+        .select(
+            "visitor_id",
+            "customer_id",
+            functions.greatest("visitor_since", "customer_opposed_until").alias("since"),
+            functions.col("visitor_opposed_until").alias("opposed_until"),
+        )
+    )
 
 
 def _named(standing: DataFrame, kind: str, key: str, prefix: str) -> DataFrame:

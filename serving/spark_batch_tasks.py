@@ -55,7 +55,7 @@ PERSON, DEVICE, ONLINE, CRM, ATTRIBUTES = range(5)
 HISTORY = "subject string, ts long, item_id string, event_type string"
 """Columns of what `history_batches` gives."""
 
-CODED = "person string, customer string, code long, similar boolean"
+CODED = "person string, customer string, code long, similar boolean, online_since long, crm_since long"
 """Columns of what `code_batches` gives."""
 
 WRITTEN = "part int, counts string"
@@ -121,8 +121,8 @@ def code_batches(batches: Iterator[pa.RecordBatch], channel: Channel) -> Iterato
     Parameters
     ----------
     batches
-        Columns person, customer, similar and linked, and those of `STANDING` with ``own_`` and ``their_``
-        before their names.
+        Columns person, customer, similar, linked, online_since and crm_since, and those of `STANDING` with
+        ``own_`` and ``their_`` before their names.
     channel
         Where the answers will go.
     """
@@ -131,8 +131,12 @@ def code_batches(batches: Iterator[pa.RecordBatch], channel: Channel) -> Iterato
             {name: batch.column(whose + name).to_numpy() for name in STANDING} for whose in ("own_", "their_")
         )
         codes = state_codes(channel, own, theirs, batch.column("linked").to_numpy())
-        columns = (batch.column("person"), batch.column("customer"), pa.array(codes), batch.column("similar"))
-        yield pa.RecordBatch.from_arrays(list(columns), names=["person", "customer", "code", "similar"])
+        names = ["person", "customer", "similar", "online_since", "crm_since"]
+        yield pa.RecordBatch.from_arrays(
+            [*(batch.column(name) for name in names[:2]), pa.array(codes)]
+            + [batch.column(name) for name in names[2:]],
+            names=[*names[:2], "code", *names[2:]],
+        )
 
 
 def score_part(key: tuple[pa.Scalar, ...], rows: pa.Table, scoring: Scoring) -> pa.Table:
@@ -252,6 +256,9 @@ def _reach(rows: pa.Table, part: int, job: BatchJob, policy: Policy) -> BulkReac
         device_starts=np.concatenate([[0], np.cumsum(per_person)]).astype(np.int64),
         devices=_texts(devices["subject"]),
         similar_only=persons["similar"].to_numpy(),
+        online_since=persons["online_since"].to_numpy(),
+        crm_since=persons["crm_since"].to_numpy(),
+        devices_since=devices["online_since"].to_numpy(),
     )
 
 

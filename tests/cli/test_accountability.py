@@ -106,6 +106,14 @@ def test_replay_gives_the_answer_again(shop: Shop, inputs: Path) -> None:
     assert shop.answer.items[0] in plain.stdout
 
 
+def test_replay_asks_the_ledger_how_old_the_inputs_might_be(shop: Shop, inputs: Path) -> None:
+    SqliteProfiles(shop.online).append("v-1", [Event(ITEMS[4], START - DAY)])
+    shop.late()
+    assert "not what was read then: online" in replayed(shop, inputs, shop.lines).stdout
+    found = replayed(shop, inputs, shop.lines, "--ledger", shop.ledger)
+    assert (found.exit_code, "the same answer, bit for bit" in found.stdout) == (0, True)
+
+
 def test_replay_says_when_inputs_were_erased(shop: Shop, inputs: Path) -> None:
     SqliteProfiles(shop.crm).purge("c-1")
     found = replayed(shop, inputs, shop.lines)

@@ -91,6 +91,8 @@ def test_a_full_resolution() -> None:
         reasons=("online: granted", "crm: granted"),
         ledger_position=9,
         lifetimes_version="consentier-default-1",
+        online_since=microseconds(at_tick(1)),
+        crm_since=microseconds(at_tick(2)),
     )
 
 

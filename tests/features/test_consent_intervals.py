@@ -378,7 +378,7 @@ LIFT = said("lift", "lifted", 5, evidence="letter")
     Break(
         "nobody's word on the other source is heard",
         standings,
-        "personal | (source & found.reason.isin(_REFUSING))",
+        "personal | (source & found.reason.isin(REFUSING))",
         "personal",
         asked(*BOTH, said("no", "denied", 2, permission="crm"), links=LOGIN),
     ),

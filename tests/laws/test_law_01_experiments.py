@@ -90,8 +90,8 @@ class Says:
     def resolve(self, **question: object) -> Resolution:
         return self.resolution
 
-    def linked_visitors(self, *question: object, **when: object) -> tuple[str, ...]:
-        return ()
+    def linked_since(self, *question: object, **when: object) -> dict[str, int]:
+        return {}
 
 
 @functools.cache

@@ -111,14 +111,14 @@ class Returns:
     def resolve(self, **question: Any) -> object:
         return self.value
 
-    def linked_visitors(self, *question: Any, **when: Any) -> object:
+    def linked_since(self, *question: Any, **when: Any) -> object:
         return self.value
 
 
 class LinkFails(Ledger):
     """Resolves, and then cannot say which devices are linked."""
 
-    def linked_visitors(self, *question: Any, **when: Any) -> list[str]:
+    def linked_since(self, *question: Any, **when: Any) -> dict[str, int]:
         raise TimeoutError("the link store is busy")
 
 
@@ -280,21 +280,21 @@ def test_a_store_that_cannot_be_read_escapes_on_no_channel(store: str, fault: ob
         "a store that gives a look-up up is taken to hold nothing",
         Guard.ask,
         """raise StoreUnread(f"{self._name}: no answer within the store's own deadline") from None""",
-        "return ()",
+        "return [()]",
         Fault(stores={"online": Late()}),
     ),
     Break(
         "a store that gives no answer is taken to hold nothing",
         Guard.ask,
         'raise StoreUnread(f"{self._name}: no answer within {1000 * deadline:g} ms") from None',
-        "return ()",
+        "return [()]",
         Fault(stores={"online": Slow()}),
     ),
     Break(
         "a store that is left alone is taken to hold nothing",
         Guard.ask,
         'raise StoreUnread(f"{self._name}: {NOT_ASKED}")',
-        "return ()",
+        "return [()]",
         Fault(stores={"online": Late()}, times=2),
     ),
     Break(

@@ -130,12 +130,19 @@ def check_refusal(pair: tuple[Case, Case]) -> None:
             less = new.resolve(visitor_id=visitor_id, customer_id=customer_id, **when)
             assert less.permission in whole.permission
             assert less.linked <= whole.linked
+            assert begins_no_earlier(less.online_since, whole.online_since)
+            assert begins_no_earlier(less.crm_since, whole.crm_since)
             assert whole.objected <= less.objected
             assert whole.minor <= less.minor
             assert (less.contact or frozenset()) <= (whole.contact or frozenset())
             assert less.granted_purposes <= whole.granted_purposes
             assert whole.denied_purposes <= less.denied_purposes
     check_training_narrows(old, new, before)
+
+
+def begins_no_earlier(less: int | None, whole: int | None) -> bool:
+    """Whether what has been held since one instant has been held since another, too."""
+    return less is None or (whole is not None and whole <= less)
 
 
 def check_training_narrows(old: Ledger, new: Ledger, case: Case) -> None:
@@ -145,15 +152,17 @@ def check_training_narrows(old: Ledger, new: Ledger, case: Case) -> None:
         for subject_id in IDS:
             whole = old.standing(source, subject_id, **when).since
             less = new.standing(source, subject_id, **when).since
-            assert less is None or (whole is not None and whole <= less)
+            assert begins_no_earlier(less, whole)
     wide, narrow = old.lawful_links(**when), new.lawful_links(**when)
     for visitor_id, link in narrow.items():
         assert visitor_id in wide
         assert wide[visitor_id].customer_id == link.customer_id
         assert wide[visitor_id].since <= link.since
     for customer_id in IDS:
-        devices = new.linked_visitors(customer_id, **when)
-        assert set(devices) <= set(old.linked_visitors(customer_id, **when))
+        devices = new.linked_since(customer_id, **when)
+        assert set(devices) == set(new.linked_visitors(customer_id, **when))
+        wide_since = old.linked_since(customer_id, **when)
+        assert all(begins_no_earlier(since, wide_since.get(each)) for each, since in devices.items())
 
 
 @settings(max_examples=80, deadline=None)

@@ -125,9 +125,9 @@ def test_a_link_holds_only_while_both_permissions_hold(case: Case) -> None:
     ),
     Break(
         "one device's refusal of joining is not heard on the others",
-        Ledger.linked_visitors,
-        ".held",
-        ".reason",
+        Ledger.linked_since,
+        ".at(instant).held",
+        ".at(instant).reason",
         asked((ONLINE, CRM, said("apart", "denied", 4, permission="fusion")), login(2)),
     ),
     Break(

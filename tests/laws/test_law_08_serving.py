@@ -23,7 +23,7 @@ from consent_rulebook import Rulebook, customer, visitor
 from engines import ITEMS, LINEAR, bundles, engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shops import event, order, shop
+from shops import day, event, order, shop
 
 from consentier.consent import (
     Channel,
@@ -366,11 +366,11 @@ def test_a_list_that_cannot_be_read_stops_all_bundles(tmp_path: Path, harm: str)
 
 # ---- Files that were scored before -------------------------------------------------------------------------
 
-_LONG_AGO = -400
+_AT_THE_GRANT = (at_tick(0) - day(0)).days
 
 SHOP = shop(
-    events=[event(person, item, _LONG_AGO) for person, item in (("a", ITEMS[1]), ("b", ITEMS[2]))],
-    orders=[order(person, item, _LONG_AGO) for person, item in (("a", ITEMS[4]), ("b", ITEMS[5]))],
+    events=[event(person, item, _AT_THE_GRANT) for person, item in (("a", ITEMS[1]), ("b", ITEMS[2]))],
+    orders=[order(person, item, _AT_THE_GRANT) for person, item in (("a", ITEMS[4]), ("b", ITEMS[5]))],
 )
 
 _default = Policy.default()
@@ -439,7 +439,7 @@ _said = st.builds(
 def sendings(draw: st.DrawFn) -> Sending:
     """Mostly people who permitted something at first; all that came later may concern earlier times too."""
     case = draw(cases())
-    scored_at = draw(st.integers(0, LAST_TICK))
+    scored_at = draw(st.integers(1, LAST_TICK))
     grants = [
         ConsentRecord(f"{kind} {who} {what}", who, kind, what, "granted", at_tick(0), at_tick(0))
         for who in "ab"

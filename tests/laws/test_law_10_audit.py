@@ -15,7 +15,7 @@ import datetime as dt
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,9 @@ class Says:
         """That one thing."""
         return self.resolution
 
-    def linked_visitors(self, _customer_id: str, **_asked: Any) -> Sequence[str]:
+    def linked_since(self, _customer_id: str, **_asked: Any) -> Mapping[str, int]:
         """One other device."""
-        return ("another device",)
+        return {"another device": 0}
 
 
 @dataclasses.dataclass(frozen=True)

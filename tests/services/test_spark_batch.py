@@ -46,19 +46,39 @@ OPEN = Policy(
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A simulated shop: some contact rests on a sale, some items are sensitive or sold out."""
+    """A simulated shop: some contact rests on a sale, some items are sensitive or sold out.
+
+    Some persons withdrew for a day, and permitted anew.
+    """
     folder = tmp_path_factory.mktemp("data") / "shop"
     write_shop(simulate(SimulationConfig(customers=60, items=40, days=40, horizon_days=7)), folder)
     consents = pq.read_table(folder / "consents.parquet").to_pylist()
     for number, row in enumerate(consents):
         if row["permission"].startswith("contact:") and number % 3 == 0:
             row["basis"] = EXISTING_CUSTOMER
+    consents += renewals([row for row in consents if row["permission"] in ("online", "crm")][::4])
     schema = pq.read_schema(folder / "consents.parquet")
     pq.write_table(pa.Table.from_pylist(consents, schema), folder / "consents.parquet")
     items = pq.read_table(folder / "items.parquet").to_pylist()
     marked = [{**row, "sensitive": n == 3, "available": n != 5} for n, row in enumerate(items)]
     pq.write_table(pa.Table.from_pylist(marked), folder / "items.parquet")
     return folder
+
+
+def renewals(grants: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Records that end permissions after two days, and give them again a day later."""
+    changes = (("withdrawn", dt.timedelta(days=2)), ("granted", dt.timedelta(days=3)))
+    return [
+        {
+            **row,
+            "record_id": f"{row['record_id']}, {state}",
+            "state": state,
+            "valid_from": row["valid_from"] + later,
+            "recorded_at": row["recorded_at"] + later,
+        }
+        for row in grants
+        for state, later in changes
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -34,8 +34,8 @@ class SlowLedger:
             self._inside -= 1
         return Resolution()
 
-    def linked_visitors(self, *question: object, **when: object) -> tuple[str, ...]:
-        return ()
+    def linked_since(self, *question: object, **when: object) -> dict[str, int]:
+        return {}
 
 
 @pytest.mark.parametrize("threads", [0, 1, 4])

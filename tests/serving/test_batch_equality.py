@@ -25,7 +25,18 @@ from hypothesis import strategies as st
 from shops import shop
 from towns import Town, town_of, towns
 
-from consentier.consent import Channel, ConsentRecord, Ledger, Link, Policy, Side, Source, Switches, Tier
+from consentier.consent import (
+    Channel,
+    ConsentRecord,
+    Ledger,
+    Link,
+    Policy,
+    Side,
+    Source,
+    Switches,
+    Tier,
+    microseconds,
+)
 from consentier.serving import (
     Catalogue,
     Event,
@@ -245,7 +256,12 @@ def one_by_one(case: Shop) -> list[Row]:
         found = reach(ledger, recommender.policy, person, case.channel, at)
         if found.barrier:
             continue
-        allowed = similar_to(profiles.crm.get(person, ())) if found.similar_only else None
+        bought = [
+            event
+            for event in profiles.crm.get(person, ())
+            if event.ts is not None and microseconds(event.ts) >= (found.resolution.crm_since or 0)
+        ]
+        allowed = similar_to(bought) if found.similar_only else None
         answer = recommender.recommend(
             Request(
                 visitor_id=found.visitor_id,
@@ -320,7 +336,56 @@ LINKED = Shop(
 )  # fmt: skip
 
 
+def renewed() -> Town:
+    """The same, who all withdrew, permitted anew, and logged in after that."""
+    (house,) = everything_granted().houses
+    again = [
+        dataclasses.replace(
+            record,
+            record_id=f"{record.record_id}, {state}",
+            state=state,
+            valid_from=at_tick(tick),
+            recorded_at=at_tick(tick),
+        )
+        for record in house.records
+        for state, tick in (("withdrawn", 3), ("granted", 4))
+    ]
+    links = tuple(dataclasses.replace(link, linked_at=at_tick(5)) for link in house.links)
+    return Town((dataclasses.replace(house, records=(*house.records, *again), links=links),))
+
+
+RENEWED = dataclasses.replace(LINKED, town=renewed(), n=8)
+
+
 @breaks(
+    Break(
+        "the devices are read whole",
+        batch_views._of_devices,
+        "events.spans_since(reach.devices.take(pa.array(places)), reach.devices_since[places])",
+        "events.spans(reach.devices.take(pa.array(places)))",
+        witness=RENEWED,
+    ),
+    Break(
+        "the CRM history is read whole",
+        batch_views.views_of,
+        "events.spans_since(customers, reach.crm_since[chosen])",
+        "events.spans(customers)",
+        witness=dataclasses.replace(RENEWED, missing=frozenset({Tier.FUSED})),
+    ),
+    Break(
+        "the online history is read whole",
+        batch_views.views_of,
+        "events.spans_since(visitors, reach.online_since[chosen])",
+        "events.spans(visitors)",
+        witness=dataclasses.replace(RENEWED, missing=frozenset({Tier.FUSED}), channel=Channel.SHOP),
+    ),
+    Break(
+        "what happened at the instant of the grant is left out",
+        batch_views._Events.spans_since,
+        "self.times[middle] < since[left]",
+        "self.times[middle] <= since[left]",
+        witness=RENEWED,
+    ),
     Break(
         "a tier reads more than it may",
         batch_views.views_of,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -84,6 +85,25 @@ def check_same(question: Question) -> None:
     assert at_once(ledger, policy, persons, channel, town.at) == one_by_one(
         ledger, policy, persons, channel, town.at
     )
+    check_since(ledger, policy, persons, channel, town.at)
+
+
+def check_since(
+    ledger: Ledger, policy: Policy, persons: list[str], channel: Channel, at: dt.datetime
+) -> None:
+    """Since when each permission has been held that is held."""
+    told = bulk_reach(ConsentTables.of(ledger), policy, pa.array(persons, pa.string()), channel, at)
+    for place, person in enumerate(persons):
+        one = reach(ledger, policy, person, channel, at)
+        if channel.side is Side.ONLINE and one.resolution.online:
+            assert told.online_since[place] == one.resolution.online_since
+        if one.customer_id is None or not one.resolution.crm:
+            continue
+        assert told.crm_since[place] == one.resolution.crm_since
+        own = slice(told.device_starts[place], told.device_starts[place + 1])
+        assert dict(
+            zip(told.devices[own].to_pylist(), told.devices_since[own].tolist(), strict=True)
+        ) == ledger.linked_since(one.customer_id, at=at, fusion_purpose=policy.switches.fusion_purpose)
 
 
 @settings(max_examples=15, deadline=None)
@@ -92,7 +112,10 @@ def test_everybody_at_once_is_what_one_after_the_other_is(question: Question) ->
     check_same(question)
 
 
-def plain(*extra: dict[str, Any]) -> Town:
+WHILE = (("denied", 5), ("granted", 9))
+
+
+def plain(*extra: dict[str, Any], identities: Sequence[dict[str, Any]] = ()) -> Town:
     """A town of one house: c1 with two linked devices, and what a test adds."""
     tables = shop(
         consents=[
@@ -100,7 +123,7 @@ def plain(*extra: dict[str, Any]) -> Town:
             *(consent("c1", what) for what in ("crm", "contact:email")),
             *extra,
         ],
-        identities=[link("v1", "c1"), link("v2", "c1")],
+        identities=[*(identities or (link("v1", "c1"), link("v2", "c1")))],
     )
     records = tuple(ConsentRecord(**row) for row in tables.consents.to_pylist())
     links = tuple(Link(**row) for row in tables.identities.to_pylist())
@@ -155,6 +178,11 @@ def test_nobody_to_ask_about() -> None:
 
 
 OBJECTING = plain(consent("c1", "crm", "objected", 10))
+APART_FOR_A_WHILE = plain(
+    *(consent(who, "online", state, at) for who in ("v1", "c1") for state, at in WHILE),
+    *(consent("v1", "crm", state, at) for state, at in WHILE),
+    identities=[link("v1", "c1", 20), link("v2", "c1", 20)],
+)
 ASKING_FOR_A_LOGIN = Switches(shared_device_login=True)
 
 
@@ -186,6 +214,27 @@ ASKING_FOR_A_LOGIN = Switches(shared_device_login=True)
         "if word == _REFUSED",
         "if word > _REFUSED",
         witness=(plain(consent("v1", "ads", "denied", 3)), Channel.ADS, Switches()),
+    ),
+    Break(
+        "the time of a refusal by the customer is not left out of the devices'",
+        module.devices_since_of,
+        'np.maximum(visitors["since"], np.repeat(customers["opposed_until"], np.diff(device_starts)))',
+        'visitors["since"]',
+        witness=(APART_FOR_A_WHILE, Channel.EMAIL, Switches()),
+    ),
+    Break(
+        "the time of a refusal by the visitor is not left out of the customer's",
+        module.crm_since_of,
+        "since[linked] = np.maximum(since[linked], first)",
+        "pass",
+        witness=(APART_FOR_A_WHILE, Channel.EMAIL, Switches()),
+    ),
+    Break(
+        "a withdrawal that is over is forgotten",
+        module.standing_now,
+        "since=found.end.max(where=own | objection | minority).fill_null(BEGINNING)",
+        "since=found.end.min(where=own | objection | minority).fill_null(BEGINNING)",
+        witness=(APART_FOR_A_WHILE, Channel.SHOP, Switches()),
     ),
     Break(
         "a link that a child made holds once the parents consent",

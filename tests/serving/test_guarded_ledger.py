@@ -43,10 +43,10 @@ class Asked:
         self.behaviour()
         return YES
 
-    def linked_visitors(self, customer_id: str, **question: Any) -> list[str]:
+    def linked_since(self, customer_id: str, **question: Any) -> dict[str, int]:
         self.asked += 1
         self.behaviour()
-        return ["v"]
+        return {"v": 0}
 
 
 class InPlace(Asked):
@@ -184,7 +184,7 @@ def test_one_that_fails_at_once_is_asked_each_time_and_quotes_nobody() -> None:
 @pytest.mark.usefixtures("clock")
 def test_where_the_devices_cannot_be_told_fused_does_not_answer() -> None:
     class LinksHang(InPlace):
-        def linked_visitors(self, customer_id: str, **question: Any) -> list[str]:
+        def linked_since(self, customer_id: str, **question: Any) -> dict[str, int]:
             raise LedgerTimeout
 
     asked = shop(LinksHang(), profiles=Profiles(online={"v": HISTORY}, crm={"c": HISTORY}))

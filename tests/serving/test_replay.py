@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -305,6 +306,35 @@ def test_inputs_come_from_the_stores_until_they_are_purged(
         Outcome.INPUTS_ERASED,
         "inputs erased: there is nothing left of crm, attributes",
     )
+
+
+def test_what_was_older_than_the_permission_is_left_out_again(
+    tmp_path: Path, keyring: Keyring, ledger: Ledger, stores: tuple[SqliteProfiles, SqliteProfiles]
+) -> None:
+    online, crm = stores
+    for store, subjects in ((online, ("v-1", "v-2")), (crm, ("c-1",))):
+        for subject in subjects:
+            store.append(subject, [Event(ITEMS[4], AT - 31 * DAY)])
+    profiles = Profiles(online, crm, crm.attributes, deadline=30)
+    audited = Audited(tmp_path / "audit", keyring, ledger=ledger, profiles=profiles)
+    request = Request(session=(ITEMS[1],), visitor_id="v-1", customer_id="c-1", linked=True, at=AT)
+    brought = dataclasses.replace(
+        request, online_history=online["v-1"], crm_history=crm["c-1"], attributes={}
+    )
+    fresh = Recommender.load(bundles())
+    lines = [audited.ask(each)[1] for each in (request, brought)]
+    ledger.append([ConsentRecord("no", "v-1", "visitor", "online", "withdrawn", AT + DAY, AT + DAY)])
+    for line, asked, devices in zip(lines, (request, brought), (("v-1", "v-2"), ()), strict=True):
+        assert line.tier is Tier.FUSED
+
+        again = functools.partial(
+            replay, line, ReplayInputs(asked, devices), fresh, keyring, profiles=profiles
+        )
+        found = again(ledger=ledger)
+        assert found.outcome is Outcome.REPRODUCED, found.detail
+        assert again().outcome is Outcome.INPUTS_DIFFER
+        with pytest.raises(DataError, match="another ledger"):
+            again(ledger=Ledger())
 
 
 # ---- Inputs from a file ------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ def everything(ledger: Ledger, case: Case) -> dict[str, Any]:
             for model in (False, True)
             for fusion in (False, True)
         ],
-        "linked visitors": [ledger.linked_visitors(name, **when) for name in (*IDS, "nobody")],
+        "linked visitors": [ledger.linked_since(name, **when) for name in (*IDS, "nobody")],
         "subjects": [sorted(ledger.subjects(source)) for source in SOURCES],
         "conflicts": ledger.conflicts,
         "records": [ledger.records_of(name, kind=kind) for kind, name in SUBJECTS],

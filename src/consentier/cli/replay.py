@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consentier.cli.options import AsJson, PolicyPath
+from consentier.cli.ledgers import OptionalLedgerUrl, ledger_at
+from consentier.cli.options import AsJson, LifetimesPath, PolicyPath
 from consentier.cli.output import CHECK_FAILED, print_json, say
 from consentier.cli.recommend import names_in, print_answer
 from consentier.errors import AuditError
@@ -52,11 +54,15 @@ def replay(
     ] = None,
     rules: Annotated[Path | None, typer.Option("--rules", help="The business rules of then.")] = None,
     policy: PolicyPath = None,
+    ledger: OptionalLedgerUrl = None,
+    lifetimes: LifetimesPath = None,
     as_json: AsJson = False,
 ) -> None:
     """Check the inputs of a recorded decision against its audit line, and give its answer again.
 
-    Exits with 1 if that cannot be done, and says why: inputs erased, another bundle, policy or key.
+    With --ledger, what is older than the permission was when the answer was given is left out of the inputs,
+    as it was then. Exits with 1 if the answer cannot be given again, and says why: inputs erased, another
+    bundle, policy or key.
     """
     from consentier.consent.keyring import Keyring
     from consentier.serving import Recommender, Request
@@ -67,20 +73,22 @@ def replay(
     if keys is None and file is None:
         raise AuditError("name the keyring under which the line was written: --keys")
     asked = ReplayInputs(Request()) if inputs is None else ReplayInputs.load(inputs)
-    found = replay_line(
-        recorded,
-        asked,
-        Recommender.load(
-            bundles,
-            policy=policy,
-            catalogue=catalogue,
-            rules=rules,
-            filter_by=names_in(asked.request),
-            compiled=False,
-        ),
-        Keyring.open(keys or keyring_beside(file or Path()), create=False),
-        profiles=_profiles(online_profiles, crm_profiles),
-    )
+    with contextlib.nullcontext() if ledger is None else ledger_at(ledger, lifetimes) as opened:
+        found = replay_line(
+            recorded,
+            asked,
+            Recommender.load(
+                bundles,
+                policy=policy,
+                catalogue=catalogue,
+                rules=rules,
+                filter_by=names_in(asked.request),
+                compiled=False,
+            ),
+            Keyring.open(keys or keyring_beside(file or Path()), create=False),
+            profiles=_profiles(online_profiles, crm_profiles),
+            ledger=opened,
+        )
     done = found.outcome is Outcome.REPRODUCED
     if as_json:
         answer = None if found.answer is None else found.answer.to_dict()
