@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from consentier.addresses import shown_url
+from consentier.cli.output import name_of
 from consentier.consent import Ledger
 from consentier.errors import ConfigError, DataError
 from consentier.features.tables import read_shop
@@ -89,3 +90,17 @@ def test_a_schedule_that_cannot_be_read_quotes_no_address(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="days") as refused:
         load_schedule(schedule)
     assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (URL, "shop"),
+        (f"postgresql://shop:{SECRET}@db.example", "db.example"),  # the database of the user's name
+        (f"postgresql://shop:{SECRET}@db.example/?password={SECRET}", "db.example"),
+        ("sqlite:///data/shop.db", "shop.db"),
+        ("data/shop", "shop"),
+    ],
+)
+def test_a_shop_is_never_called_by_the_password_of_its_database(data: str, name: str) -> None:
+    assert name_of(data) == name

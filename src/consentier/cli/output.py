@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from consentier.addresses import shown_url
 from consentier.errors import ConsentierError, DataError
 from consentier.logs import bound, log_line, shows_progress
 from consentier.writing import whole_file
@@ -197,7 +198,7 @@ def short(digest: str | None) -> str:
 def name_of(data: str) -> str:
     """What to call a shop's data in reports: the last part of the path, or the name of the database."""
     if "://" in data:
-        return data.partition("?")[0].rstrip("/").rpartition("/")[2]
+        return shown_url(data).partition("?")[0].rstrip("/").rpartition("/")[2]
     return Path(data).resolve().name
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from consentier.addresses import shown_url
 from consentier.cli.ledgers import TrainingLedgerUrl, ledger_for
 from consentier.cli.options import (
     AsJson,
@@ -112,7 +113,8 @@ def tune(
         return
     print_tuning(result)
     say(f"\nwritten to {out}")
-    note(f"next: consentier train {data} --config {out} --out bundles")
+    shown = shown_url(data) if "://" in data else data
+    note(f"next: consentier train {shown} --config {out} --out bundles")
 
 
 def print_tuning(result: TuningResult) -> None:
