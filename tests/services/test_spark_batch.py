@@ -18,7 +18,7 @@ from engines import write_factors
 from typer.testing import CliRunner
 
 from consentier.cli.app import app
-from consentier.consent import Channel, ConsentRecord, Ledger, Policy, Switches, Tier
+from consentier.consent import Channel, ConsentRecord, Ledger, Policy, Switches, Tier, microseconds
 from consentier.errors import BundleError, DataError
 from consentier.features.gate import ledger_of
 from consentier.features.simulator import SimulationConfig, simulate, write_shop
@@ -371,8 +371,13 @@ def test_one_more_row_that_may_be_read_is_noticed(
 
     shutil.copytree(whole.out, tmp_path / "recs")
     person = rows_of(whole.out).filter(pc.field("tier") == "crm")["customer_id"][0].as_py()
-    stands = tables.orders.filter("status = 'ordered' AND item_id = 'i00021'").orderBy("ts").limit(1)
-    values = {"customer_id": functions.lit(person), "order_id": functions.lit("one more")}
+    stands = tables.orders.filter("status = 'ordered' AND item_id = 'i00021'").limit(1)
+    just_now = microseconds(asked["at"]) - 1  # what is older than the person's permission may not be read
+    values = {
+        "customer_id": functions.lit(person),
+        "order_id": functions.lit("one more"),
+        "ts": functions.lit(just_now),
+    }
     more = dataclasses.replace(tables, orders=tables.orders.unionByName(stands.withColumns(values)))
     with pytest.raises(DataError, match="permissions, histories or the items on show have changed"):
         on_spark(more, bundles, tmp_path / "recs", resume=True, **asked)
