@@ -145,8 +145,8 @@ class Person:
     def customer(self) -> str:
         return f"c-{self.name}"
 
-    def record(self, permission: str, granted: bool) -> ConsentRecord:
-        now = dt.datetime.now(dt.UTC)
+    def record(self, permission: str, granted: bool, at: dt.datetime | None = None) -> ConsentRecord:
+        now = at or dt.datetime.now(dt.UTC)
         online = permission == "online"
         return ConsentRecord(
             record_id=f"{self.name}-{permission}-{time.monotonic_ns()}",
@@ -192,12 +192,13 @@ class Worker:
         self._enrol()
 
     def _enrol(self) -> None:
+        before = dt.datetime.now(dt.UTC) - dt.timedelta(days=1)  # else no stored event was ever permitted
         records = [
             record
             for person in self._people
             for permission, granted in (("online", person.online), ("crm", person.crm))
             if granted
-            for record in [person.record(permission, granted=True)]
+            for record in [person.record(permission, granted=True, at=before)]
         ]
         self._ledger.append(records)
         for person in self._people:
@@ -233,10 +234,17 @@ class Worker:
         self.found.flips += 1
 
     def _observe(self, person: Person) -> None:
-        event = Event(self._random.choice(self._items), dt.datetime.now(dt.UTC), "view")
-        observed = self._recommender.current.observe(event, visitor_id=person.visitor)
+        online = self._random.random() < 0.5
+        event = Event(
+            self._random.choice(self._items), dt.datetime.now(dt.UTC), "view" if online else "order"
+        )
+        observed = self._recommender.current.observe(
+            event,
+            visitor_id=person.visitor if online else None,
+            customer_id=None if online else person.customer,
+        )
         self.found.observed += 1
-        if observed.stored and not person.online:
+        if observed.stored and not (person.online if online else person.crm):
             self.found.faults["an event was stored without a permission"] += 1
 
     def _ask(self, person: Person) -> None:
