@@ -15,7 +15,7 @@ from consentier.consent.entries import ErasedLogin, ErasedVersion, Remnant, link
 from consentier.consent.lifetimes import Lifetimes
 from consentier.consent.memory_store import MemoryStore
 from consentier.consent.permissions import CONTACT_CHANNELS, Permission, Source
-from consentier.consent.records import PURPOSES, ConsentRecord, Link, SubjectKind, microseconds
+from consentier.consent.records import PARENTAL, PURPOSES, ConsentRecord, Link, SubjectKind, microseconds
 from consentier.consent.resolution import Resolution
 from consentier.consent.store import Facts, LinkRow, Store, Verification, Version
 from consentier.consent.timeline import (
@@ -759,7 +759,7 @@ def _objected(claims: Claims) -> Timeline:
 def _unhindered(claims: Claims, permission: str, instant: int) -> Timeline:
     """A permission in force, with no objection and no minority, seen from an instant."""
     stated = timeline_of(claims, permission)
-    if "parental" not in claims and _objected(claims) is NO_OBJECTION:
+    if PARENTAL not in claims and _objected(claims) is NO_OBJECTION:
         return stated
     return combine(
         (
@@ -781,7 +781,7 @@ def _customer_timeline(claims: Claims, instant: int) -> Timeline:
 
 def _unopposed(other: Claims, permission: str, instant: int) -> tuple[Timeline, ...]:
     """Held while the other side of a request lets a permission count that it cannot give."""
-    if permission not in other and "parental" not in other and _objected(other) is NO_OBJECTION:
+    if permission not in other and PARENTAL not in other and _objected(other) is NO_OBJECTION:
         return ()
     return (
         inverted(refusals(other, permission), "refused by the other"),

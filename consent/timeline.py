@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from consentier.consent.lifetimes import Lifetimes
-from consentier.consent.records import SubjectKind
+from consentier.consent.records import PARENTAL, SubjectKind
 from consentier.consent.store import Version
 
 __all__ = [
@@ -244,9 +244,9 @@ def minority(claims: Claims, instant: int) -> Timeline:
     nothing (GDPR 8). It does not where the first record is a lift, or starts after the instant: until then
     nobody knew.
     """
-    if "parental" not in claims:
+    if PARENTAL not in claims:
         return _NEVER
-    silence, *told = timeline_of(claims, "parental").segments
+    silence, *told = timeline_of(claims, PARENTAL).segments
     child = told[0].start <= instant and told[0].reason != "lifted"
     return Timeline(
         tuple(

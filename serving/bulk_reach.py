@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consentier.consent import Channel, Policy, Resolution, Route, Side, Source, microseconds
+from consentier.consent.records import PARENTAL
 from consentier.serving.reach import EXISTING_CUSTOMER, barrier_of
 from consentier.serving.shop_rows import hash_values
 
@@ -36,6 +37,7 @@ __all__ = [
     "sold_to",
     "standing_now",
     "state_codes",
+    "unknown_standing",
 ]
 
 _UNKNOWN, _GRANTED, _REFUSED = 0, 1, 2
@@ -152,6 +154,13 @@ def bulk_reach(
         return _visitors(standing, links, policy, persons, channel)
 
 
+def unknown_standing(name: str) -> int:
+    """What a column of `STANDING` holds for whom nothing is known."""
+    from consentier.features.consent_intervals import BEGINNING
+
+    return BEGINNING if name in _INSTANTS else 0
+
+
 class _Standing:
     """How all subjects stand at the instant, each by its own records."""
 
@@ -174,16 +183,15 @@ class _Standing:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        from consentier.features.consent_intervals import BEGINNING
-
         table = self._of[kind]
         known = self._subjects.take(table["subject_id"].combine_chunks())
         place = pc.index_in(subjects, value_set=known, skip_nulls=True)
         values = {}
         for name in STANDING:
             column = table[name].combine_chunks().cast(pa.int64())
-            unknown = BEGINNING if name in _INSTANTS else 0
-            values[name] = pc.fill_null(column.take(place), unknown).to_numpy(zero_copy_only=False)
+            values[name] = pc.fill_null(column.take(place), unknown_standing(name)).to_numpy(
+                zero_copy_only=False
+            )
         return values
 
 
@@ -235,7 +243,7 @@ def standing_now(records: ibis.Table, lifetimes: ibis.Table, channel: Channel, a
     own = found.permission == own_source
     source = found.permission.isin((str(Source.ONLINE), str(Source.CRM)))
     objection = source & (found.reason == "objected")
-    minority = (found.permission == "parental") & (found.reason != "lifted")
+    minority = (found.permission == PARENTAL) & (found.reason != "lifted")
     ads = found.permission == "ads"
 
     def any_of(part: ibis.expr.types.BooleanValue) -> ibis.expr.types.BooleanValue:

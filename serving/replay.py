@@ -185,8 +185,9 @@ def replay(
     if problem := _bundle_problem(line, engine):
         return Replay(Outcome.BUNDLE_CHANGED, problem)
     request = _request(line, trace, inputs.request)
-    since = _since(ledger, line, request)
-    devices = _devices(ledger, line, request, inputs.devices, since)
+    then = _as_then(ledger, line)
+    since = _since(then, line, request)
+    devices = _devices(then, line, request, inputs.devices, since)
     stores = None if profiles is None else _as_of(profiles, line.at)
     sources = frozenset(Source(source) for source in line.sources)
     try:
@@ -211,30 +212,34 @@ def replay(
     return Replay(Outcome.REPRODUCED, "the same answer, bit for bit", answer)
 
 
-def _since(ledger: Ledger | None, line: AuditLine, request: Request) -> Resolution:
-    """What the ledger said then of the ids of the request, as far as it tells how old data might be."""
+def _as_then(ledger: Ledger | None, line: AuditLine) -> Ledger | None:
+    """The ledger as it was when the line was written; None where none is given, or none was asked."""
     if ledger is None or line.ledger_position is None:
-        return Resolution()
+        return None
     try:
-        known = ledger.as_of(line.ledger_position)
+        return ledger.as_of(line.ledger_position)
     except ValueError as error:
         raise DataError(f"the line was written with another ledger: {error}") from error
-    return known.resolve(visitor_id=request.visitor_id, customer_id=request.customer_id, at=line.at)
+
+
+def _since(then: Ledger | None, line: AuditLine, request: Request) -> Resolution:
+    """What the ledger said then of the ids of the request, as far as it tells how old data might be."""
+    if then is None:
+        return Resolution()
+    return then.resolve(visitor_id=request.visitor_id, customer_id=request.customer_id, at=line.at)
 
 
 def _devices(
-    ledger: Ledger | None, line: AuditLine, request: Request, given: Sequence[str], since: Resolution
+    then: Ledger | None, line: AuditLine, request: Request, given: Sequence[str], since: Resolution
 ) -> dict[str, int | None]:
     """The visitors whose data were read together, each with the time since when."""
     devices: dict[str, int | None] = dict.fromkeys(sorted(given))
     if not devices:
         return {} if request.visitor_id is None else {request.visitor_id: since.online_since}
-    if ledger is None or line.ledger_position is None:
-        return devices
-    known = ledger.as_of(line.ledger_position)
-    for device in devices:
-        told = known.resolve(visitor_id=device, customer_id=request.customer_id, at=line.at)
-        devices[device] = told.online_since
+    if then is not None:
+        for device in devices:
+            told = then.resolve(visitor_id=device, customer_id=request.customer_id, at=line.at)
+            devices[device] = told.online_since
     return devices
 
 

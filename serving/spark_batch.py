@@ -32,7 +32,15 @@ from consentier.serving.batch_answers import answering_bundles, shown_into, stop
 from consentier.serving.batch_file import BatchFacts
 from consentier.serving.batch_job import BatchJob, PartCounts
 from consentier.serving.batch_sinks import BatchSink, sink_for
-from consentier.serving.bulk_reach import STANDING, Cell, cell_of, links_now, sold_to, standing_now
+from consentier.serving.bulk_reach import (
+    STANDING,
+    Cell,
+    cell_of,
+    links_now,
+    sold_to,
+    standing_now,
+    unknown_standing,
+)
 from consentier.serving.recommender import Recommender, policy_of
 from consentier.serving.request import Request
 from consentier.serving.rules import Rules
@@ -434,8 +442,7 @@ def _quoted(name: str) -> str:
 
 def _or_unknown(column: Column, name: str) -> Column:
     """A column of `STANDING`, and of those of whom nothing is known what that comes to."""
-    unknown = BEGINNING if name in ("since", "opposed_until") else 0
-    return functions.coalesce(column.cast("long"), functions.lit(unknown))
+    return functions.coalesce(column.cast("long"), functions.lit(unknown_standing(name)))
 
 
 def _begun(events: DataFrame, readable: DataFrame) -> DataFrame:

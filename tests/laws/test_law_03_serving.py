@@ -216,6 +216,18 @@ def test_without_a_ledger_the_caller_answers_for_how_old_a_history_is() -> None:
     assert [seen.online_history for seen in recorder.views] == [history]
 
 
+OF_STORES = (
+    Break("a history in a store is read whole", view._stored, "event.ts >= begun", "True", AGAIN),
+    Break(
+        "events of a store that have no time are read",
+        view._stored,
+        "event.ts is not None and",
+        "event.ts is None or",
+        AGAIN,
+    ),
+)
+
+
 @breaks(
     Break(
         "a history in a request is read whole",
@@ -224,20 +236,7 @@ def test_without_a_ledger_the_caller_answers_for_how_old_a_history_is() -> None:
         "True",
         AGAIN,
     ),
-    Break(
-        "a history in a store is read whole",
-        view._stored,
-        "event.ts >= begun",
-        "True",
-        AGAIN,
-    ),
-    Break(
-        "events of a store that have no time are read",
-        view._stored,
-        "event.ts is not None and",
-        "event.ts is None or",
-        AGAIN,
-    ),
+    *OF_STORES,
     Break(
         "the devices of a customer are read whole",
         view._online,
@@ -338,20 +337,7 @@ def test_what_is_older_than_the_permission_changes_no_byte_of_an_answer(case: Ca
 
 
 @breaks(
-    Break(
-        "a history in a store is read whole",
-        view._stored,
-        "event.ts >= begun",
-        "True",
-        AGAIN,
-    ),
-    Break(
-        "events of a store that have no time are read",
-        view._stored,
-        "event.ts is not None and",
-        "event.ts is None or",
-        AGAIN,
-    ),
+    *OF_STORES,
 )
 def test_that_what_is_older_changes_an_answer_would_be_noticed(broken: Break) -> None:
     assert_breaks(check_what_is_older_changes_nothing, asked_now, broken)

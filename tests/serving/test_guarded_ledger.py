@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from engines import ITEMS, engine
 from forks import in_forked_process
+from standing_clock import Clock
 
 from consentier.consent import ConsentRecord, Ledger, Permission, Resolution, Tier
 from consentier.errors import LedgerError, LedgerTimeout, StoreTimeout
-from consentier.serving import Answer, Event, Profiles, Recommender, Request, patience
+from consentier.serving import Answer, Event, Profiles, Recommender, Request
 from consentier.serving.guarded_ledger import LEDGER_SECONDS, GuardedLedger
 from consentier.serving.metrics import ReasonClass, reason_of
 from consentier.serving.patience import LATE_IN_A_ROW, NOT_ASKED, PAUSE_SECONDS
@@ -53,31 +54,6 @@ class InPlace(Asked):
     """Gives up by itself in time, so that it is asked where the request runs."""
 
     answers_within = 0.01
-
-
-class Clock:
-    """What `patience` takes for the time: it stands still unless it is told to go on."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    found = Clock()
-    monkeypatch.setattr(patience, "time", found)
-    return found
-
-
-@pytest.fixture
-def hung() -> Iterator[threading.Event]:
-    """What a hanging ledger waits for; set in the end, so that no thread stays."""
-    event = threading.Event()
-    yield event
-    event.set()
 
 
 def shop(ledger: Any, deadline: float = 0.05, **more: Any) -> Recommender:

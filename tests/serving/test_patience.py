@@ -19,6 +19,7 @@ import pytest
 from engines import ITEMS, engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from standing_clock import Clock
 
 from consentier.consent import Permission, Tier
 from consentier.errors import DataError, StoreTimeout
@@ -81,32 +82,6 @@ def shop(online: Any, **more: Any) -> Recommender:
     return dataclasses.replace(
         engine(), profiles=Profiles(online, **{"crm": {"c": HISTORY}, "deadline": DEADLINE, **more})
     )
-
-
-@pytest.fixture
-def hung() -> Iterator[threading.Event]:
-    """What a hanging store waits for; set in the end, so that no thread stays."""
-    event = threading.Event()
-    yield event
-    event.set()
-
-
-class Clock:
-    """What `patience` takes for the time."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """A clock of the circuit breaker's own, which stands still unless it is told to go on."""
-    found = Clock()
-    monkeypatch.setattr(patience, "time", found)
-    return found
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:
