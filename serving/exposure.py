@@ -19,7 +19,8 @@ from consentier.consent.records import SubjectKind
 from consentier.errors import BundleError, BundleMissing
 from consentier.models.bundle import Bundle, open_bundle, read_run
 from consentier.serving.audit import AuditLine, Trace, audit_lines, subject_text
-from consentier.serving.main_parameters import LEARNT_FROM
+from consentier.serving.main_parameters import LEARNT_FROM, SOURCE_WORDS
+from consentier.serving.recommender import input_text
 
 __all__ = ["Cause", "ExposedAnswer", "ExposedBundle", "ExposureReport", "LineageLookup", "exposure"]
 
@@ -71,7 +72,8 @@ class ExposedAnswer:
         What stands in its way now.
     certain
         Whether what the ledger held then allowed it, so that the late entries alone are the cause. False
-        where that has been erased since, or was decided under another policy.
+        where that has been erased since, or was decided under another policy; and where older events may have
+        been read than the permission goes back, as a line does not say how old the events were.
     causes
         The late entries.
     """
@@ -340,15 +342,34 @@ class _Judge:
         contacted = line.side is Side.CRM and line.channel in (trace.contact or ())
         if contacted and line.channel not in (now.contact or ()):
             return f"no contact permission for {line.channel}", line.channel in (then.contact or ())
+        later = {
+            source
+            for source, since, still in (
+                (Source.ONLINE, then.online_since, now.online_since),
+                (Source.CRM, then.crm_since, now.crm_since),
+            )
+            if _later(since, still)
+        }
         if line.tier is Tier.FUSED and customer is not None:
-            gone = self._devices(before, customer, line.at) - self._devices(self._ledger, customer, line.at)
-            if gone:
+            joined = self._devices(before, customer, line.at)
+            still_joined = self._devices(self._ledger, customer, line.at)
+            if joined.keys() - still_joined.keys():
                 return "data of a device were joined that may not be", True
+            if any(_later(since, still_joined[device]) for device, since in joined.items()):
+                later.add(Source.ONLINE)
+        read = [SOURCE_WORDS[source] for source in sorted(later) if self._read(trace, source)]
+        if read:
+            return f"{' and '.join(read)} may have been read from before the permission", False
         return "", True
 
-    def _devices(self, ledger: Ledger, customer_id: str, at: dt.datetime) -> set[str]:
+    def _read(self, trace: Trace, source: Source) -> bool:
+        """Whether an answer read any event of a source."""
+        nothing = self._keyring.digests(f"input:{source}", input_text(source, "[]"))
+        return source in trace.inputs and trace.inputs[source] not in nothing
+
+    def _devices(self, ledger: Ledger, customer_id: str, at: dt.datetime) -> Mapping[str, int]:
         separate = self._policy.switches.fusion_purpose
-        return set(ledger.linked_visitors(customer_id, at=at, fusion_purpose=separate))
+        return ledger.linked_since(customer_id, at=at, fusion_purpose=separate)
 
     def _learnt_less(self, subject: Subject, tier: Tier, before: Ledger, cutoff: dt.datetime) -> bool:
         kind, subject_id = subject
@@ -377,6 +398,11 @@ class _Judge:
             if still is None or still.customer_id != link.customer_id or still.since > link.since:
                 found |= {("visitor", visitor_id), ("customer", link.customer_id)}
         return found
+
+
+def _later(then: int | None, now: int | None) -> bool:
+    """Whether a permission goes less far back than it did. What it did is unknown where it was erased."""
+    return then is not None and now is not None and now > then
 
 
 def _judgeable(line: AuditLine) -> bool:

@@ -61,6 +61,7 @@ __all__ = [
     "InputKeys",
     "Recommender",
     "answer_reason",
+    "input_text",
     "policy_of",
     "utc_now",
 ]
@@ -680,7 +681,7 @@ class Recommender:
         return {name: self._digest(name, value) for name, value in inputs.items()}
 
     def _digest(self, name: str, value: str) -> str:
-        text = f'["{name}",{value}]'
+        text = input_text(name, value)
         if self.keyring is not None:
             return self.keyring.digest(f"input:{name}", text)
         return hmac.digest(self.audit_key, text.encode("ascii"), "sha256").hex()
@@ -754,6 +755,11 @@ def _fault(tier: Tier, error: Exception) -> str:
     """A fault in words that quote no data: an exception's message may hold some."""
     _log.warning("the %s tier failed: %s", tier, type(error).__name__)
     return f"failed with {type(error).__name__}"
+
+
+def input_text(name: str, encoded: str) -> str:
+    """What is digested, in the domain ``input:`` and its name, of what was read; `encoded` is its JSON."""
+    return f'["{name}",{encoded}]'
 
 
 def _json_of(events: Iterable[Event]) -> str:

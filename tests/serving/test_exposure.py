@@ -184,6 +184,75 @@ def test_a_single_source_answer_is_exposed_by_its_own_subject_only(shop: Shop) -
     assert [found.tier for found in shop.report().answers] == [Tier.ONLINE, Tier.CRM]
 
 
+GAP = {
+    subject: (said(subject, "withdrawn", 3, recorded=20), said(subject, "granted", 4, recorded=20))
+    for subject in ("v-1", "v-2", "c-1")
+}
+
+
+@pytest.mark.parametrize(
+    ("facts", "late", "read"),
+    [
+        ({"customer_id": None}, GAP["v-1"], "the online history"),
+        (
+            {"visitor_id": None, "channel": Channel.EMAIL},
+            GAP["c-1"],
+            "CRM data (orders, product usage, master data)",
+        ),
+        # The customer's refusal of cookies, taken back: it denies the device's data, too.
+        (
+            {"channel": Channel.SHOP},
+            (
+                said("c-1", "denied", 0.5, recorded=20, permission="online"),
+                said("c-1", "granted", 0.75, recorded=20, permission="online"),
+            ),
+            "the online history",
+        ),
+    ],
+)
+def test_a_gap_that_turned_up_exposes_what_may_have_been_read_from_before_it(
+    shop: Shop, facts: dict[str, Any], late: tuple[ConsentRecord, ...], read: str
+) -> None:
+    tier = shop.ask(**facts)
+    shop.ledger.append(late)
+    (found,) = shop.report().answers
+    assert (found.tier, found.reason) == (tier, f"{read} may have been read from before the permission")
+    assert not found.certain
+    assert [cause.state for cause in found.causes] == [record.state for record in late]
+
+
+@pytest.mark.parametrize(
+    ("facts", "late"),
+    [
+        # Nothing was stored of them: what is older than the permission cannot have been read.
+        ({"visitor_id": "v-3", "customer_id": None}, ("v-3", 3)),
+        # Another source than the one that was read.
+        ({"visitor_id": None, "channel": Channel.EMAIL}, ("v-1", 3)),
+        # After the answer.
+        ({"customer_id": None}, ("v-1", 12)),
+    ],
+)
+def test_a_gap_beside_what_was_read_exposes_nothing(
+    shop: Shop, facts: dict[str, Any], late: tuple[str, float]
+) -> None:
+    shop.ledger.append([said("v-3", "granted", 0)])
+    shop.ask(**facts)
+    subject, start = late
+    shop.ledger.append(
+        [said(subject, "withdrawn", start, recorded=20), said(subject, "granted", start + 1, recorded=20)]
+    )
+    assert shop.report().answers == ()
+
+
+def test_a_gap_of_another_device_exposes_what_was_joined_from_before_it(shop: Shop) -> None:
+    """The device was linked after its gap, so that it stays joined, and its older events do not."""
+    late = (said("v-2", "withdrawn", 0.25, recorded=20), said("v-2", "granted", 0.5, recorded=20))
+    assert shop.ask() is Tier.FUSED
+    shop.ledger.append(late)
+    (found,) = shop.report().answers
+    assert found.reason == "the online history may have been read from before the permission"
+
+
 def test_lines_that_name_nobody_rest_on_nobody(shop: Shop) -> None:
     shop.ask(visitor_id="v-8", customer_id="c-8", session=(ITEMS[1],))
     shop.ledger.append([said("v-8", "denied", 5, recorded=20), said("c-8", "objected", 5, recorded=20)])
