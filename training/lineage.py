@@ -217,6 +217,14 @@ class Lineage:
             )
             return [digest for (digest,) in found]
 
+    def bundles(self) -> list[HeldBundle]:
+        """All bundles that the index knows, by tier and digest, whether it can name their members or not."""
+        with self._transaction() as connection:
+            found = connection.execute(
+                "SELECT digest, tier, cutoff, ledger_position FROM bundles ORDER BY tier, digest"
+            )
+            return [_held(*row) for row in found]
+
     def legible(self) -> frozenset[str]:
         """Digests of the bundles of which the index can tell whom they hold.
 

@@ -23,7 +23,7 @@ from consentier.models.bundle import open_bundle
 from consentier.serving.revocation import revoke
 from consentier.training.lineage import HeldBundle, Lineage
 
-_OWNER: Mapping[Source, SubjectKind] = {Source.ONLINE: "visitor", Source.CRM: "customer"}
+OWNER: Mapping[Source, SubjectKind] = {Source.ONLINE: "visitor", Source.CRM: "customer"}
 """Whose data a source's are."""
 
 READERS = {
@@ -34,6 +34,7 @@ READERS = {
 
 __all__ = [
     "DEFAULT_DEADLINE",
+    "OWNER",
     "READERS",
     "ProfileStore",
     "Withdrawal",
@@ -143,7 +144,7 @@ def withdraw(
         found = _held(directory, lineage, subjects, source)
         revoke(directory, [bundle.digest for bundle in found], at + deadline, "withdrawal")
         held.update((bundle.digest, bundle) for bundle in found)
-    owners = [name for owner, name in subjects if owner == _OWNER[source]]
+    owners = [name for owner, name in subjects if owner == OWNER[source]]
     purged = _purge((profiles or {}).get(source, ()), owners, at)
     # Last, because the devices that are to be purged are found by their links.
     dissolved = sum(_dissolve(ledger, subject) for subject in subjects)
@@ -267,7 +268,7 @@ def _held(
         return found
     for kind, subject_id in subjects:
         # Under the other source's owner, only the fused bundle holds data of this one.
-        readers = READERS[source] if kind == _OWNER[source] else {Tier.FUSED}
+        readers = READERS[source] if kind == OWNER[source] else {Tier.FUSED}
         found += [bundle for bundle in lineage.bundles_of(kind, subject_id) if bundle.tier in readers]
     return found
 

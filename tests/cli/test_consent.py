@@ -15,8 +15,8 @@ from shops import consent, day, event, link, order, shop
 from typer.testing import CliRunner
 
 from consentier.cli.app import app
-from consentier.cli.consent import Withdrawable
 from consentier.cli.output import USER_ERROR
+from consentier.cli.withdrawal import Withdrawable
 from consentier.consent import Ledger
 from consentier.consent.records import PERMISSIONS
 from consentier.features.tables import write_tables
@@ -264,6 +264,71 @@ def test_a_withdrawal_reaches_profiles_links_and_bundles(ledger: str, tmp_path: 
         assert (down.exit_code, "the withdrawal is recorded, but" in down.output) == (2, True)
     shown = done("consent", "show", "v1", "--kind", "visitor", "--ledger", ledger, *AT)
     assert shown["resolution"]["online"] is False
+
+
+def held_bundles(tmp_path: Path) -> Path:
+    """Bundles of all tiers, two of them fitted on visitor v1."""
+    bundles = tmp_path / "bundles"
+    shutil.copytree(written_bundles(), bundles)
+    index = Restricted.beside(bundles).lineage()
+    for tier in ("session", "online", "crm", "fused", "popular"):
+        members: list[tuple[Any, str]] = [("visitor", "v1")] if tier in ("online", "popular") else []
+        digest = open_bundle(bundles / tier).digest
+        index.record(digest, tier, members, cutoff=day(5), ledger_position=4)
+    return bundles
+
+
+def test_what_came_by_a_signal_reaches_the_bundles_when_consent_is_enforced(
+    ledger: str, tmp_path: Path
+) -> None:
+    bundles = held_bundles(tmp_path)
+    enforce = ("consent", "enforce", "--ledger", ledger, "--bundles", bundles, *AT)
+    assert {(each["tier"], each["ended"], each["deadline"]) for each in done(*enforce)["bundles"]} == {
+        (tier, 0, None) for tier in ("session", "online", "crm", "fused", "popular")
+    }
+    assert "next:" not in run(*enforce).stderr
+    signal = ("consent", "signal", "shopify", '{"broken', "--subject", "v1", "--ledger", ledger)
+    done(*signal, "--at", day(9).isoformat())
+    found = {each["tier"]: each for each in done(*enforce, "--deadline-days", "7")["bundles"]}
+    assert {tier for tier, each in found.items() if each["ended"] == 1} == {"online", "popular"}
+    assert {each["deadline"] for each in found.values()} == {None, day(17).isoformat()}
+    shown = run(*enforce)
+    assert (shown.exit_code, "next: consentier retrain" in shown.stderr) == (0, True)
+    assert day(17).isoformat() in shown.stdout
+    assert "v1" not in shown.output
+
+
+def test_profiles_of_whose_permission_has_ended_are_purged_when_consent_is_enforced(
+    ledger: str, tmp_path: Path
+) -> None:
+    store = SqliteProfiles(tmp_path / "online.db")
+    for visitor in ("v1", "v8"):
+        store.append(visitor, [Event("a", ts=day(2))])
+    enforce = ("consent", "enforce", "--ledger", ledger, "--online-profiles", tmp_path / "online.db", *AT)
+    unknown = "1 subjects are unknown to the ledger and were kept"
+    assert unknown in run(*enforce).stderr
+    assert set(store) == {"v1", "v8"}
+    signal = ("consent", "signal", "shopify", '{"broken', "--subject", "v1", "--ledger", ledger)
+    done(*signal, "--at", day(9).isoformat())
+    (told,) = done(*enforce)["profiles"]
+    assert (told["subjects"], told["rows"], told["unknown"]) == (1, 1, 1)
+    assert set(store) == {"v8"}
+    nothing = run("consent", "enforce", "--ledger", ledger)
+    assert (nothing.exit_code, "name what to look through" in nothing.output) == (USER_ERROR, True)
+
+
+def test_what_cannot_be_enforced_is_told(ledger: str, tmp_path: Path) -> None:
+    bundles = held_bundles(tmp_path)
+    enforce = ("consent", "enforce", *AT, "--ledger", ledger, "--bundles")
+    missing = run(*enforce, tmp_path / "nowhere")
+    assert (missing.exit_code, "no such directory of bundles" in missing.output) == (USER_ERROR, True)
+    elsewhere = run("consent", "enforce", "--ledger", f"sqlite:///{tmp_path}/none.db", "--bundles", bundles)
+    assert (elsewhere.exit_code, (tmp_path / "none.db").exists()) == (USER_ERROR, False)
+    assert not (bundles / "revocations.json").exists(), "a mistyped ledger stops nothing"
+    untold = run(*enforce, bundles, "--restricted", tmp_path / "none")
+    assert untold.exit_code == 0
+    assert "bundles/crm: may hold anybody: there is no index of whom it holds" in untold.stderr
+    assert len(json.loads((bundles / "revocations.json").read_text())["revocations"]) == 5
 
 
 def test_somebody_unsubscribes_and_nothing_else_changes(ledger: str) -> None:

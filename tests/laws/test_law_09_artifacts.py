@@ -8,6 +8,7 @@ ledger and what is sent, and nowhere else.
 
 from __future__ import annotations
 
+import datetime as dt
 import gzip
 import tempfile
 import zipfile
@@ -22,6 +23,8 @@ from typer.testing import CliRunner
 
 from consentier.cli.app import app
 from consentier.features.tables import read_shop
+from consentier.serving import Event
+from consentier.serving.profile_store import SqliteProfiles
 
 _ATTRIBUTES = [f"bundles-restricted/statistics/{tier}/manifest.json" for tier in ("crm", "fused")]
 """How many customers have which value: what a person is subtracted from. The trainer's own, never served."""
@@ -30,6 +33,7 @@ _ATTRIBUTES = [f"bundles-restricted/statistics/{tier}/manifest.json" for tier in
 def told_with_names_at_hand(folder: Path, shop: Path, bundles: Path, customer: str) -> dict[str, str]:
     """What the commands say that write ledgers and lists: these hold names, as they must."""
     ledger, lists = ("--ledger", f"sqlite:///{folder / 'ledger.db'}"), folder / "lists.parquet"
+    SqliteProfiles(folder / "crm.db").append(customer, [Event("item", ts=dt.datetime.now(dt.UTC))])
     of_email = ("--bundles", bundles, "--channel", "email")
     return {
         "import": said("consent", "import", shop, *ledger),
@@ -39,6 +43,9 @@ def told_with_names_at_hand(folder: Path, shop: Path, bundles: Path, customer: s
         "table": said("score", shop, *of_email, "--out", f"sqlite:///{folder / 'lists.db'}"),
         "deliver": said("deliver", lists, "--out", folder / "sent.parquet", "--bundles", bundles, *ledger),
         "withdraw": said("consent", "withdraw", customer, "--source", "crm", "--bundles", bundles, *ledger),
+        "enforce": said(
+            "consent", "enforce", "--bundles", bundles, "--crm-profiles", folder / "crm.db", *ledger
+        ),
         "erase": said("consent", "erase", customer, "--yes", *ledger),
     }
 
@@ -90,6 +97,7 @@ def test_no_command_says_who_anybody_is(outputs: tuple[Path, dict[str, str]]) ->
     assert all(told[name] for name in ("train", "promote", "evaluate", "drift", "forget", "retrain"))
     assert "persons" in told["deliver"]
     assert "the chain holds" in told["verify"]
+    assert "subjects purged" in told["enforce"]
 
 
 def test_nothing_that_they_leave_names_anybody(outputs: tuple[Path, dict[str, str]]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from consentier import __version__
-from consentier.cli import config, consent, experiment, features
+from consentier.cli import config, consent, experiment, features, withdrawal
 from consentier.cli.deliver import deliver
 from consentier.cli.demo import demo
 from consentier.cli.disclose import disclose
@@ -82,9 +82,10 @@ _CONSENT_EXAMPLES: dict[Callable[..., None], str] = {
     consent.import_records: "consentier consent import shop --ledger sqlite:///consents.db",
     consent.record_signal: "consentier consent signal gpc 1 --subject v-9 --ledger sqlite:///consents.db",
     consent.show: "consentier consent show c-42 --ledger sqlite:///consents.db",
-    consent.withdraw: (
+    withdrawal.withdraw: (
         "consentier consent withdraw c-42 --permission crm --ledger sqlite:///consents.db --bundles bundles"
     ),
+    withdrawal.enforce: "consentier consent enforce --ledger sqlite:///consents.db --bundles bundles",
     consent.erase: "consentier consent erase c-42 --ledger sqlite:///consents.db",
     consent.verify: "consentier consent verify --ledger sqlite:///consents.db",
     consent.backup: "consentier consent backup consents-backup.db --ledger sqlite:///consents.db",
@@ -92,7 +93,7 @@ _CONSENT_EXAMPLES: dict[Callable[..., None], str] = {
     consent.restore: (
         "consentier consent restore consents-backup.db --ledger sqlite:///restored.db --erased erased.txt"
     ),
-    consent.lineage: "consentier consent lineage c-42 --bundles bundles",
+    withdrawal.lineage: "consentier consent lineage c-42 --bundles bundles",
 }
 
 _CONFIG_EXAMPLES: dict[Callable[..., None], str] = {

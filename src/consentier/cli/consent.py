@@ -1,57 +1,42 @@
-"""``consentier consent …``: the ledger and what follows from it."""
+"""``consentier consent …``: what the ledger holds, and its backups."""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import enum
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from consentier.addresses import shown_url
 from consentier.cli.ledgers import LedgerUrl, ledger_at
 from consentier.cli.options import (
     AsJson,
     At,
-    ConfigPath,
     Kind,
     KindOption,
     KnownAt,
     LifetimesPath,
     ReceivedAt,
-    RestrictedPath,
-    WithdrawnAt,
+    Subject,
+    instant_of,
 )
-from consentier.cli.output import CHECK_FAILED, note, print_json, print_table, say, short, written_beside
-from consentier.consent import Channel, ConsentRecord, Ledger, Source
+from consentier.cli.output import (
+    CHECK_FAILED,
+    STRANGER,
+    note,
+    plain,
+    print_json,
+    print_table,
+    say,
+    written_beside,
+)
+from consentier.consent import ConsentRecord, Ledger
 from consentier.consent.chain import head_bytes
 from consentier.consent.signals import SIGNALS, read_signal
-from consentier.errors import AuditError, DataError, LedgerError, TrackingError
-
-if TYPE_CHECKING:
-    from consentier.training.lineage import Lineage
-    from consentier.training.withdrawal import ProfileStore
-
-Subject = Annotated[str, typer.Argument(metavar="SUBJECT", help="Id of the visitor or customer.")]
-
-
-class Withdrawable(enum.StrEnum):
-    """The permissions that can be withdrawn."""
-
-    ONLINE = "online"
-    CRM = "crm"
-    EMAIL = "contact:email"
-    PRINT = "contact:print"
-    CALL_CENTER = "contact:call_center"
-    PUSH = "contact:push"
-
-
-_STRANGER = "The ledger had no record of this subject: check the id, and --kind"
+from consentier.errors import DataError, LedgerError
 
 
 def import_records(
@@ -114,7 +99,7 @@ def record_signal(
             _payload(kind, payload),
             subject_id=subject,
             subject_kind=subject_kind.value,
-            received_at=_instant(at),
+            received_at=instant_of(at),
             **_settings(settings or []),
         )
     except TypeError as error:
@@ -140,7 +125,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show how a subject stands at an instant, and the records that say so."""
-    instant = _instant(at)
+    instant = instant_of(at)
     with ledger_at(ledger, lifetimes) as opened:
         visitor, customer = (subject, None) if kind is Kind.VISITOR else (None, subject)
         found = opened.resolve(visitor_id=visitor, customer_id=customer, at=instant, known_at=known_at)
@@ -150,9 +135,9 @@ def show(
         print_json(
             {
                 "at": instant.isoformat(),
-                "resolution": _plain(dataclasses.asdict(found)),
+                "resolution": plain(dataclasses.asdict(found)),
                 "records": [_shown(record) for record in records],
-                "links": [_plain(dataclasses.asdict(link)) for link in links],
+                "links": [plain(dataclasses.asdict(link)) for link in links],
             }
         )
         return
@@ -165,145 +150,7 @@ def show(
     _print_records(records)
     say(f"\n{len(links)} identity links on record")
     if not records and not links:
-        say(_STRANGER, style="yellow")
-
-
-def withdraw(
-    subject: Subject,
-    permission: Annotated[
-        Withdrawable, typer.Option("--permission", "--source", help="Which permission is withdrawn.")
-    ],
-    ledger: LedgerUrl,
-    kind: KindOption = Kind.CUSTOMER,
-    bundles: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--bundles", help="A directory of bundles that serves answers; may be given several times."
-        ),
-    ] = None,
-    restricted: RestrictedPath = None,
-    online_profiles: Annotated[
-        list[str] | None, typer.Option("--online-profiles", help="A store of online profiles: path or URL.")
-    ] = None,
-    crm_profiles: Annotated[
-        list[str] | None, typer.Option("--crm-profiles", help="A store of CRM profiles: path or URL.")
-    ] = None,
-    deadline_days: Annotated[
-        float,
-        typer.Option("--deadline-days", min=0, help="How long bundles that hold SUBJECT may still answer."),
-    ] = 30,
-    evidence: Annotated[str | None, typer.Option("--evidence", help="What proves the withdrawal.")] = None,
-    registry: Annotated[
-        bool,
-        typer.Option(
-            "--registry", help="Write the deadlines into the model registry too, for services elsewhere."
-        ),
-    ] = False,
-    config: ConfigPath = None,
-    lifetimes: LifetimesPath = None,
-    at: WithdrawnAt = None,
-    as_json: AsJson = False,
-) -> None:
-    """Withdraw a permission: ledger, links, profiles, and a deadline for the bundles that hold SUBJECT.
-
-    From the moment of the record on every answer, delivery and training run denies. Can be run again safely.
-    A contact permission (somebody unsubscribes) takes the record only: no bundle or profile rests on it.
-    """
-    from consentier.training.lineage import LineageError
-    from consentier.training.withdrawal import withdraw as withdraw_permission
-
-    channel = permission.value.removeprefix("contact:")
-    if channel != permission.value:
-        if kind is Kind.VISITOR:
-            raise DataError(f"{permission.value} is a customer's permission: name the customer's id")
-        _unsubscribe(subject, Channel(channel), ledger, lifetimes, _instant(at), evidence, as_json=as_json)
-        return
-    directories = bundles or []
-    stores = {
-        Source.ONLINE: [_store(place) for place in online_profiles or []],
-        Source.CRM: [_store(place) for place in crm_profiles or []],
-    }
-    for directory in directories:
-        _require_directory(directory)
-    instant = _instant(at)
-    with ledger_at(ledger, lifetimes) as opened:
-        stranger = not opened.records_of(subject, kind=kind.value)
-        try:
-            done = withdraw_permission(
-                opened,
-                subject,
-                kind=kind.value,
-                source=Source(permission.value),
-                at=instant,
-                profiles=stores,
-                bundles=((directory, _lineage(directory, restricted)) for directory in directories),
-                deadline=dt.timedelta(days=deadline_days),
-                evidence=evidence,
-            )
-        except (AuditError, LineageError) as error:  # indexes are opened when the withdrawal is on record
-            raise DataError(
-                f"the withdrawal is recorded, but who is in the bundles cannot be read: {error}; mend that "
-                f"and run it again, at {instant.isoformat()}"
-            ) from error
-    if registry:
-        try:
-            _tell_registry(directories, config)
-        except TrackingError as error:
-            raise DataError(
-                "the withdrawal is recorded, but the registry could not be told of the deadlines: "
-                f"{error}, at {instant.isoformat()}"
-            ) from error
-    if as_json:
-        print_json(_plain(dataclasses.asdict(done)))
-        return
-    rows = [
-        ["new in the ledger", done.recorded],
-        ["identity links dissolved", done.links_dissolved],
-        ["profile rows purged", done.profile_rows_purged],
-        ["bundles that hold, or may hold, the subject", len(done.bundles)],
-    ]
-    print_table(["", ""], rows)
-    if stranger:
-        say(_STRANGER, style="yellow")
-    if done.deadline is not None:
-        _print_bundles([dataclasses.asdict(bundle) for bundle in done.bundles])
-        note(f"they stop answering at {done.deadline.isoformat()}; next: consentier forget, or train anew")
-
-
-def _unsubscribe(
-    subject: str,
-    channel: Channel,
-    ledger: str,
-    lifetimes: Path | None,
-    at: dt.datetime,
-    evidence: str | None,
-    *,
-    as_json: bool,
-) -> None:
-    from consentier.training.withdrawal import withdraw_contact
-
-    with ledger_at(ledger, lifetimes) as opened:
-        stranger = not opened.records_of(subject, kind="customer")
-        done = withdraw_contact(opened, subject, channel, at=at, evidence=evidence)
-    if as_json:
-        print_json(_plain(dataclasses.asdict(done)))
-        return
-    print_table(["", ""], [["new in the ledger", done.recorded]])
-    if stranger:
-        say(_STRANGER, style="yellow")
-    note(f"score writes no row for {channel}, and deliver holds back rows that were scored before")
-
-
-def _tell_registry(directories: Sequence[Path], config: Path | None) -> None:
-    """Bring the deadlines of some directories into the tags of the registered versions."""
-    from consentier.cli.promote import registry_of
-    from consentier.serving.loading import TIERS
-    from consentier.serving.revocation import Revocations
-
-    for directory in directories:
-        registry, deadlines = registry_of(directory, config, None), Revocations.open(directory).current()
-        for tier in TIERS:
-            registry.note_deadlines(tier, deadlines)
+        say(STRANGER, style="yellow")
 
 
 def erase(
@@ -401,88 +248,6 @@ def restore(
         )
 
 
-def lineage(
-    subject: Subject,
-    bundles: Annotated[
-        list[Path], typer.Option("--bundles", help="A directory of bundles; may be given several times.")
-    ],
-    kind: KindOption = Kind.CUSTOMER,
-    restricted: RestrictedPath = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show which bundles were fitted on a subject's data.
-
-    It names the bundles of which that cannot be told: they may hold anybody.
-    """
-    from consentier.training.withdrawal import bundles_in
-
-    held, untold = [], []
-    for directory in bundles:
-        index = _lineage(directory, restricted)
-        if index is None:
-            raise DataError(
-                f"{directory}: there is no lineage index beside it; name the trainer's --restricted directory"
-            )
-        held += [
-            {"directory": str(directory), **dataclasses.asdict(bundle)}
-            for bundle in index.bundles_of(kind.value, subject)
-        ]
-        told = index.legible()
-        untold += [f"{directory / each.tier}" for each in bundles_in(directory) if each.digest not in told]
-    for place in untold:
-        (note if as_json else say)(
-            f"{place}: may hold anybody: the index does not know it, or a key that named its members is gone"
-        )
-    if as_json:
-        print_json(_plain(held))
-    elif held:
-        _print_bundles(held)
-    else:
-        say("no other bundle holds the subject" if untold else "no bundle holds the subject")
-
-
-def _lineage(directory: Path, restricted: Path | None) -> Lineage | None:
-    from consentier.training.restricted import Restricted as RestrictedDirectory
-
-    _require_directory(directory)
-    place = RestrictedDirectory.beside(directory) if restricted is None else RestrictedDirectory(restricted)
-    return place.lineage() if place.path.is_dir() else None
-
-
-def _require_directory(directory: Path) -> None:
-    if not directory.is_dir():
-        raise DataError(f"{directory}: there is no such directory of bundles")
-
-
-def _store(place: str) -> ProfileStore:
-    """A store to purge. It is opened then: if that fails, the withdrawal is on record already."""
-    if "://" not in place and not Path(place).exists():
-        raise DataError(f"profiles {shown_url(place)}: no such profile store: name its file, or its URL")
-    return _Unopened(place)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Unopened:
-    place: str
-
-    def purge(self, subject: str) -> int:
-        """Delete all that is stored of a subject; say how many rows it was."""
-        from consentier.serving.profile_opening import open_profiles
-
-        try:
-            store = open_profiles(self.place, create=False)
-        except ValueError as error:
-            raise DataError(str(error)) from None
-        try:
-            return store.purge(subject)
-        finally:
-            store.close()
-
-
-def _instant(at: dt.datetime | None) -> dt.datetime:
-    return dt.datetime.now(dt.UTC) if at is None else at
-
-
 def _payload(kind: str, told: str) -> object:
     """The payload as the reader of the kind wants it. What cannot be read is for that to refuse.
 
@@ -556,19 +321,8 @@ def _anchor(text: str) -> tuple[int, str]:
 
 
 def _shown(record: ConsentRecord) -> dict[str, Any]:
-    shown: dict[str, Any] = _plain(dataclasses.asdict(record))
+    shown: dict[str, Any] = plain(dataclasses.asdict(record))
     return shown
-
-
-def _plain(value: Any) -> Any:
-    """Plain values for JSON: times in ISO 8601, sets in order."""
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, set | frozenset):
-        return sorted(value)
-    return value.isoformat() if isinstance(value, dt.datetime) else value
 
 
 def _print_records(records: list[ConsentRecord]) -> None:
@@ -584,15 +338,5 @@ def _print_records(records: list[ConsentRecord]) -> None:
                 record.collected_by,
             ]
             for record in records
-        ],
-    )
-
-
-def _print_bundles(bundles: list[dict[str, Any]]) -> None:
-    print_table(
-        ["tier", "bundle", "training cut-off", "ledger position"],
-        [
-            [each["tier"], short(each["digest"]), each["cutoff"].isoformat(), each["ledger_position"]]
-            for each in bundles
         ],
     )

@@ -37,11 +37,13 @@ __all__ = [
     "RestrictedPath",
     "RulesPath",
     "ShopData",
+    "Subject",
     "TableName",
     "TierChoice",
     "TiersToTrain",
     "WithdrawnAt",
     "chosen_tiers",
+    "instant_of",
 ]
 
 
@@ -133,6 +135,7 @@ RestrictedPath = Annotated[
     Path | None,
     typer.Option("--restricted", help="The trainer's restricted directory. By default BUNDLES-restricted."),
 ]
+Subject = Annotated[str, typer.Argument(metavar="SUBJECT", help="Id of the visitor or customer.")]
 TableName = Annotated[
     str | None,
     typer.Option(
@@ -196,3 +199,8 @@ def chosen_tiers(choices: Sequence[TierChoice]) -> list[Tier]:
     wanted = set(choices) or {TierChoice.ALL}
     trained = (Tier.SESSION, Tier.ONLINE, Tier.CRM, Tier.FUSED, Tier.POPULAR)
     return [tier for tier in trained if TierChoice.ALL in wanted or TierChoice(tier.value) in wanted]
+
+
+def instant_of(at: dt.datetime | None) -> dt.datetime:
+    """The instant that an option names; now, where it names none."""
+    return dt.datetime.now(dt.UTC) if at is None else at

@@ -6,6 +6,7 @@ Results go to standard output; progress, notes and errors to standard error, so 
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import functools
 import json
 import secrets
@@ -32,11 +33,13 @@ __all__ = [
     "INTERRUPTED",
     "MISSING_EXTRA",
     "NOT_JUDGED",
+    "STRANGER",
     "USER_ERROR",
     "guarded",
     "name_of",
     "note",
     "place_of",
+    "plain",
     "print_json",
     "print_table",
     "say",
@@ -51,7 +54,10 @@ USER_ERROR = 2
 MISSING_EXTRA = 3
 NOT_JUDGED = 4
 """A check could not be made, because there is nothing to judge by."""
+
 INTERRUPTED = 130
+
+STRANGER = "The ledger had no record of this subject: check the id, and --kind"
 
 _Parameters = ParamSpec("_Parameters")
 
@@ -160,6 +166,17 @@ def _text(shown: str, style: str = "") -> Text:
 def print_json(value: object) -> None:
     """Print a result as JSON."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str, allow_nan=False) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """Plain values for JSON: times in ISO 8601, sets in order."""
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    return value.isoformat() if isinstance(value, dt.datetime) else value
 
 
 def print_table(
