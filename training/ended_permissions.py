@@ -15,7 +15,7 @@ from pathlib import Path
 from consentier.consent import Ledger, Policy, Source, Tier
 from consentier.serving.profile_base import ProfileStore
 from consentier.serving.revocation import Revocations, revoke
-from consentier.training.consent_now import Standing, standing_of
+from consentier.training.consent_now import ConsentNow, Standing
 from consentier.training.lineage import HeldBundle, Lineage
 from consentier.training.withdrawal import DEFAULT_DEADLINE, OWNER, bundles_in
 
@@ -111,14 +111,16 @@ def set_deadlines(
 
     Notes
     -----
-    Two questions to the ledger about all of its subjects for each bundle, as for `standing_of`.
+    Two questions to the ledger about all of its subjects for each training run, and some 20 µs for each
+    subject that may be learnt from, and bundle (`ConsentNow`).
     """
     if deadline < dt.timedelta(0):
         raise ValueError("the deadline lies before the moment of the question")
+    now = ConsentNow(ledger, policy)
     judged: list[JudgedBundle] = []
     for directory, lineage in bundles:
         found = [
-            (bundle, served, _standing(bundle, lineage, ledger, policy, at))
+            (bundle, served, _standing(bundle, lineage, now, at))
             for bundle, served in _known(directory, lineage)
         ]
         ended = [bundle.digest for bundle, _, standing in found if not standing.clean]
@@ -188,21 +190,16 @@ def _subjects_of(store: ProfileStore) -> Sequence[str]:
 
 
 def _known(directory: Path, lineage: Lineage | None) -> Iterator[tuple[HeldBundle, bool]]:
-    """The bundles of a directory, and those that its index knows beside them."""
+    """The bundles of a directory, and those that its index knows beside them; of one run together."""
     indexed = {} if lineage is None else {bundle.digest: bundle for bundle in lineage.bundles()}
     for bundle in bundles_in(directory):
         yield indexed.pop(bundle.digest, bundle), True
-    for bundle in indexed.values():
+    for bundle in sorted(indexed.values(), key=lambda bundle: (bundle.ledger_position, bundle.cutoff)):
         yield bundle, False
 
 
-def _standing(
-    bundle: HeldBundle, lineage: Lineage | None, ledger: Ledger, policy: Policy, at: dt.datetime
-) -> Standing:
+def _standing(bundle: HeldBundle, lineage: Lineage | None, now: ConsentNow, at: dt.datetime) -> Standing:
     if lineage is None:
         return Standing(problem="there is no index of whom it holds")
     # The trainer's clock may be a little ahead of this one's.
-    moment = max(at, bundle.cutoff)
-    return standing_of(
-        bundle.digest, Tier(bundle.tier), lineage=lineage, ledger=ledger, policy=policy, at=moment
-    )
+    return now.standing(bundle.digest, Tier(bundle.tier), lineage=lineage, at=max(at, bundle.cutoff))

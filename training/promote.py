@@ -33,7 +33,7 @@ from consentier.serving import Recommender, Request
 from consentier.serving.loading import OpenedBundles, open_tier, problem_of
 from consentier.serving.registry import CHAMPION, DEADLINE_TAG, ROLLED_BACK_TAG, deadline_of_tag
 from consentier.serving.revocation import Deadlines, Revocations
-from consentier.training.consent_now import Standing, standing_of
+from consentier.training.consent_now import ConsentNow, Standing
 from consentier.training.evaluation_result import mean_with_bounds
 from consentier.training.lineage import Lineage
 from consentier.training.measure import CHAMPION as CHAMPION_FIGURES
@@ -505,9 +505,7 @@ def _standing(
     if digest is None:
         return Standing(problem="the version pins no digest: it may hold anybody")
     try:
-        return standing_of(
-            digest, candidate.version.tier, lineage=lineage, ledger=ledger, policy=policy, at=at
-        )
+        return ConsentNow(ledger, policy).standing(digest, candidate.version.tier, lineage=lineage, at=at)
     except ConsentierError as error:
         return Standing(problem=str(error))
 

@@ -29,7 +29,7 @@ from consentier.serving.registry import CHAMPION, DIGEST_TAG
 from consentier.serving.revocation import Revocations
 from consentier.training.bundles import TrainingResult, train_bundles
 from consentier.training.config import Config, config_hash
-from consentier.training.consent_now import standing_of
+from consentier.training.consent_now import ConsentNow
 from consentier.training.drift import compared
 from consentier.training.drift_result import DriftResult
 from consentier.training.evaluate import evaluate_bundles
@@ -271,14 +271,8 @@ def _may_be_asked(run: _Run, tier: Tier, bundle: Bundle) -> bool:
     deadlines = Revocations.open(run.trained.out).current()
     if deadlines.fault or bundle.digest in deadlines.by_digest:
         return False
-    return standing_of(
-        bundle.digest,
-        tier,
-        lineage=run.restricted.lineage(),
-        ledger=run.ledger,
-        policy=run.policy,
-        at=run.trained.cutoff,
-    ).clean
+    now = ConsentNow(run.ledger, run.policy)
+    return now.standing(bundle.digest, tier, lineage=run.restricted.lineage(), at=run.trained.cutoff).clean
 
 
 # ---- Measuring ---------------------------------------------------------------------------------------------

@@ -322,6 +322,8 @@ def test_what_cannot_be_enforced_is_told(ledger: str, tmp_path: Path) -> None:
     enforce = ("consent", "enforce", *AT, "--ledger", ledger, "--bundles")
     missing = run(*enforce, tmp_path / "nowhere")
     assert (missing.exit_code, "no such directory of bundles" in missing.output) == (USER_ERROR, True)
+    (tmp_path / "empty").mkdir()
+    assert "there is no bundle in it" in run(*enforce, tmp_path / "empty").stderr
     elsewhere = run("consent", "enforce", "--ledger", f"sqlite:///{tmp_path}/none.db", "--bundles", bundles)
     assert (elsewhere.exit_code, (tmp_path / "none.db").exists()) == (USER_ERROR, False)
     assert not (bundles / "revocations.json").exists(), "a mistyped ledger stops nothing"

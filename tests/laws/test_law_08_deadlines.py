@@ -28,7 +28,7 @@ from consentier.consent import ConsentRecord, Ledger, Policy, Tier
 from consentier.consent.keyring import Keyring
 from consentier.models.bundle import open_bundle
 from consentier.serving.revocation import Revocations
-from consentier.training.consent_now import standing_of
+from consentier.training.consent_now import ConsentNow
 from consentier.training.ended_permissions import set_deadlines
 from consentier.training.lineage import Lineage
 
@@ -173,21 +173,21 @@ def test_what_ends_no_permission_stops_no_bundle(harmless: tuple[ConsentRecord, 
 def _breaks() -> Iterator[Break]:
     yield Break(
         "what came after the cut-off is not asked",
-        standing_of,
-        "ConsentGate(shop, ledger, at, policy)",
-        "ConsentGate(shop, ledger, fitted.cutoff, policy)",
+        ConsentNow.standing,
+        "self._gate(None, at)",
+        "self._gate(None, fitted.cutoff)",
         later(*WAYS["withdrawn"]),
     )
     yield Break(
         "what is known now is not asked",
-        standing_of,
-        "ConsentGate(shop, ledger, at, policy)",
-        "ConsentGate(shop, then, at, policy)",
+        ConsentNow.standing,
+        "self._gate(None, at)",
+        "self._gate(fitted.ledger_position, at)",
         later(*WAYS["denied by a signal"]),
     )
     yield Break(
         "a gap is no end",
-        standing_of,
+        ConsentNow.standing,
         "and since <= before[subject]",
         "",
         later(*WAYS["withdrawn and given again"]),

@@ -225,6 +225,9 @@ def enforce(
             )
         )
         return
+    for directory in directories:
+        if all(bundle.directory != str(directory) for bundle in judged):
+            note(f"{directory}: there is no bundle in it, and none was known to lie there")
     _print_judged(judged)
     _print_purged(purged)
 
