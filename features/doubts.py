@@ -33,7 +33,7 @@ def doubts(shop: ShopTables) -> list[str]:
 
 
 def _unread(shop: ShopTables) -> Iterator[str]:
-    for other, name in shop.unread:
+    for other, name in shop.report.unread:
         yield f"{other!r}, which is not read: is it meant for the table {name}? Then call it so"
 
 

@@ -79,8 +79,7 @@ class ShopTables:
     """The tables of a shop, validated.
 
     Each has the columns of its schema in their order (`arrow_schema`), ``customers`` and ``items`` also their
-    attributes. A table that the shop does not have is empty. `unread` are names of what was left aside and is
-    called nearly like a table that the shop does not have, each with that table's.
+    attributes. A table that the shop does not have is empty.
     """
 
     events: pa.Table
@@ -91,7 +90,6 @@ class ShopTables:
     identities: pa.Table
     consents: pa.Table
     report: ValidationReport
-    unread: Sequence[tuple[str, str]] = ()
 
     @classmethod
     def empty(cls) -> ShopTables:
@@ -153,7 +151,7 @@ def read_shop(source: str | Path, *, on_bad_rows: OnBadRows = "error") -> ShopTa
                 reports.append(report)
         unread = _near_misses(shop)
     raise_problems(problems)
-    return ShopTables(**tables, report=ValidationReport.merged(reports), unread=unread)
+    return ShopTables(**tables, report=dataclasses.replace(ValidationReport.merged(reports), unread=unread))
 
 
 def raise_problems(problems: Sequence[DataError]) -> None:
@@ -204,8 +202,7 @@ def _missing_tables(source: Source) -> list[DataError]:
             DataError(
                 "table consents: missing table: no consents, no training. Supply consents.parquet, "
                 "consents.csv or a database table consents, one row per "
-                f"decision{_near_miss('consents', source.others)}"
-                + ("" if there else _unread(source.others))
+                f"decision{_near_miss('consents', source.others)}" + ("" if there else _unread(source.others))
             )
         )
     if there and not {"events", "orders"} & there:
@@ -257,14 +254,11 @@ def _near_miss(name: str, others: Sequence[str]) -> str:
     return f" (is {near[0]!r} meant for it?)" if near else ""
 
 
-def _near_misses(source: Source) -> list[tuple[str, str]]:
+def _near_misses(source: Source) -> tuple[tuple[str, str], ...]:
     """What is not read and has nearly the name of a table that is not there: its name, and the table's."""
-    return [
-        (near[0], name)
-        for name in SCHEMAS
-        if name not in source.tables
-        and (near := difflib.get_close_matches(name, source.others, n=1, cutoff=0.75))
-    ]
+    absent = [name for name in SCHEMAS if name not in source.tables]
+    near = [(difflib.get_close_matches(name, source.others, n=1, cutoff=0.75), name) for name in absent]
+    return tuple((found[0], name) for found, name in near if found)
 
 
 def _unread(others: Sequence[str]) -> str:
