@@ -230,6 +230,7 @@ def tuned_toml(result: TuningResult, base: Config, *, name: str) -> str:
         The outcome of `tune`.
     base
         What to keep of the other settings: what a file said, without what was said for this search alone.
+        The address of the MLflow store is written without user and password.
     name
         What to call the data.
     """
@@ -250,7 +251,10 @@ def tuned_toml(result: TuningResult, base: Config, *, name: str) -> str:
         )
         ahead = popular_ahead(each, result.metric)
         head += [] if ahead is None else textwrap.wrap(f"{ahead}.", 110)
-    merged = base.model_copy(update={str(each.tier): each.config for each in result.tiers})
+    if base.shown() != base:
+        head.append("tracking.uri stands here without user, password and options: give it whole by the")
+        head.append("environment's CONSENTIER__TRACKING__URI.")
+    merged = base.shown().model_copy(update={str(each.tier): each.config for each in result.tiers})
     return "".join(f"# {line}\n" for line in head) + "\n" + config_toml(merged)
 
 

@@ -220,6 +220,16 @@ def searched(data: ValidationSet, values: list[float], **options: Any) -> tuning
     return search(Worth(data, values), base, space, seed=0, **options)  # type: ignore[arg-type]
 
 
+def test_the_file_holds_no_password(shop: ShopTables, result: TuningResult, tmp_path: Path) -> None:
+    """It lies beside others and may be committed; what the environment said of the store is not for it."""
+    secret = TrackingConfig(uri="postgresql://mlflow:hunter2@db/runs")
+    file = tuned_toml(result, config_of(shop).model_copy(update={"tracking": secret}), name="shop")
+    assert "hunter2" not in file
+    assert "CONSENTIER__TRACKING__URI" in file
+    (tmp_path / "tuned.toml").write_text(file)
+    assert load_config(tmp_path / "tuned.toml").tracking.uri == "postgresql://db/runs"
+
+
 def test_a_search_without_progress_ends(data: ValidationSet) -> None:
     found = searched(data, [0.5, 0.1, 0.6, 0.2, 0.3, 0.7], patience=2)
     assert (len(found.trials), found.best, found.stopped) == (5, 2, "no better one in 2 trials")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from consentier.addresses import shown_url
 from consentier.cli.ledgers import TrainingLedgerUrl, opened_ledger, shop_and_ledger
 from consentier.cli.options import (
     AsJson,
@@ -81,7 +82,7 @@ def score(
     """
     if "://" not in out and Path(out).suffix.casefold() in _NOT_WRITTEN:
         raise typer.BadParameter(
-            f"{out}: lists are written as Parquet: end the name in .parquet", param_hint="'--out'"
+            f"{shown_url(out)}: lists are written as Parquet: end the name in .parquet", param_hint="'--out'"
         )
     from consentier.serving.rules import Rules
 
@@ -98,7 +99,7 @@ def score(
             "--table": table is not None,
             "--workers": workers is not None,
             "--on-bad-rows drop": on_bad_rows is not BadRows.ERROR,
-            f"--out {out}": "://" in out or out.endswith(".parquet"),
+            f"--out {shown_url(out)}": "://" in out or out.endswith(".parquet"),
         }
         if refused := [name for name, given in embedded_only.items() if given]:
             raise typer.BadParameter(
