@@ -10,8 +10,10 @@ A simulated shop is trained once. Processes with several threads each answer a m
   certain what the next answer may rest on.
 
 Each answer is judged: no exception, no tier and no source above the permission, no hidden or excluded item,
-no item twice, no bundle past its deadline. Memory that no file holds is read once a second. Prints a Markdown
-table, then one line of JSON; ends with status 1 if a judgement failed. Needs the extra ``train``.
+no item twice, no bundle past its deadline. A tier that is the routing's first choice for some requests must
+have answered in the end. Memory that no file holds is read once a second. Prints a Markdown table, then one
+line of JSON; ends with status 1 if a judgement failed, and says on standard error which. Needs the extra
+``train``.
 
 Run: ``python benchmarks/soak.py [--requests 5000000] [--processes 2] [--threads 4]``.
 """
@@ -77,6 +79,9 @@ ALLOWED = {
     (Side.CRM, True, True, False): {Tier.CRM, *_NOBODY},
     (Side.CRM, True, True, True): {Tier.FUSED, Tier.CRM, *_NOBODY},
 }
+
+CHOICE = (Tier.FUSED, Tier.ONLINE, Tier.CRM, Tier.SESSION, Tier.POPULAR, Tier.NONE)
+"""Of those that may answer, who is asked first."""
 
 
 class Trouble:
@@ -166,6 +171,8 @@ class Found:
     """What one thread has seen."""
 
     tiers: Counter[str] = dataclasses.field(default_factory=Counter)
+    expected: Counter[str] = dataclasses.field(default_factory=Counter)
+    """Requests by the tier that is asked first for them."""
     faults: Counter[str] = dataclasses.field(default_factory=Counter)
     times: NDArray[np.int64] = dataclasses.field(default_factory=lambda: np.zeros(TIMES, np.int64))
     """Answers by time, in steps of 10 µs: its memory does not grow."""
@@ -261,6 +268,7 @@ class Worker:
             placement="product" if draw.random() < 0.2 else None,
             explain=draw.random() < 0.05,
         )
+        self.found.expected[str(first_choice(person, request))] += 1
         started = time.perf_counter()
         answer = self._recommender.recommend(request)
         self.found.times[min(int(1e5 * (time.perf_counter() - started)), TIMES - 1)] += 1
@@ -269,13 +277,9 @@ class Worker:
             self.found.faults[fault] += 1
 
     def _faults_of(self, person: Person, request: Request, answer: Answer) -> list[str]:
-        # A customer who is not named cannot have permitted anything; on the CRM side there is no login.
-        side = Channel(request.channel).side
-        crm = person.crm and request.customer_id is not None
-        joined = person.online and crm and (request.linked or side is Side.CRM)
-        allowed = ALLOWED[side, person.online, crm, joined]
+        side, _, crm, joined = standing = standing_of(person, request)
         faults = []
-        if answer.tier not in allowed:
+        if answer.tier not in ALLOWED[standing]:
             faults.append(f"{answer.tier} for online={person.online}, crm={crm}, joined={joined}")
         readable = {
             "session": side is Side.ONLINE,
@@ -291,6 +295,33 @@ class Worker:
         if {answer.basis.bundle_digest, answer.basis.fill_digest} & self._over:
             faults.append("a bundle answered past its deadline")
         return faults
+
+
+def standing_of(person: Person, request: Request) -> tuple[Side, bool, bool, bool]:
+    """By what it is decided who may answer: the key of `ALLOWED`."""
+    # A customer who is not named cannot have permitted anything; on the CRM side there is no login.
+    side = Channel(request.channel).side
+    crm = person.crm and request.customer_id is not None
+    return side, person.online, crm, person.online and crm and (request.linked or side is Side.CRM)
+
+
+def first_choice(person: Person, request: Request) -> Tier:
+    """Who is to answer, where everything is there and works."""
+    choice = min(ALLOWED[standing_of(person, request)], key=CHOICE.index)
+    return choice if request.session or choice is not Tier.SESSION else Tier.POPULAR
+
+
+def never_answered(found: Sequence[Found]) -> Counter[str]:
+    """A fault for each tier that was expected to answer, and that no thread has seen."""
+    expected = sum((each.expected for each in found), Counter[str]())
+    answered = sum((each.tiers for each in found), Counter[str]())
+    return Counter(
+        {
+            f"{tier} never answered, though asked first": n
+            for tier, n in expected.items()
+            if not answered[tier]
+        }
+    )
 
 
 def hidden_of(items: list[str]) -> list[str]:
@@ -477,7 +508,7 @@ def soaked(root: Path, requests: int, processes: int, threads: int) -> dict[str,
         "observed": sum(each.observed for each in found),
         "tiers": dict(sum((each.tiers for each in found), Counter())),
         "events": dict(deployer.done),
-        "faults": dict(sum((each.faults for each in found), Counter())),
+        "faults": dict(sum((each.faults for each in found), never_answered(found))),
         "memory_mb": [quarters(each) for each in memory],
     }
 
@@ -530,6 +561,8 @@ def main() -> None:
         result = soaked(Path(folder), arguments.requests, arguments.processes, arguments.threads)
     show(result)
     print("\n" + json.dumps(result))
+    for fault, count in result["faults"].items():
+        print(f"fault, {count:,} times: {fault}", file=sys.stderr)
     sys.exit(1 if result["faults"] else 0)
 
 

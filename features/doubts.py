@@ -24,11 +24,17 @@ def doubts(shop: ShopTables) -> list[str]:
     Linear in the rows.
     """
     return [
+        *_unread(shop),
         *_without_records(shop),
         *_without_common_ids(shop),
         *_repeated_record_ids(shop),
         *_void_grants(shop),
     ]
+
+
+def _unread(shop: ShopTables) -> Iterator[str]:
+    for other, name in shop.report.unread:
+        yield f"{other!r}, which is not read: is it meant for the table {name}? Then call it so"
 
 
 def _without_records(shop: ShopTables) -> Iterator[str]:

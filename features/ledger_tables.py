@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 from consentier.consent import ConsentRecord, Ledger, Link
 from consentier.errors import DataError
 from consentier.features.schemas import PLAIN_PERMISSIONS, RECORD_CONTENT, SCHEMAS
-from consentier.features.tables import Chunks, open_directory, reader_of
+from consentier.features.tables import Chunks, open_directory, raise_problems, reader_of
 from consentier.features.validation import TableValidator
 from consentier.progress import progress
 
@@ -130,6 +130,7 @@ def _opened(data: Path) -> Iterator[dict[str, Chunks]]:
         yield {data.stem: reader_of(data)}
         return
     with open_directory(str(data), _TABLES) as source:
+        raise_problems([*source.faults.values()])
         if not source.tables:
             raise DataError(f"{data}: holds neither consents nor identities, as .parquet or .csv")
         yield dict(source.tables)

@@ -406,6 +406,8 @@ def _facts(
     config: SimulationConfig, tables: dict[str, pa.Table], situations: ledger.Situations, first_seen: Integers
 ) -> dict[str, Any]:
     settings = dataclasses.asdict(config) | {"start": config.start.isoformat()}
+    if not config.late_parents:
+        del settings["late_parents"]  # the same bytes as before there was such a setting
     return {
         "config": settings,
         "cutoff": config.cutoff.isoformat(),

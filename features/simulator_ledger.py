@@ -240,6 +240,8 @@ def draw_records(
     minors = draws.subset(customers.size, max(3, customers.size // 200))
     stories = _stories(_PARENTAL_STORIES, minors.size, draws)
     stories[:3] = [_NAMES.index(name) for name in _PARENTAL_STORIES]
+    if config.late_parents:  # else nothing is drawn, and shops stay as they were
+        stories[draws.chance(config.late_parents, minors.size)] = _NAMES.index("granted late")
     parts.append(_told(config, True, _PARENTAL, minors, stories, opened[minors] + SECOND, draws))
     records = Records(
         **{

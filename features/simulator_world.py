@@ -81,6 +81,9 @@ class SimulationConfig:
         Share of the customers with online presence whose devices are linked to the account.
     consent_selection
         In [0, 1]: how far consent depends on taste (0: not at all).
+    late_parents
+        Share of the minors whose parents consent some time after the child itself did, in [0, 1]. By default
+        every parental record begins with the account.
 
     Raises
     ------
@@ -101,6 +104,7 @@ class SimulationConfig:
     device_share: float = 0.15
     link_share: float = 0.9
     consent_selection: float = 0.0
+    late_parents: float = 0.0
 
     def __post_init__(self) -> None:
         self._require_whole("customers", 20, 50_000_000)
@@ -113,6 +117,7 @@ class SimulationConfig:
         self._require_share("device_share", 0.9)
         self._require_share("link_share", 1.0)
         self._require_share("consent_selection", 1.0)
+        self._require_share("late_parents", 1.0)
         start: object = self.start
         if not isinstance(start, dt.datetime) or start.utcoffset() != dt.timedelta(0):
             raise ValueError(f"start must be a datetime in UTC, got {start!r}")

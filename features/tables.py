@@ -53,7 +53,9 @@ __all__ = [
     "OnBadRows",
     "ShopTables",
     "Source",
+    "misnamed",
     "open_directory",
+    "raise_problems",
     "read_shop",
     "reader_of",
     "refuse_misnamed",
@@ -67,6 +69,7 @@ LONGEST_LINE = 1 << 20
 """Bytes. A longer line is no row of a table but a file of another kind, or a quote that was never closed."""
 
 _OTHERS_NAMED = 8
+_CONFIG = "consentier.toml"  # stands among the tables, and looks like a misspelt "consents"
 
 _PYTHON_CHUNK_ROWS = 8_192  # rows as Python values: more of them cost time in the garbage collector
 
@@ -132,24 +135,31 @@ def read_shop(source: str | Path, *, on_bad_rows: OnBadRows = "error") -> ShopTa
     tables: dict[str, pa.Table] = {}
     reports = []
     with opened(str(source)) as shop:
-        problems = _missing_tables(shop)
+        problems = [*_missing_tables(shop), *shop.faults.values()]
         for name, schema in SCHEMAS.items():
             if name not in shop.tables:
                 tables[name] = arrow_schema(name).empty_table()
                 continue
             try:
                 tables[name], report = _validated(schema, shop.tables[name], on_bad_rows)
-            except _SourceFailed:
-                raise  # nothing can be said of the tables that follow
+            except _SourceFailed as error:
+                problems.append(error)
+                break  # nothing can be said of the tables that follow
             except DataError as error:
                 problems.append(error)
             else:
                 reports.append(report)
+        unread = _near_misses(shop)
+    raise_problems(problems)
+    return ShopTables(**tables, report=dataclasses.replace(ValidationReport.merged(reports), unread=unread))
+
+
+def raise_problems(problems: Sequence[DataError]) -> None:
+    """Raise what is wrong with one table, or `ShopInvalid` for several; nothing for none."""
     if len(problems) > 1:
         raise ShopInvalid([str(problem) for problem in problems])
-    if problems:
-        raise problems[0]
-    return ShopTables(**tables, report=ValidationReport.merged(reports))
+    for problem in problems:
+        raise problem
 
 
 def _validated(
@@ -167,24 +177,35 @@ Chunks = Callable[[TableSchema], Iterator[Chunk]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Source:
-    """The tables of a source, and the names of whatever else it holds."""
+    """The tables of a source.
+
+    Attributes
+    ----------
+    tables
+        How to read each table, by name.
+    others
+        The names of whatever else it holds.
+    faults
+        Why a table that seems to be there cannot be read, by its name.
+    """
 
     tables: Mapping[str, Chunks]
     others: Sequence[str]
+    faults: Mapping[str, DataError]
 
 
 def _missing_tables(source: Source) -> list[DataError]:
     problems = []
-    if "consents" not in source.tables:
+    there = {*source.tables, *source.faults}
+    if "consents" not in there:
         problems.append(
             DataError(
                 "table consents: missing table: no consents, no training. Supply consents.parquet, "
                 "consents.csv or a database table consents, one row per "
-                f"decision{_near_miss('consents', source.others)}"
-                + ("" if source.tables else _unread(source.others))
+                f"decision{_near_miss('consents', source.others)}" + ("" if there else _unread(source.others))
             )
         )
-    if source.tables and "events" not in source.tables and "orders" not in source.tables:
+    if there and not {"events", "orders"} & there:
         near = _near_miss("events", source.others) or _near_miss("orders", source.others)
         problems.append(
             DataError(f"tables events and orders: missing table: supply at least one of the two{near}")
@@ -192,8 +213,8 @@ def _missing_tables(source: Source) -> list[DataError]:
     return problems
 
 
-def refuse_misnamed(absent: Iterable[str], others: Iterable[str], remedy: str) -> None:
-    """Refuse what carries the name of an absent table, and would not be read: a flag in it would be lost.
+def misnamed(absent: Iterable[str], others: Iterable[str], remedy: str) -> dict[str, DataError]:
+    """Find what carries the name of an absent table, and would not be read: a flag in it would be lost.
 
     Parameters
     ----------
@@ -204,21 +225,40 @@ def refuse_misnamed(absent: Iterable[str], others: Iterable[str], remedy: str) -
     remedy
         What to do about one.
 
-    Raises
-    ------
-    DataError
-        One of the others is called like a table that is not read, in whatever spelling.
+    Returns
+    -------
+    dict
+        For each table after which others are called, in whatever spelling, the error that says so.
     """
     spelt = {folded(name): name for name in absent}
+    found: dict[str, list[str]] = {}
     for other in sorted(others):
         name = spelt.get(folded(other.partition(".")[0]))
         if name is not None:
-            raise DataError(f"table {name}: {other!r} is not read: {remedy}")
+            found.setdefault(name, []).append(repr(other))
+    return {
+        name: DataError(
+            f"table {name}: {' and '.join(alike)} {'is' if len(alike) == 1 else 'are'} not read: {remedy}"
+        )
+        for name, alike in found.items()
+    }
+
+
+def refuse_misnamed(absent: Iterable[str], others: Iterable[str], remedy: str) -> None:
+    """Raise what `misnamed` finds."""
+    raise_problems([*misnamed(absent, others, remedy).values()])
 
 
 def _near_miss(name: str, others: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, others, n=1, cutoff=0.75)
     return f" (is {near[0]!r} meant for it?)" if near else ""
+
+
+def _near_misses(source: Source) -> tuple[tuple[str, str], ...]:
+    """What is not read and has nearly the name of a table that is not there: its name, and the table's."""
+    absent = [name for name in SCHEMAS if name not in source.tables]
+    near = [(difflib.get_close_matches(name, source.others, n=1, cutoff=0.75), name) for name in absent]
+    return tuple((found[0], name) for found, name in near if found)
 
 
 def _unread(others: Sequence[str]) -> str:
@@ -247,26 +287,33 @@ def open_directory(source: str, names: Collection[str] = tuple(SCHEMAS)) -> Iter
     names
         Tables that are wanted; no other is looked at.
 
+    Yields
+    ------
+    Source
+        Its `faults` are tables that stand there twice, or in a form or under a spelling that is not read.
+
     Raises
     ------
     DataError
-        If there is no such directory, it cannot be read, or a table stands in it twice, or in a form that is
-        not read.
+        If there is no such directory, or it cannot be read.
     """
     folder = Path(source)
     try:
         require_directory(source)
-        tables = _tables_in(folder, names)
-        others = [path.name for path in folder.iterdir()]
+        tables, faults = _tables_in(folder, names)
+        others = [path.name for path in folder.iterdir() if path.name != _CONFIG]
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error}") from error
     remedy = "a table is NAME.csv, NAME.parquet or NAME/: convert or rename it"
-    refuse_misnamed(set(names) - tables.keys(), others, remedy)
-    yield Source(tables, sorted({other.partition(".")[0] for other in others} - tables.keys()))
+    there = {*tables, *faults}
+    faults |= misnamed([name for name in names if name not in there], others, remedy)
+    yield Source(tables, sorted({other.partition(".")[0] for other in others} - there), faults)
 
 
-def _tables_in(folder: Path, names: Collection[str]) -> dict[str, Chunks]:
+def _tables_in(folder: Path, names: Collection[str]) -> tuple[dict[str, Chunks], dict[str, DataError]]:
+    """What reads each table, and which stand there twice."""
     tables: dict[str, Chunks] = {}
+    faults: dict[str, DataError] = {}
     for name in names:
         candidates = [
             path
@@ -279,10 +326,10 @@ def _tables_in(folder: Path, names: Collection[str]) -> dict[str, Chunks]:
         ]
         if len(candidates) > 1:
             both = " and ".join(path.name for path in candidates)
-            raise DataError(f"table {name}: {both} stand beside each other: keep one of them")
-        if candidates:
+            faults[name] = DataError(f"table {name}: {both} stand beside each other: keep one of them")
+        elif candidates:
             tables[name] = reader_of(candidates[0])
-    return tables
+    return tables, faults
 
 
 def require_directory(source: str) -> None:
@@ -435,8 +482,8 @@ def _database(url: str) -> Iterator[Source]:
                     columns = [column["name"] for column in inspector.get_columns(name)]
                     tables[name] = _table_reader(connection, columns)
             others = sorted(set(there) - tables.keys())
-            refuse_misnamed(SCHEMAS.keys() - tables.keys(), others, "rename it, or make a view of that name")
-            yield Source(tables, others)
+            absent = [name for name in SCHEMAS if name not in tables]
+            yield Source(tables, others, misnamed(absent, others, "rename it, or make a view of that name"))
     except sqlalchemy.exc.SQLAlchemyError as error:
         cause = getattr(error, "orig", None) or error
         raise DataError(f"{shown}: the database cannot be read: {cause}") from error

@@ -74,11 +74,16 @@ class FailureCount:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ValidationReport:
-    """What validation found: rows in and rows kept per table, and failures by table, column and rule."""
+    """What validation found: rows in and rows kept per table, and failures by table, column and rule.
+
+    `unread` are names of what was left aside and is called nearly like a table that the shop does not have,
+    each with that table's.
+    """
 
     rows_in: dict[str, int] = dataclasses.field(default_factory=dict)
     rows_kept: dict[str, int] = dataclasses.field(default_factory=dict)
     failures: tuple[FailureCount, ...] = ()
+    unread: tuple[tuple[str, str], ...] = ()
 
     @property
     def ok(self) -> bool:

@@ -27,6 +27,7 @@ from consentier.serving.profile_base import READ_SECONDS, WRITE_SECONDS, EventRo
 try:
     import redis
     from redis.backoff import NoBackoff
+    from redis.exceptions import NoPermissionError, OutOfMemoryError
     from redis.retry import Retry
 except ImportError as missing:
     raise DataError(
@@ -49,6 +50,18 @@ _SNAPSHOT_SIGNS = (
     "rdb_last_load_keys_expired",
 )
 """What the server tells (INFO) where there may be a snapshot from which it would start again."""
+_CODE = re.compile(r"[A-Z]+")
+_CODES = ((redis.ReadOnlyError, "READONLY"), (OutOfMemoryError, "OOM"), (NoPermissionError, "NOPERM"))
+_REFUSALS = {
+    "MISCONF": "it takes no changes, for it cannot write what it holds to its disk. Make room there, or mend "
+    "what its log says of the last snapshot or append-only file; after a BGSAVE that succeeds it takes "
+    "changes again",
+    "OOM": "its memory is full up to maxmemory. Raise that, or keep less (ttl)",
+    "READONLY": "it is a replica, which takes no changes. Give the address of the primary",
+    "NOPERM": "its user may not do this. Give it the rights that docs/profiles.md names (Redis)",
+    "NOREPLICAS": "too few replicas follow it (min-replicas-to-write). Start them, or lower that",
+    "WRONGTYPE": "a key holds what Consentier did not write. Is the prefix used by somebody else?",
+}
 _NUMBER = 16  # hexadecimal digits before each member, which put events of one instant in order
 
 
@@ -236,7 +249,7 @@ class RedisProfiles(ProfileStore):
                 return True
             if "child process is active" in str(error):  # a module's
                 return False
-            raise self._outlived(f"a new snapshot is refused ({_told(error)})") from None
+            raise self._outlived(f"a new snapshot is refused ({_code(error)})") from None
         return True
 
     def _outlived(self, why: str) -> DataError:
@@ -276,7 +289,7 @@ class RedisProfiles(ProfileStore):
         except redis.AuthenticationError:
             raise DataError(f"profile store {self.place}: the server refuses user or password") from None
         except (redis.RedisError, OSError) as error:
-            raise DataError(f"profile store {self.place}: {type(error).__name__}: {_told(error)}") from None
+            raise DataError(f"profile store {self.place}: {_told(error)}") from None
         except (ValueError, TypeError, IndexError):
             raise DataError(
                 f"profile store {self.place}: a key holds what Consentier did not write; is the prefix "
@@ -290,10 +303,23 @@ def _by_time(row: tuple[Any, ...]) -> int:
 
 
 def _told(error: Exception) -> str:
-    """The first word of what the server says is a code (WRONGTYPE, READONLY); the rest may quote data."""
-    if isinstance(error, redis.ConnectionError):
-        return str(error)
-    return str(error).split(" ", 1)[0]
+    """What went wrong, and what to do where that is known. What the server says may quote data."""
+    if isinstance(error, redis.ConnectionError | OSError):
+        return f"{type(error).__name__}: {error}"
+    code = _code(error)
+    if code in _REFUSALS:
+        return f"the server refuses ({code}): {_REFUSALS[code]}"
+    return f"the server fails: {type(error).__name__} ({code})"
+
+
+def _code(error: Exception) -> str:
+    """The code of what the server says (WRONGTYPE, MISCONF); redis-py makes types of some."""
+    for kind, code in _CODES:
+        if isinstance(error, kind):
+            return code
+    # A pipeline puts before it the command, with its keys.
+    word = str(error).rpartition("caused error: ")[2].split(" ", 1)[0]
+    return word if _CODE.fullmatch(word) else "no code"
 
 
 def _prefix_of(url: str) -> tuple[str, str]:

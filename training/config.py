@@ -14,8 +14,10 @@ refused, with the name that was probably meant::
 from __future__ import annotations
 
 import datetime as dt
+import difflib
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -58,6 +60,9 @@ _WEIGHED: Mapping[str, Sequence[str]] = {
     "source_weights": [source.value for source in Source],
     "event_weights": sorted((EVENT_TYPES - {"remove", "unfavourite"}) | {"usage"}),
 }
+
+_METRICS = ("hit_rate", "recall", "capped_recall", "ndcg", "mrr", "map")
+"""What `tune` can maximise, at any length of list: what `training.metrics.rank_metrics` gives."""
 
 _FACTOR_REPEATS: Mapping[str, float] = {"online": 0.02, "crm": 0.1, "fused": 0.02}
 """Defaults of `repeat_weight` with factor models, by tier; docs/tuning.md says how they were chosen."""
@@ -147,8 +152,8 @@ class TuningConfig(_Section):
 
     metric: str = Field(
         default="ndcg@20",
-        pattern=r"^(hit_rate|recall|capped_recall|ndcg|mrr|map)@[1-9][0-9]{0,2}$",
         description="What is maximised: a ranking metric and the length of the list.",
+        json_schema_extra={"pattern": rf"^({'|'.join(_METRICS)})@[1-9][0-9]{{0,2}}$"},
     )
     horizon_days: int | None = Field(
         default=None,
@@ -170,6 +175,25 @@ class TuningConfig(_Section):
         description="Algorithms tried besides the current one. als, bpr and spectral are tried where they "
         "are named, in the session tier never.",
     )
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_at_a_length(cls, value: str) -> str:
+        name, _, length = value.partition("@")
+        if name not in _METRICS:
+            near = difflib.get_close_matches(name.strip().casefold(), _METRICS, n=1)
+            meant = f"; did you mean '{near[0]}@{length if _is_length(length) else 20}'?" if near else ""
+            raise ValueError(
+                "it should be a ranking metric and the length of the list, such as ndcg@20; the metrics are "
+                f"{', '.join(_METRICS)}{meant}"
+            )
+        if not _is_length(length):
+            raise ValueError(f"behind the @ it should have the length of the list, 1 to 999: {name}@20 say")
+        return value
+
+
+def _is_length(text: str) -> bool:
+    return text.isascii() and text.isdigit() and not text.startswith("0") and len(text) <= 3
 
 
 class DriftConfig(_Section):
@@ -536,10 +560,14 @@ class Config(_Section):
         """All fields with their values, defaults included, as plain values for JSON."""
         return self.model_dump(mode="json")
 
+    def shown(self) -> Config:
+        """The same for others to read: the address of its store without user and password."""
+        tracking = self.tracking.model_copy(update={"uri": shown_url(self.tracking.uri)})
+        return self.model_copy(update={"tracking": tracking})
+
     def recorded(self) -> dict[str, Any]:
-        """The same for a record that others read: the address of its store without user and password."""
-        fields = self.resolved()
-        return {**fields, "tracking": {**fields["tracking"], "uri": shown_url(self.tracking.uri)}}
+        """As `resolved`, for a record that others read: see `shown`."""
+        return self.shown().resolved()
 
 
 def load_config(
@@ -606,6 +634,10 @@ def _message(kind: str, location: Sequence[int | str], failure: Mapping[str, Any
     if kind == "unknown_name":
         return f"unknown key {key}.{failure['msg']}"
     reason = str(failure["msg"]).removeprefix("Value error, ").replace("Input should", "it should")
+    if kind == "literal_error":
+        allowed = re.findall("'([^']*)'", failure["ctx"]["expected"])
+        near = difflib.get_close_matches(str(failure["input"]).casefold(), allowed, n=1)
+        reason += f"; did you mean {near[0]!r}?" if near else ""
     return f"{key} is {_shown(failure['input'])}: {reason}"
 
 
@@ -617,5 +649,15 @@ def _keys_at(location: Sequence[int | str]) -> list[str]:
 
 
 def _shown(value: object) -> str:
+    value = _without_passwords(value)
     text = value.isoformat() if isinstance(value, dt.date) else json.dumps(value, default=str)
     return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def _without_passwords(value: Any) -> Any:
+    """A value of a file with the addresses in it as messages may tell them."""
+    if isinstance(value, str):
+        return shown_url(value) if "://" in value else value
+    if isinstance(value, Mapping):
+        return {key: _without_passwords(each) for key, each in value.items()}
+    return [_without_passwords(each) for each in value] if isinstance(value, list) else value

@@ -35,8 +35,11 @@ def config_toml(config: Config) -> str:
 
 
 def resolved_toml(config: Config) -> str:
-    """Write down every field that has a value, defaults included; a mark on those that differ from them."""
-    sections = []
+    """Write down every field that has a value, defaults included; a mark on those that differ from them.
+
+    For people to read: the address of a store stands there without user and password.
+    """
+    sections, config = [], config.shown()
     for section in Config.model_fields:
         values, defaults, lines = getattr(config, section), _defaults(config, section), [f"[{section}]"]
         for name in type(values).model_fields:

@@ -45,6 +45,7 @@ from consentier.training.evaluate_judge import (
     fusion_verdicts,
     items_of,
     judge,
+    popular_notes,
     targets_of,
     with_holm,
     world_of,
@@ -325,6 +326,7 @@ def _permissions(
         by_history=by_history([case.history_length() for case in cases], judged, world),
         fusion=fusion_verdicts(judged, world),
         notes=[
+            *popular_notes(judged, world),
             "The target is every item that the customer orders within the horizon, also one ordered before.",
             "The running session of a test customer is the last visit before the cut-off.",
         ],
@@ -356,6 +358,7 @@ def _orders(recommender: Recommender, world: World, cases: Sequence[Case], show_
         by_popularity=by_popularity(lists, targets, world),
         by_history=by_history([case.history_length() for case in cases], judged, world),
         notes=[
+            *popular_notes(judged, world),
             "Too few customers are linked with both permissions, so what each permission adds cannot be "
             "shown: these are customers with the CRM permission, asked once, at the cut-off.",
             "The target is every item that the customer orders within the horizon, also one ordered before.",
@@ -407,7 +410,8 @@ def _next_item(
         judged=judged,
         by_popularity=by_popularity(lists, targets, world, clusters=owners),
         notes=[
+            *popular_notes(judged, world, owners),
             "There are no orders of permitted customers to judge on: every prefix of every test session "
-            "predicts its next item; items of the session may come again. Intervals resample sessions."
+            "predicts its next item; items of the session may come again. Intervals resample sessions.",
         ],
     )

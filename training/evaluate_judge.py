@@ -27,6 +27,7 @@ from consentier.training.evaluation_result import (
     FusionVerdict,
     IntervalFigures,
     TierFigures,
+    mean_with_bounds,
 )
 from consentier.training.significance import holm, randomisation_test
 
@@ -41,6 +42,7 @@ __all__ = [
     "interval",
     "items_of",
     "judge",
+    "popular_notes",
     "targets_of",
     "with_holm",
     "world_of",
@@ -259,6 +261,29 @@ def fusion_notes(verdicts: Sequence[FusionVerdict]) -> list[str]:
     """The verdicts in words, and, where one advises against fused, that promotion has another rule."""
     texts = [verdict["text"] for verdict in verdicts]
     return texts if all(verdict["beats"] for verdict in verdicts) else [*texts, PROMOTION_RULE]
+
+
+def popular_notes(
+    judged: Mapping[str, Judged], world: World, clusters: NDArray[np.int64] | None = None
+) -> list[str]:
+    """What is to be said of tiers that are not better than the popular list on the same requests."""
+    metric = f"ndcg@{world.settings.cutoffs[0]}"
+    popular = judged[Tier.POPULAR][metric]
+    notes = []
+    for tier in (Tier.SESSION, Tier.ONLINE, Tier.CRM, Tier.FUSED):
+        if tier not in judged:
+            continue
+        difference = _difference(judged[tier][metric], popular, world, clusters)
+        if difference["mean"] > 0:
+            continue
+        verb = "is worse than" if difference["high"] < 0 else "is not better than"
+        notes.append(
+            f"The {tier} tier {verb} the popular list on the same requests: difference in {metric} "
+            f"{mean_with_bounds(difference, sign='+')}. Look in the consent funnel at how much it is trained "
+            "on, and search for better parameters (consentier tune). 'consentier promote' lets no model "
+            "serve that is not shown to be better than the popular list."
+        )
+    return notes
 
 
 def _fusion_verdict(

@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from consentier.consent.toml_files import read_toml
 from consentier.errors import ConfigError, suggestion
@@ -52,8 +60,18 @@ class FilesRule(_Section):
 
     what: Literal["files"]
     path: Path
-    pattern: str = Field(min_length=1, pattern=r"^[^/]+$")
+    pattern: str
     days: _Days
+
+    @field_validator("pattern")
+    @classmethod
+    def _of_names(cls, value: str) -> str:
+        if not value or "/" in value:
+            raise ValueError(
+                f"{value!r} is no pattern of names: write one such as *.parquet, without a slash; files "
+                "below the directory are left alone, and need a rule of their own"
+            )
+        return value
 
 
 class TableRule(_Section):
@@ -239,4 +257,4 @@ def _problem(failure: Any) -> str:
         kind = location[2] if len(location) > 3 else None
         known = next(([*rule.model_fields] for rule in _RULES if rule.kind() == kind), ["keep"])
         return f"  {where}: unknown key{suggestion(location[-1], known)}"
-    return f"  {where}: {failure['msg']}"
+    return f"  {where}: {failure['msg'].removeprefix('Value error, ')}"

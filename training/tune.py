@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,6 +51,7 @@ __all__ = [
     "TierTuning",
     "Trial",
     "TuningResult",
+    "popular_ahead",
     "search",
     "tune",
     "tuned_toml",
@@ -228,6 +230,7 @@ def tuned_toml(result: TuningResult, base: Config, *, name: str) -> str:
         The outcome of `tune`.
     base
         What to keep of the other settings: what a file said, without what was said for this search alone.
+        The address of the MLflow store is written without user and password.
     name
         What to call the data.
     """
@@ -246,8 +249,31 @@ def tuned_toml(result: TuningResult, base: Config, *, name: str) -> str:
             f"{each.tier}: {mean_with_bounds(each.figures['chosen'].to_dict())}, {gain}; "
             f"{len(each.trials)} trials, {each.persons} persons, {each.requests} requests."
         )
-    merged = base.model_copy(update={str(each.tier): each.config for each in result.tiers})
+        ahead = popular_ahead(each, result.metric)
+        head += [] if ahead is None else textwrap.wrap(f"{ahead}.", 110)
+    if base.shown() != base:
+        head.append("tracking.uri stands here without user, password and options: give it whole by the")
+        head.append("environment's CONSENTIER__TRACKING__URI.")
+    merged = base.shown().model_copy(update={str(each.tier): each.config for each in result.tiers})
     return "".join(f"# {line}\n" for line in head) + "\n" + config_toml(merged)
+
+
+def popular_ahead(each: TierTuning, metric: str) -> str | None:
+    """Say that no setting of a tier was better than the popular list on validation, and what to do then.
+
+    None where one was.
+    """
+    popular, chosen = each.figures["popular"], each.figures["chosen"]
+    if chosen.mean > popular.mean:
+        return None
+    return (
+        f"{each.tier}: no setting that was tried was better than the popular list on validation ({metric} "
+        f"{mean_with_bounds(chosen.to_dict())} against {mean_with_bounds(popular.to_dict())}). Search on "
+        "with more trials (--trials) or other algorithms (--algorithms), or judge by a longer period "
+        "(--horizon). "
+        "Where consentier evaluate says the same, leave the tier out of train (--tier names the others): the "
+        "next one of the routing, at last the popular list, answers in its place"
+    )
 
 
 def _validation(

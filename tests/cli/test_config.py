@@ -68,3 +68,17 @@ def test_a_schema_is_printed() -> None:
     code, output = run("config", "schema")
     assert code == 0
     assert "session" in json.loads(output)["properties"]
+
+
+def test_an_address_is_shown_without_its_password(tmp_path: Path) -> None:
+    uri = "postgresql://mlflow:hunter2@db:5432/runs"
+    (tmp_path / "consentier.toml").write_text(f'[tracking]\nuri = "{uri}"\n')
+    code, output = run("config", "show", tmp_path)
+    assert code == 0
+    assert 'uri = "postgresql://db:5432/runs"' in output
+    assert "without user, password" in output
+    code, as_json = run("config", "show", tmp_path, "--json")
+    assert json.loads(as_json)["config"]["tracking"]["uri"] == "postgresql://db:5432/runs"
+    code, overridden = run("config", "show", CONSENTIER__TRACKING__URI=uri)
+    assert "postgresql://db:5432/runs" in overridden
+    assert "hunter2" not in output + as_json + overridden

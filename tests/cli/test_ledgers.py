@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from shops import consent, day, event, link, order, shop
 from typer.testing import CliRunner
 
 from consentier.cli.app import app
-from consentier.cli.ledgers import ledger_for, ledger_from, opened_ledger
+from consentier.cli.ledgers import ledger_from, opened_ledger, shop_and_ledger
+from consentier.cli.options import BadRows
 from consentier.consent import Ledger
 from consentier.consent.records import PERMISSIONS
 from consentier.features.ledger_tables import import_tables
-from consentier.features.tables import read_shop, write_tables
+from consentier.features.tables import write_tables
 
 ASK_NOBODY = {
     "consent import", "consent signal", "consent erase", "consent verify", "consent backup", "consent erased",
@@ -69,19 +71,16 @@ def place(tmp_path: Path) -> Path:
 
 
 def test_each_ledger_is_opened_under_the_rules_of_the_file(place: Path) -> None:
-    rules, url, tables = (
-        place / "lifetimes.toml",
-        f"sqlite:///{place / 'consents.db'}",
-        read_shop(place / "shop"),
-    )
+    rules, url = place / "lifetimes.toml", f"sqlite:///{place / 'consents.db'}"
     for asked in (
         ledger_from(url, None, rules),
         ledger_from(None, str(place / "shop"), rules),
         opened_ledger(url, rules),
-        ledger_for(tables, url, rules),
-        ledger_for(tables, None, rules),
+        shop_and_ledger(str(place / "shop"), BadRows.ERROR, url, rules),
+        shop_and_ledger(str(place / "shop"), BadRows.ERROR, None, rules),
     ):
-        with asked as ledger:
+        with asked as found:
+            ledger = found[1] if isinstance(found, tuple) else found
             assert ledger is not None
             assert ledger.lifetimes.version == "short"
             assert ledger.resolve(visitor_id="v1", customer_id="c1", at=day(3)).permission.level == 3
@@ -121,3 +120,34 @@ def test_no_command_passes_the_file_over(place: Path, typed: str) -> None:
     result = CliRunner().invoke(app, [*typed.split(), "--lifetimes", str(place / "none.toml")])
     assert result.exit_code == 2
     assert "none.toml: cannot be read" in result.output
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "train SHOP --out OUT",
+        "train SHOP --out OUT --engine spark",
+        "retrain SHOP --bundles OUT",
+        "forget c1 --data SHOP --bundles OUT",
+        "drift SHOP --bundles OUT",
+        "tune SHOP --out OUT/tuned.toml --cutoff 2026-01-05",
+        "evaluate SHOP --out OUT/e.json",
+        "worth SHOP --out OUT/w.html --cutoff 2026-01-05",
+        "score SHOP --bundles BUNDLES --channel email --out OUT/x.parquet",
+    ],
+)
+@pytest.mark.parametrize("ledger", ["none.db", "text.db", "other.db"])
+def test_a_wrong_ledger_is_told_before_a_table_is_read(place: Path, typed: str, ledger: str) -> None:
+    """Reading the tables of a shop can take minutes."""
+    (place / "text.db").write_text("record_id,subject_id\n" * 99)
+    other = sqlite3.connect(place / "other.db")
+    other.execute("CREATE TABLE orders (id)")
+    other.close()
+    (place / "shop" / "orders.parquet").write_text("no table")
+    names = {"SHOP": place / "shop", "OUT": place / "out", "BUNDLES": bundles()}
+    for name, meant in names.items():
+        typed = typed.replace(name, str(meant))
+    result = CliRunner().invoke(app, [*typed.split(), "--ledger", f"sqlite:///{place / ledger}"])
+    assert result.exit_code == 2
+    assert f"{ledger}: " in result.output
+    assert "table orders" not in result.output

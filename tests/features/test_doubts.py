@@ -115,3 +115,10 @@ def test_what_is_missing_is_no_oddity(tmp_path: Path) -> None:
     without = dict.fromkeys(("orders", "product_usage", "customers", "items", "identities"), ())
 
     assert found(tmp_path, without) == []
+
+
+def test_a_file_that_is_nearly_called_like_a_table_is_told(tmp_path: Path) -> None:
+    """Its flags of sensitive items are not read."""
+    (tmp_path / "item.csv").write_text("item_id,sensitive\ni1,true\n")
+    told = found(tmp_path, {"items": ()})
+    assert "'item', which is not read: is it meant for the table items? Then call it so" in told

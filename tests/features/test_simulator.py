@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from consentier.consent import Source, microseconds
 from consentier.consent.ledger import Ledger
 from consentier.consent.records import ConsentRecord, Link
 from consentier.errors import DataError
@@ -106,6 +107,7 @@ signals = st.sampled_from([0.0, 0.5, 1.0])
         device_share=st.sampled_from([0.0, 0.2, 0.9]),
         link_share=signals,
         consent_selection=signals,
+        late_parents=signals,
     )
 )
 def test_every_configuration_gives_a_shop_that_keeps_the_contract(config: SimulationConfig) -> None:
@@ -212,6 +214,26 @@ def test_every_consent_story_happens() -> None:
     assert told == set(STORIES) - {"of age later"}
     parental = frame(shop(SimulationConfig()).tables["consents"]).query("permission == 'parental'")
     assert set(parental.state) >= {"denied", "granted", "lifted"}
+
+
+def test_parents_can_consent_after_the_child_which_then_permitted_nothing_before() -> None:
+    simulated = shop(dataclasses.replace(SMALL, customers=600, late_parents=1.0))
+    consents = frame(simulated.tables["consents"]).query("subject_kind == 'customer'")
+    first = consents.groupby(["permission", "subject_id"]).valid_from.min()
+    ledger = Ledger(
+        ConsentRecord(**row)
+        for row in simulated.tables["consents"].to_pylist()
+        if row["subject_id"] in first["parental"].index
+    )
+    held = 0
+    for minor, parents in first["parental"].items():
+        if minor in first["crm"].index:
+            assert first["crm"][minor] < parents
+        since = ledger.standing(Source.CRM, minor, at=simulated.config.cutoff).since
+        if since is not None:
+            assert since >= microseconds(parents.to_pydatetime())
+            held += 1
+    assert held
 
 
 def test_the_ledger_has_the_faults_of_real_ones() -> None:

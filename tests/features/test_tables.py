@@ -204,6 +204,44 @@ def test_a_bad_table_does_not_hide_what_is_wrong_with_the_others(shop: Path) -> 
         read_shop(shop)
 
 
+def test_a_file_misnamed_or_double_does_not_hide_what_is_wrong_with_the_others(shop: Path) -> None:
+    (shop / "consents.csv").rename(shop / "Consents.csv")
+    pq.write_table(pa.table({"a": [1]}), shop / "events.parquet")
+    (shop / "items.csv").write_text(ITEMS.replace("9.5", "cheap"))
+    with pytest.raises(ShopInvalid) as found:
+        read_shop(shop)
+    events, consents, items = found.value.problems
+    assert events.startswith("table events: events.parquet and events.csv stand beside each other")
+    assert consents.startswith("table consents: 'Consents.csv' is not read")
+    assert items.startswith("table items, column price, row 2 of items.csv: ")
+    (shop / "CONSENTS.csv").touch()
+    (shop / "items.csv").unlink()
+    with pytest.raises(ShopInvalid, match=r"2 tables .*\n.*\n.*'CONSENTS\.csv' and 'Consents\.csv' are not"):
+        read_shop(shop)
+
+
+def test_a_table_of_a_database_misnamed_does_not_hide_the_others(shop: Path, tmp_path: Path) -> None:
+    tables = as_tables(shop)
+    tables["Events"] = tables.pop("events")
+    url = write_sqlite(tmp_path / "shop.db", tables)
+    with sqlite3.connect(tmp_path / "shop.db") as connection:
+        connection.execute("UPDATE items SET item_id = CAST(X'ff' AS TEXT)")
+    connection.close()
+    with pytest.raises(ShopInvalid) as found:
+        read_shop(url)
+    misnamed, failed = found.value.problems
+    assert misnamed.startswith("table events: 'Events' is not read")
+    assert failed.startswith("table items: the database cannot be read")
+
+
+def test_the_configuration_beside_the_tables_is_taken_for_no_table(shop: Path) -> None:
+    (shop / "consentier.toml").touch()
+    (shop / "consents.csv").unlink()
+    with pytest.raises(DataError, match="table consents: missing table") as found:
+        read_shop(shop)
+    assert "meant for it" not in str(found.value)
+
+
 def test_a_database_that_gives_up_is_not_asked_for_the_other_tables(shop: Path, tmp_path: Path) -> None:
     """PostgreSQL refuses whatever follows a failure in a transaction: that says nothing of those tables."""
     url = write_sqlite(tmp_path / "shop.db", as_tables(shop))

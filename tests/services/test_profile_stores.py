@@ -44,6 +44,7 @@ class RedisServer(Protocol):
     """A Redis server of our own (see `conftest`)."""
 
     url: str
+    folder: Path
 
     def start(self) -> None: ...
     def stop(self) -> None: ...
@@ -192,6 +193,53 @@ def test_redis_does_not_store_one_half_of_an_append(server: RedisServer) -> None
     with pytest.raises(DataError):
         store.append("v", [event("a"), event("b", 1)])
     assert redis.Redis.from_url(server.url).get("consentier:events:v") == b"in the way"
+
+
+@pytest.mark.service("redis")
+def test_what_redis_refuses_is_told_with_what_to_do_and_quotes_nobody(server: RedisServer) -> None:
+    """A pipeline puts the command, keys and all, before what the server says."""
+    store, direct = RedisProfiles(server.url, read_seconds=PATIENT), redis.Redis.from_url(server.url)
+    changes = (
+        lambda: store.append("alice", [event("pills")]),
+        lambda: store.set_attributes("alice", {"age": 1}, at=AT),
+        lambda: store.purge("alice"),
+        lambda: store.expire(AT + DAY),
+    )
+
+    def refused(change: Callable[[], object], said: str) -> None:
+        with pytest.raises(DataError, match=said) as failure:
+            change()
+        assert not any(word in str(failure.value) for word in ("alice", "pills", "Command", "events:"))
+
+    store.append("alice", [event("pills")])
+    in_the_way = server.folder / "dump.rdb"
+    in_the_way.mkdir()  # so that no snapshot can take its name
+    direct.config_set("save", "3600 1")
+    try:
+        direct.bgsave()
+        while direct.info("persistence")["rdb_bgsave_in_progress"]:
+            time.sleep(0.01)
+        for change in changes:
+            refused(change, r"the server refuses \(MISCONF\): it takes no changes, .* disk\. Make room")
+        assert len(store["alice"]) == 1
+    finally:
+        in_the_way.rmdir()
+        direct.config_set("save", "")
+    direct.config_set("maxmemory", 1)
+    try:
+        refused(changes[0], r"refuses \(OOM\): its memory is full up to maxmemory")
+    finally:
+        direct.config_set("maxmemory", 0)
+    direct.replicaof("127.0.0.1", "1")
+    try:
+        for change in changes[:3]:
+            refused(change, r"refuses \(READONLY\): it is a replica")
+    finally:
+        direct.replicaof("NO", "ONE")
+    direct.acl_setuser("reads", enabled=True, nopass=True, keys=["*"], commands=["+info", "+scan"])
+    limited = RedisProfiles(server.url.replace("unix://", "unix://reads:any@"), read_seconds=PATIENT)
+    refused(lambda: limited["alice"], r"refuses \(NOPERM\): its user may not do this")
+    direct.acl_deluser("reads")
 
 
 # ---- PostgreSQL --------------------------------------------------------------------------------------------

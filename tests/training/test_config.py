@@ -89,6 +89,21 @@ def test_the_cutoff_is_an_instant_in_utc(tmp_path: Path, text: str) -> None:
         ('[crm]\nhide = ["mail"]', ["crm.hide.0", "'session', 'online' or 'crm'"]),
         ("[evaluation]\ncutoffs = [10, 10]", ["evaluation.cutoffs", "distinct"]),
         ("[evaluation]\ncutoffs = []", ["evaluation.cutoffs"]),
+        (
+            '[tuning]\nmetric = "nDCG@10"',
+            ['tuning.metric is "nDCG@10"', "such as ndcg@20", "mean 'ndcg@10'?"],
+        ),
+        (
+            '[tuning]\nmetric = "hitrate"',
+            ["the metrics are hit_rate, recall,", "did you mean 'hit_rate@20'?"],
+        ),
+        ('[tuning]\nmetric = "auc@5"', ["such as ndcg@20; the metrics are hit_rate, recall"]),
+        (
+            '[tuning]\nmetric = "map@0"',
+            ["behind the @ it should have the length of the list, 1 to 999: map@20"],
+        ),
+        ('[tuning]\nmetric = "map@1000"', ["1 to 999"]),
+        ('[crm]\nalgorithm = "BM-25"', ["'tfidf'", "did you mean 'bm25'?"]),
         ("[training]\ncutoff = 5", ["training.cutoff is 5", "datetime"]),
         ('[training]\ncutoff = "soon"', ["training.cutoff", "such as 2026-01-31T00:00:00Z"]),
         ("training = 3", ["training is 3"]),
@@ -175,3 +190,18 @@ def test_a_record_that_others_read_names_its_store_without_user_and_password(uri
     assert config.recorded() == {
         **config.resolved(), "tracking": {**config.resolved()["tracking"], "uri": shown},
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'tracking = "postgresql://mlflow:hunter2@db/runs"',
+        'tracking = ["postgresql://mlflow:hunter2@db/runs"]',
+        '[tracking]\nuri = { postgres = "postgresql://mlflow:hunter2@db/runs" }',
+        '[tracking]\nenabled = "https://me:hunter2@mlflow.example"',
+    ],
+)
+def test_a_mistake_with_an_address_is_told_without_its_password(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match="tracking") as raised:
+        load_config(written(tmp_path, text))
+    assert "hunter2" not in str(raised.value)

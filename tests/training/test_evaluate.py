@@ -237,6 +237,16 @@ def test_a_fused_tier_that_loses_is_said_to_lose() -> None:
     assert "Serve level 3 by crm" in result["notes"][0]
 
 
+def test_a_tier_that_the_popular_list_beats_is_named() -> None:
+    """The fused model is asked to hide what is ordered again; nobody orders anything else."""
+    deaf = {"source_weights": {"session": 0.0, "online": 1.0, "crm": 0.0}}
+    told = [note for note in evaluated(joint_shop(), config(fused=deaf))["notes"] if "popular list" in note]
+    said = [note.partition(" than the popular list")[0] for note in told]
+    assert "The fused tier is not better" in said or "The fused tier is worse" in said
+    assert not any("The crm tier" in note for note in told)
+    assert all("difference in ndcg@1 " in note and "consentier tune" in note for note in told)
+
+
 def test_without_a_fused_model_nothing_is_told_of_one_model_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     def unless_fused(tier: Tier, *args: Any, **options: Any) -> Any:
         if tier is Tier.FUSED:

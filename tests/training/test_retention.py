@@ -170,7 +170,10 @@ def test_keys_rotate_and_go(tmp_path: Path) -> None:
         (FILES + "[other]\n", "unknown key"),
         (FILES.replace("14", "0"), "greater than 0"),
         (FILES.replace("14", "nan"), "keep.0"),
-        (FILES.replace("*.parquet", "../*"), "pattern"),
+        (
+            FILES.replace("*.parquet", "../*"),
+            r"pattern: '\.\./\*' is no pattern .* such as \*\.parquet, without a",
+        ),
         ("[[keep", "not valid TOML"),
     ],
 )

@@ -25,7 +25,15 @@ from consentier.training.fit import TierRows
 from consentier.training.search_space import facts_of, space_of
 from consentier.training.stale_runs import end_stale_searches, search_tags
 from consentier.training.track import opened_store
-from consentier.training.tune import TUNED_TIERS, Objective, TuningResult, search, tune, tuned_toml
+from consentier.training.tune import (
+    TUNED_TIERS,
+    Objective,
+    TuningResult,
+    popular_ahead,
+    search,
+    tune,
+    tuned_toml,
+)
 from consentier.training.validation import ValidationSet, validation_set
 
 
@@ -212,6 +220,16 @@ def searched(data: ValidationSet, values: list[float], **options: Any) -> tuning
     return search(Worth(data, values), base, space, seed=0, **options)  # type: ignore[arg-type]
 
 
+def test_the_file_holds_no_password(shop: ShopTables, result: TuningResult, tmp_path: Path) -> None:
+    """It lies beside others and may be committed; what the environment said of the store is not for it."""
+    secret = TrackingConfig(uri="postgresql://mlflow:hunter2@db/runs")
+    file = tuned_toml(result, config_of(shop).model_copy(update={"tracking": secret}), name="shop")
+    assert "hunter2" not in file
+    assert "CONSENTIER__TRACKING__URI" in file
+    (tmp_path / "tuned.toml").write_text(file)
+    assert load_config(tmp_path / "tuned.toml").tracking.uri == "postgresql://db/runs"
+
+
 def test_a_search_without_progress_ends(data: ValidationSet) -> None:
     found = searched(data, [0.5, 0.1, 0.6, 0.2, 0.3, 0.7], patience=2)
     assert (len(found.trials), found.best, found.stopped) == (5, 2, "no better one in 2 trials")
@@ -251,6 +269,25 @@ def test_without_a_fit_of_the_current_configuration_nothing_is_told_over_it(
     assert set(found.tiers[0].figures) == {"popular", "chosen"}
     assert "the configuration before has no stable solution" in tuned_toml(found, config, name="shop")
     print_tuning(found)
+
+
+def test_a_tier_that_never_beats_the_popular_list_says_so_in_words(
+    result: TuningResult, capsys: pytest.CaptureFixture[str], shop: ShopTables
+) -> None:
+    """Also where they are level: then the tier is work for nothing."""
+    level = dataclasses.replace(
+        result.tiers[0], figures={**result.tiers[0].figures, "popular": result.tiers[0].figures["chosen"]}
+    )
+    beaten = dataclasses.replace(result, tiers=(level, *result.tiers[1:]))
+    said = f"{level.tier}: no setting that was tried was better than the popular list on validation (ndcg@20 "
+    print_tuning(beaten)
+    assert said in " ".join(capsys.readouterr().out.split())
+    file = tuned_toml(beaten, config_of(shop), name="shop")
+    head = [line.removeprefix("# ") for line in file.splitlines() if line.startswith("# ")]
+    assert said in " ".join(head)
+    for each in result.tiers:
+        ahead = each.figures["popular"].mean >= each.figures["chosen"].mean
+        assert (popular_ahead(each, "ndcg@20") is not None) == ahead
 
 
 def test_equal_values_leave_the_earlier_one(data: ValidationSet) -> None:

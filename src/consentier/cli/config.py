@@ -56,9 +56,11 @@ def show(
 
     settings = load_config(config, data=data, environ=os.environ)
     if as_json:
-        print_json({"config": settings.resolved(), "hash": config_hash(settings)})
+        print_json({"config": settings.recorded(), "hash": config_hash(settings)})
         return
     typer.echo(resolved_toml(settings))
+    if settings.shown() != settings:
+        note("tracking.uri is shown without user, password and options")
     note(f"hash: {config_hash(settings)}")
 
 

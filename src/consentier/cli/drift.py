@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from consentier.cli.ledgers import TrainingLedgerUrl, ledger_for
+from consentier.cli.ledgers import TrainingLedgerUrl, shop_and_ledger
 from consentier.cli.options import (
     AsJson,
     BadRows,
@@ -45,14 +45,12 @@ def drift(
     Exits with 1 if a threshold is breached; else with 4 if a bundle says nothing about its data, so that
     there is nothing to compare with.
     """
-    from consentier.features.tables import read_shop
     from consentier.training.config import load_config
     from consentier.training.drift import drift as compare
     from consentier.training.drift_result import DRIFT_COLUMNS, drift_rows
 
     settings = load_config(config, data=data, environ=os.environ)
-    shop = read_shop(data, on_bad_rows=on_bad_rows.value)
-    with ledger_for(shop, ledger, lifetimes) as opened:
+    with shop_and_ledger(data, on_bad_rows, ledger, lifetimes) as (shop, opened):
         result = compare(
             shop,
             bundles,

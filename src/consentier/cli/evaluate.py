@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from consentier.cli.ledgers import TrainingLedgerUrl, ledger_for
+from consentier.cli.ledgers import TrainingLedgerUrl, shop_and_ledger
 from consentier.cli.options import (
     AsJson,
     BadRows,
@@ -36,13 +36,11 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Train on what was before the cut-off, and compare the tiers on the orders after it."""
-    from consentier.features.tables import read_shop
     from consentier.training.evaluate import evaluate as evaluate_tiers
 
     settings = settings_of(config, data, cutoff)
     routing = None if policy is None else Policy.load(policy)
-    shop = read_shop(data, on_bad_rows=on_bad_rows.value)
-    with ledger_for(shop, ledger, lifetimes) as opened:
+    with shop_and_ledger(data, on_bad_rows, ledger, lifetimes) as (shop, opened):
         evaluation = evaluate_tiers(shop, settings, policy=routing, ledger=opened, name=name_of(data))
     write_json(out, evaluation)
     if as_json:

@@ -134,8 +134,8 @@ def _embedded(
     from consentier.features.tables import read_shop
     from consentier.training.forget import forget as forget_in_bundles
 
-    shop = read_shop(data, on_bad_rows=on_bad_rows.value)
     with opened_ledger(ledger, lifetimes) as opened:
+        shop = read_shop(data, on_bad_rows=on_bad_rows.value)
         return forget_in_bundles(shop, subjects, out, restricted, ledger=opened, **run)
 
 
@@ -150,10 +150,10 @@ def _on_spark(
     master: str | None,
     run: Mapping[str, Any],
 ) -> ForgetResult:
-    session, shop = spark_shop(data, master, on_bad_rows)
-    from consentier.training.spark_forgetting import forget_on_spark
-
     with opened_ledger(ledger, lifetimes) as opened:
+        session, shop = spark_shop(data, master, on_bad_rows)
+        from consentier.training.spark_forgetting import forget_on_spark
+
         return forget_on_spark(session, shop, subjects, out, restricted, ledger=opened, **run)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from consentier.cli.options import BadRows
 from consentier.consent import Ledger, Lifetimes
 
 if TYPE_CHECKING:
@@ -20,10 +21,10 @@ __all__ = [
     "OptionalLedgerUrl",
     "TrainingLedgerUrl",
     "ledger_at",
-    "ledger_for",
     "ledger_from",
     "lifetimes_in",
     "opened_ledger",
+    "shop_and_ledger",
 ]
 
 LedgerUrl = Annotated[
@@ -60,9 +61,7 @@ def ledger_from(url: str | None, data: str | None, lifetimes: Path | None) -> It
         with ledger_at(url, lifetimes) as opened:
             yield opened
         return
-    from consentier.features.tables import read_shop
-
-    with ledger_for(read_shop(str(data)), None, lifetimes) as opened:
+    with shop_and_ledger(str(data), BadRows.ERROR, None, lifetimes) as (_, opened):
         yield opened
 
 
@@ -85,15 +84,19 @@ def opened_ledger(
 
 
 @contextlib.contextmanager
-def ledger_for(shop: ShopTables, url: str | None, lifetimes: Path | None) -> Iterator[Ledger]:
-    """The ledger at a URL, or else that of the shop's own tables."""
-    if url is not None:
-        with ledger_at(url, lifetimes) as opened:
-            yield opened
-        return
-    from consentier.features.gate import ledger_of
+def shop_and_ledger(
+    data: str, on_bad_rows: BadRows, url: str | None, lifetimes: Path | None
+) -> Iterator[tuple[ShopTables, Ledger]]:
+    """A shop's tables with the ledger at a URL, which is opened before they are read, or else their own."""
+    rules = lifetimes_in(lifetimes)
+    with (
+        contextlib.nullcontext() if url is None else Ledger.open(url, create=False, lifetimes=rules) as named
+    ):
+        from consentier.features.gate import ledger_of
+        from consentier.features.tables import read_shop
 
-    yield ledger_of(shop, lifetimes_in(lifetimes))
+        shop = read_shop(data, on_bad_rows=on_bad_rows.value)
+        yield shop, ledger_of(shop, rules) if named is None else named
 
 
 def lifetimes_in(path: Path | None) -> Lifetimes | None:

@@ -239,7 +239,7 @@ def place_of(where: str, table: str | None) -> Path | BatchTable:
     """Where a batch is: the path that a text names, or a table of the database at a URL."""
     if "://" not in where:
         if table is not None:
-            raise typer.BadParameter(f"{where} is no database", param_hint="'--table'")
+            raise typer.BadParameter(f"{shown_url(where)} is no database", param_hint="'--table'")
         return Path(where)
     from consentier.serving.batch_table import BatchTable
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from consentier.cli.ledgers import TrainingLedgerUrl, ledger_for, opened_ledger
+from consentier.cli.ledgers import TrainingLedgerUrl, opened_ledger, shop_and_ledger
 from consentier.cli.options import (
     AsJson,
     BadRows,
@@ -169,11 +169,9 @@ def _embedded(
     lifetimes: Path | None,
     run: Mapping[str, Any],
 ) -> RetrainResult:
-    from consentier.features.tables import read_shop
     from consentier.training.retrain import retrain as retrain_bundles
 
-    shop = read_shop(data, on_bad_rows=on_bad_rows.value)
-    with ledger_for(shop, ledger, lifetimes) as opened:
+    with shop_and_ledger(data, on_bad_rows, ledger, lifetimes) as (shop, opened):
         return retrain_bundles(shop, settings, bundles, restricted, ledger=opened, name=name_of(data), **run)
 
 
@@ -188,8 +186,8 @@ def _on_spark(
     lifetimes: Path | None,
     run: Mapping[str, Any],
 ) -> RetrainResult:
-    session, shop = spark_shop(data, master, on_bad_rows)
-    from consentier.training.spark_retraining import retrain_on_spark
-
     with opened_ledger(ledger, lifetimes) as opened:
+        session, shop = spark_shop(data, master, on_bad_rows)
+        from consentier.training.spark_retraining import retrain_on_spark
+
         return retrain_on_spark(session, shop, settings, bundles, restricted, ledger=opened, **run)

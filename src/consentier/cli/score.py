@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from consentier.cli.ledgers import TrainingLedgerUrl, ledger_for, opened_ledger
+from consentier.addresses import shown_url
+from consentier.cli.ledgers import TrainingLedgerUrl, opened_ledger, shop_and_ledger
 from consentier.cli.options import (
     AsJson,
     At,
@@ -28,9 +28,10 @@ from consentier.cli.options import (
 from consentier.cli.output import place_of, print_json, print_table, say
 from consentier.cli.recommend import warn_of_problems
 from consentier.cli.spark import require_no_master, spark_shop
-from consentier.consent import Channel
+from consentier.consent import Channel, Ledger
 
 if TYPE_CHECKING:
+    from consentier.features.tables import ShopTables
     from consentier.serving.batch import BatchSummary
     from consentier.serving.batch_table import BatchTable
 
@@ -81,7 +82,7 @@ def score(
     """
     if "://" not in out and Path(out).suffix.casefold() in _NOT_WRITTEN:
         raise typer.BadParameter(
-            f"{out}: lists are written as Parquet: end the name in .parquet", param_hint="'--out'"
+            f"{shown_url(out)}: lists are written as Parquet: end the name in .parquet", param_hint="'--out'"
         )
     from consentier.serving.rules import Rules
 
@@ -98,7 +99,7 @@ def score(
             "--table": table is not None,
             "--workers": workers is not None,
             "--on-bad-rows drop": on_bad_rows is not BadRows.ERROR,
-            f"--out {out}": "://" in out or out.endswith(".parquet"),
+            f"--out {shown_url(out)}": "://" in out or out.endswith(".parquet"),
         }
         if refused := [name for name, given in embedded_only.items() if given]:
             raise typer.BadParameter(
@@ -106,10 +107,10 @@ def score(
                 "master says how many tasks work at once, and a bad row ends the run"
             )
         shown: object = out
-        session, tables = spark_shop(data, master, on_bad_rows)
-        from consentier.serving.spark_batch import score_on_spark
-
         with opened_ledger(ledger, lifetimes) as opened:
+            session, tables = spark_shop(data, master, on_bad_rows)
+            from consentier.serving.spark_batch import score_on_spark
+
             summary = score_on_spark(session, tables, bundles, out=Path(out), ledger=opened, **asked)
     else:
         require_no_master(master)
@@ -136,18 +137,29 @@ def _embedded(
     asked: dict[str, Any],
 ) -> BatchSummary:
     from consentier.features.tables import read_shop
+
+    if ledger is None and lifetimes is None:  # the entries of the tables, as they are
+        shop = read_shop(data, on_bad_rows=on_bad_rows.value)
+        return _scored(shop, None, bundles, place, workers, asked)
+    with shop_and_ledger(data, on_bad_rows, ledger, lifetimes) as (shop, opened):
+        return _scored(shop, opened, bundles, place, workers, asked)
+
+
+def _scored(
+    shop: ShopTables,
+    ledger: Ledger | None,
+    bundles: Path,
+    place: Path | BatchTable,
+    workers: int | None,
+    asked: dict[str, Any],
+) -> BatchSummary:
     from consentier.serving import Recommender
     from consentier.serving.batch import catalogue_of, score_customers
     from consentier.serving.rules import Rules
 
-    shop = read_shop(data, on_bad_rows=on_bad_rows.value)
     chosen = asked.pop("rules") or Rules()
     recommender = Recommender.load(
         bundles, policy=asked.pop("policy"), catalogue=catalogue_of(shop, chosen.columns), rules=chosen
     )
     warn_of_problems(recommender)
-    with contextlib.ExitStack() as stack:
-        opened = None  # the entries of the tables, as they are
-        if ledger is not None or lifetimes is not None:
-            opened = stack.enter_context(ledger_for(shop, ledger, lifetimes))
-        return score_customers(shop, recommender, opened, out=place, workers=workers, **asked)
+    return score_customers(shop, recommender, ledger, out=place, workers=workers, **asked)

@@ -50,6 +50,10 @@ def simulate(
     consent_selection: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="How far consent depends on taste.")
     ] = _DEFAULTS.consent_selection,
+    late_parents: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Share of minors whose parents consent later than the child."),
+    ] = _DEFAULTS.late_parents,
     force: ReplaceOut = False,
     as_json: AsJson = False,
 ) -> None:
@@ -70,6 +74,7 @@ def simulate(
         device_share=device_share,
         link_share=link_share,
         consent_selection=consent_selection,
+        late_parents=late_parents,
     )
     shop = simulate_shop(config, show_progress=True)
     write_shop(shop, out, force=force)

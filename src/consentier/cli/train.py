@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from consentier.cli.ledgers import TrainingLedgerUrl, ledger_for, opened_ledger
+from consentier.cli.ledgers import TrainingLedgerUrl, opened_ledger, shop_and_ledger
 from consentier.cli.options import (
     AsJson,
     BadRows,
@@ -86,14 +86,12 @@ def _embedded(
     lifetimes: Path | None,
     run: Mapping[str, Any],
 ) -> TrainingResult:
-    from consentier.features.tables import read_shop
     from consentier.training.restricted import Restricted
     from consentier.training.train import train as train_bundles
 
-    shop = read_shop(data, on_bad_rows=on_bad_rows.value)
-    _warn_of_dropped(shop.report.failures)
     place = Restricted.beside(out) if restricted is None else Restricted(restricted)
-    with ledger_for(shop, ledger, lifetimes) as opened:
+    with shop_and_ledger(data, on_bad_rows, ledger, lifetimes) as (shop, opened):
+        _warn_of_dropped(shop.report.failures)
         return train_bundles(shop, settings, out, ledger=opened, restricted=place, name=name_of(data), **run)
 
 
@@ -108,12 +106,12 @@ def _on_spark(
     lifetimes: Path | None,
     run: Mapping[str, Any],
 ) -> TrainingResult:
-    session, shop = spark_shop(data, master, on_bad_rows)
-    from consentier.training.restricted import Restricted
-    from consentier.training.spark_training import train_on_spark
-
-    place = Restricted.beside(out) if restricted is None else Restricted(restricted.absolute())
     with opened_ledger(ledger, lifetimes) as opened:
+        session, shop = spark_shop(data, master, on_bad_rows)
+        from consentier.training.restricted import Restricted
+        from consentier.training.spark_training import train_on_spark
+
+        place = Restricted.beside(out) if restricted is None else Restricted(restricted.absolute())
         return train_on_spark(session, shop, settings, out, ledger=opened, restricted=place, **run)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from consentier.addresses import shown_url
-from consentier.cli.ledgers import TrainingLedgerUrl, ledger_for
+from consentier.cli.ledgers import TrainingLedgerUrl, shop_and_ledger
 from consentier.cli.options import (
     AsJson,
     BadRows,
@@ -76,7 +76,6 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Search for better parameters of the tiers, on a validation period before the cut-off."""
-    from consentier.features.tables import read_shop
     from consentier.serving.factor_scorer import FACTOR_ALGORITHMS
     from consentier.training.config import load_config
     from consentier.training.tune import TUNED_TIERS, tuned_toml
@@ -91,8 +90,7 @@ def tune(
     if cutoff is not None:
         settings = settings.with_cutoff(cutoff)
     wanted = {Tier(each.value) for each in tier or PersonTier}
-    shop = read_shop(data, on_bad_rows=on_bad_rows.value)
-    with ledger_for(shop, ledger, lifetimes) as opened:
+    with shop_and_ledger(data, on_bad_rows, ledger, lifetimes) as (shop, opened):
         result = search(
             shop,
             settings,
@@ -120,6 +118,7 @@ def tune(
 def print_tuning(result: TuningResult) -> None:
     """Print what each tier gained, and on what."""
     from consentier.training.evaluation_result import mean_with_bounds
+    from consentier.training.tune import popular_ahead
 
     say(f"{result.metric} from {result.start.isoformat()} to {result.end.isoformat()}\n")
     rows = []
@@ -144,6 +143,9 @@ def print_tuning(result: TuningResult) -> None:
         say()
         _print_changes(each.tier, dict(each.trials[each.best].parameters))
         say(f"search ended: {each.stopped}")
+        ahead = popular_ahead(each, result.metric)
+        if ahead is not None:
+            say(ahead, style="yellow")
     for name, reason in result.skipped.items():
         say(f"\n{name} was not tuned: {reason}", style="yellow")
     say(
@@ -201,6 +203,9 @@ def _store_folder(out: Path, data: str) -> Path:
 
 
 def _plain(result: TuningResult, out: Path) -> dict[str, Any]:
+    from consentier.training.tune import popular_ahead
+
+    ahead = [popular_ahead(each, result.metric) for each in result.tiers]
     tiers = {
         str(each.tier): {
             "config": each.config.model_dump(mode="json"),
@@ -221,4 +226,5 @@ def _plain(result: TuningResult, out: Path) -> dict[str, Any]:
         "seed": result.seed,
         "tiers": tiers,
         "skipped": dict(result.skipped),
+        "notes": [text for text in ahead if text is not None],
     }

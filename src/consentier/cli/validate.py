@@ -16,7 +16,8 @@ def validate(
 ) -> None:
     """Check the shop's tables against the data contract; exit with 1 if they break it.
 
-    By default the first bad row ends the check of its table, and the other tables are checked all the same.
+    By default the first bad row ends the check of its table, and the other tables are checked all the same;
+    so they are where a file is misnamed, or a table stands there twice.
     With --on-bad-rows drop all bad rows are counted, unless one is bad that may not be dropped.
     What is odd about valid tables, ids that are written in two ways say, is told and breaks nothing.
     """

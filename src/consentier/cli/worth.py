@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from consentier.cli.ledgers import TrainingLedgerUrl, ledger_for
+from consentier.cli.ledgers import TrainingLedgerUrl, shop_and_ledger
 from consentier.cli.options import (
     AsJson,
     BadRows,
@@ -55,15 +55,13 @@ def worth(
     as_json: AsJson = False,
 ) -> None:
     """Show what each permission adds on the same customers, and how many customers stand at each level."""
-    from consentier.features.tables import read_shop
     from consentier.training.consent_worth import consent_worth
     from consentier.training.consent_worth_report import LEVEL_NAMES, finding, render_worth
     from consentier.training.pages import write_page
 
     settings = settings_of(config, data, cutoff)
     routing = None if policy is None else Policy.load(policy)
-    shop = read_shop(data, on_bad_rows=on_bad_rows.value)
-    with ledger_for(shop, ledger, lifetimes) as opened:
+    with shop_and_ledger(data, on_bad_rows, ledger, lifetimes) as (shop, opened):
         result = consent_worth(
             shop,
             settings,
