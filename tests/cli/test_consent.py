@@ -283,6 +283,18 @@ def test_somebody_unsubscribes_and_nothing_else_changes(ledger: str) -> None:
     assert (a_device.exit_code, "is a customer's permission" in a_device.output) == (2, True)
 
 
+def test_a_withdrawal_tells_of_a_directory_that_holds_no_bundle(ledger: str, tmp_path: Path) -> None:
+    """Those that serve would go on answering with what the person withdrew."""
+    good = tmp_path / "bundles"
+    shutil.copytree(written_bundles(), good)
+    for wrong in (tmp_path / "shop", good / "crm"):
+        said = run("consent", "withdraw", "c1", "--permission", "crm", "--ledger", ledger, "--bundles", wrong)
+        assert said.exit_code == 0
+        assert f"{wrong}: holds no bundle that can be opened" in said.stderr
+    said = run("consent", "withdraw", "c1", "--permission", "crm", "--ledger", ledger, "--bundles", good)
+    assert "holds no bundle" not in said.stderr
+
+
 def test_every_contact_permission_can_be_withdrawn(ledger: str) -> None:
     contact = {permission for permission in PERMISSIONS if permission.startswith("contact:")}
     assert contact == {each.value for each in Withdrawable} - {"online", "crm"}

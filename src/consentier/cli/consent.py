@@ -210,6 +210,7 @@ def withdraw(
     A contact permission (somebody unsubscribes) takes the record only: no bundle or profile rests on it.
     """
     from consentier.training.lineage import LineageError
+    from consentier.training.withdrawal import bundles_in
     from consentier.training.withdrawal import withdraw as withdraw_permission
 
     channel = permission.value.removeprefix("contact:")
@@ -253,6 +254,12 @@ def withdraw(
                 "the withdrawal is recorded, but the registry could not be told of the deadlines: "
                 f"{error}, at {instant.isoformat()}"
             ) from error
+    for directory in directories:
+        if not any(bundles_in(directory)):
+            note(
+                f"{directory}: holds no bundle that can be opened, so none there got a deadline; if another "
+                "directory serves, one that 'consentier train' wrote, run this again with it"
+            )
     if as_json:
         print_json(_plain(dataclasses.asdict(done)))
         return
