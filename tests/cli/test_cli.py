@@ -296,6 +296,14 @@ def test_a_place_that_takes_no_file_is_refused_before_the_work(
     assert "name " in said
 
 
+def test_bundles_go_into_no_file(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consentier.features.tables.read_shop", raising(RuntimeError("the work began")))
+    (tmp_path / "bundles").touch()
+    refused = run("train", workshop.shop, "--out", tmp_path / "bundles")
+    assert refused.code == 2
+    assert "bundles: is a file; name a directory for the bundles" in refused.err
+
+
 def test_what_the_system_refuses_is_told_of_the_file_that_was_to_be(
     workshop: Workshop, tmp_path: Path
 ) -> None:

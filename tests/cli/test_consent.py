@@ -283,6 +283,16 @@ def test_somebody_unsubscribes_and_nothing_else_changes(ledger: str) -> None:
     assert (a_device.exit_code, "is a customer's permission" in a_device.output) == (2, True)
 
 
+def test_a_signal_that_cannot_be_read_says_why_it_denies(ledger: str) -> None:
+    """A mistyped value would look like a visitor who refused."""
+    for kind, payload in (("gpc", "2"), ("tcf", "garbage")):
+        said = run("consent", "signal", kind, payload, "--subject", "v9", "--ledger", ledger)
+        assert said.exit_code == 0
+        assert "recorded as denied: " in said.stdout
+    read = run("consent", "signal", "gpc", "1", "--subject", "v9", "--ledger", ledger)
+    assert "recorded as denied: " not in read.stdout
+
+
 def test_a_withdrawal_tells_of_a_directory_that_holds_no_bundle(ledger: str, tmp_path: Path) -> None:
     """Those that serve would go on answering with what the person withdrew."""
     good = tmp_path / "bundles"
