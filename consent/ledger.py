@@ -674,8 +674,10 @@ def _store_at(url: str, *, create: bool) -> Store:
         from consentier.consent.sqlalchemy_store import SqlAlchemyStore
 
         return SqlAlchemyStore(url, create=create)
+    hint = f"; for this file write sqlite:///{url}" if not separator and Path(url).is_file() else ""
     raise ValueError(
-        f"a ledger is kept at sqlite:///PATH or postgresql://USER@HOST/DATABASE, not at {shown_url(url)!r}"
+        "a ledger is kept at sqlite:///PATH or postgresql://USER@HOST/DATABASE, not at "
+        f"{shown_url(url)!r}{hint}"
     )
 
 

@@ -263,7 +263,9 @@ def outcome_lines(path: str | Path) -> Iterator[OutcomeLine]:
     """
     path = Path(path)
     if not path.exists():
-        raise AuditError(f"outcomes {path}: there are none")
+        raise AuditError(
+            f"outcomes {path}: there are none; name the directory of the outcome log, or a file of it"
+        )
     for segment in sorted(segments_of(path, _SEGMENT)) if path.is_dir() else [path]:
         with segment.open("rb") as file:
             for number, text in enumerate(file, start=1):

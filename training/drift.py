@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from consentier.consent import Ledger, Policy, Tier
-from consentier.errors import BundleMissing, TrainingError
+from consentier.errors import BundleMissing
 from consentier.features.gate import HOLDERS, ConsentGate, PermittedRows, ledger_of
 from consentier.features.tables import ShopTables
 from consentier.models.bundle import open_bundle, read_run
+from consentier.serving.loading import none_usable
 from consentier.training.bundles import TRAINED_TIERS, permitted_to
 from consentier.training.config import DriftConfig
 from consentier.training.data_summary import SUMMARY_VERSION, DataSummary, data_summary, window_rows
@@ -58,10 +59,8 @@ def drift(
 
     Raises
     ------
-    TrainingError
-        If there is no bundle.
     BundleError
-        If a bundle is damaged.
+        If there is no bundle, or one is damaged.
 
     Notes
     -----
@@ -71,7 +70,7 @@ def drift(
     ledger = ledger_of(shop) if ledger is None else ledger
     tiers = [tier for tier in TRAINED_TIERS if (bundles / tier / "manifest.json").is_file()]
     if not tiers:
-        raise TrainingError(f"{bundles}: there is no bundle; 'consentier train' writes them")
+        raise none_usable(bundles, dict.fromkeys(TRAINED_TIERS, "there is no manifest.json"))
     gate = ConsentGate(shop, ledger, at, policy)
     return compared({tier: bundles / tier for tier in tiers}, gate, settings)
 
@@ -103,6 +102,9 @@ def compared(bundles: Mapping[Tier, Path], gate: ConsentGate, settings: DriftCon
         permitted = permitted_to(tier, gate)
         now = data_summary(permitted, gate.standing_counts(tier), then["window_days"])
         known = items_of(open_bundle(bundle))
+        if now is None:
+            checks.append(_too_few(tier, then, gate.cutoff))
+            continue
         checks += _checks(tier, then, now, _new_items(permitted, known, then["window_days"]), settings)
     return {
         "version": DRIFT_VERSION,
@@ -150,14 +152,17 @@ def _new_items(permitted: tuple[PermittedRows, ...], known: list[str], window_da
     return _NewItems(share, pc.count_distinct(unknown["person"]).as_py())
 
 
+def _too_few(tier: Tier, then: DataSummary, at: dt.datetime) -> DriftCheck:
+    says = (
+        f"fewer than {MINIMUM_GROUP} persons have permitted rows in the {then['window_days']} days before "
+        f"{at.date().isoformat()}; --cutoff names another time"
+    )
+    return _check(tier, "volume", then["rows_per_day"], None, None, None, says, breached=True)
+
+
 def _checks(
-    tier: Tier, then: DataSummary, now: DataSummary | None, new: _NewItems, settings: DriftConfig
+    tier: Tier, then: DataSummary, now: DataSummary, new: _NewItems, settings: DriftConfig
 ) -> list[DriftCheck]:
-    if now is None:
-        says = (
-            f"fewer than {MINIMUM_GROUP} persons have permitted rows in the last {then['window_days']} days"
-        )
-        return [_check(tier, "volume", then["rows_per_day"], None, None, None, says, breached=True)]
     most = max(now["rows_per_day"], then["rows_per_day"])
     least = min(now["rows_per_day"], then["rows_per_day"])
     ratio = round(most / least, 3) if least else None

@@ -211,7 +211,10 @@ def experiment_report(
 
 def _one_of(names: Sequence[str], wanted: str | None) -> str:
     if not names:
-        raise DataError("there are no outcomes")
+        raise DataError(
+            "there are no outcomes: is this the directory of the outcome log, and were any written? A "
+            "service writes them with an OutcomeLog (docs/experiments.md)"
+        )
     if wanted is None:
         if len(names) > 1:
             raise DataError(f"there are outcomes of {', '.join(names)}: name one experiment")

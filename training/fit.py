@@ -284,7 +284,10 @@ def nothing_to_train_on(tier: Tier, funnels: Iterable[Funnel]) -> NothingPermitt
         f"{funnel.source}: {funnel.rows_in} rows came in, kept out: {_told(funnel.excluded)}"
         for funnel in funnels
     )
-    return NothingPermitted(f"the {tier} tier has no permitted rows to train on ({reasons})")
+    return NothingPermitted(
+        f"the {tier} tier has no permitted rows to train on ({reasons}): look at the consents, and at the "
+        "cut-off, until which permissions must hold"
+    )
 
 
 def fit_popular(

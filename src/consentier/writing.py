@@ -172,14 +172,27 @@ def whole_file(path: Path, *, sweep: bool = True, private: bool = False) -> Iter
         If it cannot be renamed or brought to the disk. What was written is removed then; a file that stood
         at `path` still stands.
     """
-    with workplace(path, ".tmp", mode=0o700, sweep=sweep) as place:
+    with contextlib.ExitStack() as stack:
+        with _told_of(path):
+            place = stack.enter_context(workplace(path, ".tmp", mode=0o700, sweep=sweep))
         beside = place / path.name
         yield beside
         if private:
             beside.chmod(0o600)
         flush(beside)
-        beside.replace(path)
-        flush(path.parent)
+        with _told_of(path):
+            beside.replace(path)
+            flush(path.parent)
+
+
+@contextlib.contextmanager
+def _told_of(path: Path) -> Iterator[None]:
+    """Tell what fails of the file that is to be, and not of a hidden place that nobody knows."""
+    try:
+        yield
+    except OSError as error:
+        why = f"cannot be written: {error.strerror or error}"
+        raise OSError(error.errno or errno.EIO, why, str(path)) from error
 
 
 def _new_locked(path: Path, suffix: str, mode: int) -> tuple[Path, int]:

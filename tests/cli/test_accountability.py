@@ -202,6 +202,15 @@ def test_export_writes_all_that_is_held(shop: Shop, tmp_path: Path) -> None:
     assert "profile" not in printed["subject"]
 
 
+def test_an_export_of_a_stranger_says_that_nobody_knows_the_id(shop: Shop) -> None:
+    for subject in (("nobody",), ("c-1", "--kind", "visitor")):
+        found = run("export", *subject, "--ledger", shop.ledger)
+        assert found.exit_code == 0
+        assert json.loads(found.stdout)["subject"]["records"] == []
+        assert "the ledger has no record of this subject: check the id, and --kind" in found.stderr
+    assert "no record" not in run("export", "c-1", "--ledger", shop.ledger).stderr
+
+
 def test_an_export_is_written_for_its_owner_only(shop: Shop, tmp_path: Path) -> None:
     out = tmp_path / "export.json"
     before = os.umask(0)

@@ -6,6 +6,7 @@ import dataclasses
 import datetime as dt
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import sqlglot
@@ -258,6 +260,83 @@ def test_validate_counts_rows_and_fails_on_bad_ones(workshop: Workshop, tmp_path
     assert [(entry["column"], entry["count"]) for entry in counted.json["failures"]] == [("quantity", 1)]
     assert counted.json["rows_kept"]["orders"] == 1
     assert "below minimum" in run("validate", tmp_path, "--on-bad-rows", "drop").out
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "evaluate SHOP --out PLACE",
+        "worth SHOP --out PLACE",
+        "worth SHOP --out ELSEWHERE --figures PLACE",
+        "drift SHOP --bundles BUNDLES --out PLACE",
+        "tune SHOP --out PLACE",
+        "export c1 --ledger sqlite:///NOWHERE --out PLACE",
+    ],
+)
+@pytest.mark.parametrize("place", ["folder", "file/x.json", "closed/x.json"])
+def test_a_place_that_takes_no_file_is_refused_before_the_work(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, place: str
+) -> None:
+    for name in ("folder", "closed"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("consentier.features.tables.read_shop", raising(RuntimeError("the work began")))
+    closed = tmp_path / "closed"
+    monkeypatch.setattr("os.access", lambda path, _: Path(path) != closed)  # root may write everywhere
+    names = {"SHOP": workshop.shop, "BUNDLES": workshop.bundles, "ELSEWHERE": tmp_path / "other.html"}
+    names |= {"NOWHERE": tmp_path / "none.db", "PLACE": tmp_path / place}
+    for name, meant in names.items():
+        typed = typed.replace(name, str(meant))
+    outcome = run(*typed.split())
+    assert outcome.code == 2
+    said = outcome.err.replace("\n", "")
+    assert (
+        f"{tmp_path / place}: is a directory" in said or f"{tmp_path / place}: cannot be written, for" in said
+    )
+    assert "name " in said
+
+
+def test_bundles_go_into_no_file(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consentier.features.tables.read_shop", raising(RuntimeError("the work began")))
+    (tmp_path / "bundles").touch()
+    refused = run("train", workshop.shop, "--out", tmp_path / "bundles")
+    assert refused.code == 2
+    assert "bundles: is a file; name a directory for the bundles" in refused.err
+
+
+def test_what_the_system_refuses_is_told_of_the_file_that_was_to_be(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    """Not of the hidden place beside it, which nobody knows."""
+    recs, out = tmp_path / "recs.parquet", tmp_path / "folder"
+    named = ("--bundles", workshop.bundles, "--data", workshop.shop)
+    scored = ("score", workshop.shop, "--bundles", workshop.bundles, "--channel", "email", "--out", recs)
+    assert run(*scored, "--at", workshop.cutoff.isoformat()).code == 0
+    out.mkdir()
+    refused = run("deliver", recs, *named, "--out", out)
+    assert refused.code == 2
+    assert refused.err.splitlines()[-1] == f"error: {out}: cannot be written: Is a directory"
+
+
+def test_a_batch_that_is_odd_as_a_whole_says_so(workshop: Workshop, tmp_path: Path) -> None:
+    """Nobody whom the channel may reach at that instant; and bundles of another shop."""
+    scored = ("--bundles", workshop.bundles, "--channel", "email", "--out", tmp_path / "recs.parquet")
+    nobody = run("score", workshop.shop, *scored, "--at", "2020-01-01T00:00:00Z")
+    assert nobody.code == 0
+    assert "nobody was given a list on the channel email" in nobody.err
+    assert "another shop" not in nobody.err
+    other = tmp_path / "other"
+    shutil.copytree(workshop.shop, other)
+    items = pq.read_table(other / "items.parquet")
+    renamed = pa.array([f"sku-{item}" for item in items["item_id"].to_pylist()])
+    pq.write_table(items.set_column(items.schema.get_field_index("item_id"), "item_id", renamed),
+                   other / "items.parquet")  # fmt: skip
+    strange = run("score", other, *scored, "--at", workshop.cutoff.isoformat())
+    assert strange.code == 0
+    told = re.findall(
+        r"0 of the \d+ items of the session bundle stand in the table items: was it", strange.err
+    )
+    assert len(told) == strange.err.count("another shop") == 1
 
 
 # --- bundles ------------------------------------------------------------------------------------------------

@@ -323,7 +323,7 @@ def test_what_cannot_be_enforced_is_told(ledger: str, tmp_path: Path) -> None:
     missing = run(*enforce, tmp_path / "nowhere")
     assert (missing.exit_code, "no such directory of bundles" in missing.output) == (USER_ERROR, True)
     (tmp_path / "empty").mkdir()
-    assert "there is no bundle in it" in run(*enforce, tmp_path / "empty").stderr
+    assert "empty: holds no bundle that can be opened" in run(*enforce, tmp_path / "empty").stderr
     elsewhere = run("consent", "enforce", "--ledger", f"sqlite:///{tmp_path}/none.db", "--bundles", bundles)
     assert (elsewhere.exit_code, (tmp_path / "none.db").exists()) == (USER_ERROR, False)
     assert not (bundles / "revocations.json").exists(), "a mistyped ledger stops nothing"
@@ -348,6 +348,28 @@ def test_somebody_unsubscribes_and_nothing_else_changes(ledger: str) -> None:
     assert said not in run(*unsubscribe).stdout
     a_device = run(*unsubscribe, "--kind", "visitor")
     assert (a_device.exit_code, "is a customer's permission" in a_device.output) == (2, True)
+
+
+def test_a_signal_that_cannot_be_read_says_why_it_denies(ledger: str) -> None:
+    """A mistyped value would look like a visitor who refused."""
+    for kind, payload in (("gpc", "2"), ("tcf", "garbage")):
+        said = run("consent", "signal", kind, payload, "--subject", "v9", "--ledger", ledger)
+        assert said.exit_code == 0
+        assert "recorded as denied: " in said.stdout
+    read = run("consent", "signal", "gpc", "1", "--subject", "v9", "--ledger", ledger)
+    assert "recorded as denied: " not in read.stdout
+
+
+def test_a_withdrawal_tells_of_a_directory_that_holds_no_bundle(ledger: str, tmp_path: Path) -> None:
+    """Those that serve would go on answering with what the person withdrew."""
+    good = tmp_path / "bundles"
+    shutil.copytree(written_bundles(), good)
+    for wrong in (tmp_path / "shop", good / "crm"):
+        said = run("consent", "withdraw", "c1", "--permission", "crm", "--ledger", ledger, "--bundles", wrong)
+        assert said.exit_code == 0
+        assert f"{wrong}: holds no bundle that can be opened" in said.stderr
+    said = run("consent", "withdraw", "c1", "--permission", "crm", "--ledger", ledger, "--bundles", good)
+    assert "holds no bundle" not in said.stderr
 
 
 def test_every_contact_permission_can_be_withdrawn(ledger: str) -> None:

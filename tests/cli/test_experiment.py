@@ -80,4 +80,4 @@ def test_what_is_wrong_is_said(log: Path, options: list[str], message: str) -> N
 def test_without_a_log_there_is_no_report(tmp_path: Path) -> None:
     done = run("ab", "report", tmp_path / "none")
     assert done.exit_code == 2
-    assert "there are none" in done.stderr
+    assert "there are none; name the directory of the outcome log" in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 from collections.abc import Iterator
@@ -151,3 +152,13 @@ def test_a_wrong_ledger_is_told_before_a_table_is_read(place: Path, typed: str, 
     assert result.exit_code == 2
     assert f"{ledger}: " in result.output
     assert "table orders" not in result.output
+
+
+def test_a_ledger_named_by_its_file_alone_is_told_its_address(place: Path) -> None:
+    for file in (place / "consents.db", Path("consents.db")):
+        with contextlib.chdir(place):
+            said = CliRunner().invoke(app, ["consent", "show", "c1", "--ledger", str(file)]).output
+        assert f"for this file write sqlite:///{file}" in said
+    assert (
+        "for this file" not in CliRunner().invoke(app, ["consent", "show", "c1", "--ledger", "x.db"]).output
+    )

@@ -16,7 +16,7 @@ from unreadable_rows import CUTOFF, LINKED, PERMITTED, Noise, shop_with
 
 from consentier.cli.app import app
 from consentier.consent import ConsentRecord, Ledger, Link, Policy, Tier
-from consentier.errors import TrainingError
+from consentier.errors import BundleMissing
 from consentier.features.gate import ConsentGate, ledger_of
 from consentier.features.tables import ShopTables, write_tables
 from consentier.models.bundle import read_run, write_run
@@ -150,8 +150,13 @@ def test_a_bundle_without_a_summary_is_not_judged(
 
 
 def test_without_a_bundle_there_is_nothing_to_check(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="no bundle"):
+    with pytest.raises(BundleMissing, match="nothing: there is no such directory"):
         compared(shop_with([]), tmp_path / "nothing")
+    with pytest.raises(BundleMissing, match=r"it holds none of session, .* 'consentier train' wrote"):
+        compared(shop_with([]), tmp_path)
+    (tmp_path / "manifest.json").touch()
+    with pytest.raises(BundleMissing, match="this is one itself; name the directory above it"):
+        compared(shop_with([]), tmp_path)
 
 
 def test_a_share_of_few_persons_is_not_told_but_counts(bundles: Path) -> None:

@@ -117,7 +117,7 @@ def test_control_and_experiment_are_chosen_by_name() -> None:
         experiment_report(lines, experiment="z")
     with pytest.raises(DataError, match="no outcomes of arm 'd'"):
         experiment_report(lines, control="d")
-    with pytest.raises(DataError, match="there are no outcomes"):
+    with pytest.raises(DataError, match="there are no outcomes: is this the directory of the outcome log"):
         experiment_report([])
     with pytest.raises(DataError, match="has no impressions"):
         experiment_report(named("a", CLICK))

@@ -231,5 +231,6 @@ def test_what_was_kept_out_is_told_in_words() -> None:
     error = nothing_to_train_on(Tier.FUSED, [kept_out, Funnel("fused", "crm", 0, 0, {})])
     assert str(error) == (
         "the fused tier has no permitted rows to train on (online: 7 rows came in, kept out: 3 denied, "
-        "4 unlinked; crm: 0 rows came in, kept out: none)"
+        "4 unlinked; crm: 0 rows came in, kept out: none): look at the consents, and at the cut-off, until "
+        "which permissions must hold"
     )

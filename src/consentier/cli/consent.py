@@ -112,6 +112,9 @@ def record_signal(
         print_json({"new": new, "records": [_shown(record) for record in records]})
         return
     _print_records(records)
+    told = [json.loads(record.evidence or "{}").get("reason", "") for record in records]
+    for reason in sorted({text for text in told if text.startswith("refused: ")}):
+        say(f"recorded as denied: {reason.removeprefix('refused: ')}", style="yellow")
     say(f"\n{new} of {len(records)} new in the ledger")
 
 

@@ -21,7 +21,15 @@ from consentier.cli.options import (
     PolicyPath,
     ShopData,
 )
-from consentier.cli.output import CHECK_FAILED, NOT_JUDGED, print_json, print_table, say, write_json
+from consentier.cli.output import (
+    CHECK_FAILED,
+    NOT_JUDGED,
+    print_json,
+    print_table,
+    require_file,
+    say,
+    write_json,
+)
 from consentier.consent import Policy
 
 
@@ -49,6 +57,7 @@ def drift(
     from consentier.training.drift import drift as compare
     from consentier.training.drift_result import DRIFT_COLUMNS, drift_rows
 
+    require_file(out)
     settings = load_config(config, data=data, environ=os.environ)
     with shop_and_ledger(data, on_bad_rows, ledger, lifetimes) as (shop, opened):
         result = compare(

@@ -19,7 +19,7 @@ from consentier.cli.options import (
     PolicyPath,
     ShopData,
 )
-from consentier.cli.output import name_of, note, print_json, print_table, say, write_json
+from consentier.cli.output import name_of, note, print_json, print_table, require_file, say, write_json
 from consentier.cli.settings import settings_of
 from consentier.consent import Policy
 
@@ -38,6 +38,7 @@ def evaluate(
     """Train on what was before the cut-off, and compare the tiers on the orders after it."""
     from consentier.training.evaluate import evaluate as evaluate_tiers
 
+    require_file(out)
     settings = settings_of(config, data, cutoff)
     routing = None if policy is None else Policy.load(policy)
     with shop_and_ledger(data, on_bad_rows, ledger, lifetimes) as (shop, opened):

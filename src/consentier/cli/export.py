@@ -10,7 +10,7 @@ import typer
 
 from consentier.cli.ledgers import LedgerUrl, ledger_at
 from consentier.cli.options import At, KeyringPath, Kind, KindOption, LifetimesPath, RestrictedPath
-from consentier.cli.output import print_json, write_json
+from consentier.cli.output import note, print_json, require_file, write_json
 from consentier.cli.replay import keyring_beside
 from consentier.errors import DataError
 
@@ -56,6 +56,7 @@ def export(
     from consentier.consent.keyring import Keyring
     from consentier.serving.data_subject_export import AuditLog, export_subject
 
+    require_file(out)
     with ledger_at(ledger, lifetimes) as opened:
         document = export_subject(
             subject,
@@ -69,6 +70,8 @@ def export(
             else AuditLog(audit, Keyring.open(keys or keyring_beside(audit), create=False)),
             lineage=None if bundles is None else _lineage(bundles, restricted),
         )
+    if not document["subject"]["records"]:
+        note("the ledger has no record of this subject: check the id, and --kind")
     if out is None:
         print_json(document)
     else:

@@ -9,6 +9,7 @@ import contextlib
 import datetime as dt
 import functools
 import json
+import os
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,6 +43,7 @@ __all__ = [
     "plain",
     "print_json",
     "print_table",
+    "require_file",
     "say",
     "set_debug",
     "short",
@@ -118,7 +120,7 @@ def guarded(command: Callable[_Parameters, None], typed: str | None = None) -> C
             if type(error).__module__.startswith("pyarrow"):  # a value that cannot be converted, in full
                 _error(f"a table cannot be converted: {type(error).__name__} (--debug shows what and where)")
                 raise typer.Exit(USER_ERROR) from error
-            _error(str(error))
+            _error(_in_words(error))
             raise typer.Exit(USER_ERROR) from error
         except Exception as error:
             _show_traceback()
@@ -212,11 +214,37 @@ def short(digest: str | None) -> str:
     return "-" if digest is None else digest.removeprefix("sha256:")[:12]
 
 
+def _in_words(error: Exception) -> str:
+    """What an error says; of the system's errors the file first, and no number."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
 def name_of(data: str) -> str:
     """What to call a shop's data in reports: the last part of the path, or the name of the database."""
     if "://" in data:
         return shown_url(data).partition("?")[0].rstrip("/").rpartition("/")[2]
     return Path(data).resolve().name
+
+
+def require_file(path: Path | None) -> None:
+    """Refuse a place where no file can be written, before the work that is to end there.
+
+    Raises
+    ------
+    DataError
+        If it is a directory, or lies in a place where none can be made.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise DataError(f"{path}: is a directory; name a file")
+    folder = next(each for each in path.absolute().parents if each.exists())
+    if not folder.is_dir():
+        raise DataError(f"{path}: cannot be written, for {folder} is a file; name another place")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise DataError(f"{path}: cannot be written, for nothing may be made in {folder}; name another place")
 
 
 @contextlib.contextmanager

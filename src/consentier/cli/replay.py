@@ -121,7 +121,10 @@ def _line(text: str) -> tuple[AuditLine, Path | None]:
     try:
         lines = Path(path).read_bytes().splitlines()
     except OSError as error:
-        raise AuditError(f"audit line {path}: cannot be read: {error.strerror or error}") from error
+        raise AuditError(
+            f"audit line {path}: cannot be read: {error.strerror or error}. Name the text of a line, a file "
+            "that holds one, or FILE:NUMBER of a file of the audit log"
+        ) from error
     if not number and len(lines) != 1:
         raise AuditError(f"audit line {path}: holds {len(lines)} lines; name one as {path}:NUMBER")
     if number and not 1 <= int(number) <= len(lines):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,10 +26,10 @@ from consentier.cli.options import (
     ShopData,
     TableName,
 )
-from consentier.cli.output import place_of, print_json, print_table, say
+from consentier.cli.output import note, place_of, print_json, print_table, say
 from consentier.cli.recommend import warn_of_problems
 from consentier.cli.spark import require_no_master, spark_shop
-from consentier.consent import Channel, Ledger
+from consentier.consent import Channel, Ledger, Tier
 
 if TYPE_CHECKING:
     from consentier.features.tables import ShopTables
@@ -123,6 +124,10 @@ def score(
     outcomes = [[f"answered by {tier}", count] for tier, count in summary.by_tier.items()]
     outcomes += [[f"no row: {reason}", count] for reason, count in summary.skipped.items()]
     print_table(["outcome", "persons"], outcomes)
+    if not summary.customers:
+        note(
+            f"nobody was given a list on the channel {channel}: look at the contact permissions, and at --at"
+        )
     say(f"\n{summary.rows:,} rows for {summary.customers:,} persons written to {shown}")
 
 
@@ -162,4 +167,25 @@ def _scored(
         bundles, policy=asked.pop("policy"), catalogue=catalogue_of(shop, chosen.columns), rules=chosen
     )
     warn_of_problems(recommender)
+    _tell_of_another_shop(shop, bundles, recommender.scorers)
     return score_customers(shop, recommender, ledger, out=place, workers=workers, **asked)
+
+
+def _tell_of_another_shop(shop: ShopTables, bundles: Path, tiers: Iterable[Tier]) -> None:
+    """A bundle says of no shop that it is of that: its items do."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from consentier.models.bundle import open_bundle
+    from consentier.training.evaluate_judge import items_of
+
+    listed = shop.items["item_id"]
+    for tier in tiers:
+        known = pa.array(items_of(open_bundle(bundles / tier, verify=False)), pa.string())
+        there = pc.sum(pc.is_in(known, value_set=pc.unique(listed))).as_py() or 0
+        if len(listed) and 2 * there < len(known):
+            note(
+                f"{there:,} of the {len(known):,} items of the {tier} bundle stand in the table items: "
+                "was it trained on another shop?"
+            )
+            return  # the other tiers would say the same

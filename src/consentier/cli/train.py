@@ -29,6 +29,7 @@ from consentier.cli.output import name_of, note, print_json, print_table, say, s
 from consentier.cli.settings import settings_of
 from consentier.cli.spark import require_no_master, spark_shop
 from consentier.consent import Policy, Tier
+from consentier.errors import DataError
 
 if TYPE_CHECKING:
     from consentier.training.config import Config
@@ -58,6 +59,8 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train the tiers, each on the rows that it may read, and write one bundle per tier."""
+    if out.is_file():
+        raise DataError(f"{out}: is a file; name a directory for the bundles")
     settings = settings_of(config, data, cutoff)
     run: dict[str, Any] = {
         "tiers": chosen_tiers(tier or []),

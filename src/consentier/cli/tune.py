@@ -23,7 +23,7 @@ from consentier.cli.options import (
     ReplaceFile,
     ShopData,
 )
-from consentier.cli.output import name_of, note, print_json, print_table, say, written_beside
+from consentier.cli.output import name_of, note, print_json, print_table, require_file, say, written_beside
 from consentier.consent import Policy, Tier
 from consentier.errors import suggestion
 
@@ -81,8 +81,7 @@ def tune(
     from consentier.training.tune import TUNED_TIERS, tuned_toml
     from consentier.training.tune import tune as search
 
-    if out.is_dir():
-        raise IsADirectoryError(f"{out}: is a directory; name a file")
+    require_file(out)
     if out.exists() and not force:
         raise FileExistsError(f"{out}: there is a file already; use --force to replace it")
     base = load_config(config, data=data, environ=os.environ)

@@ -147,6 +147,7 @@ def withdraw(
                 "the withdrawal is recorded, but the registry could not be told of the deadlines: "
                 f"{error}, at {instant.isoformat()}"
             ) from error
+    _tell_empty(directories)
     if as_json:
         print_json(plain(dataclasses.asdict(done)))
         return
@@ -215,6 +216,7 @@ def enforce(
             raise DataError(
                 f"the deadlines stand beside the bundles, but the registry could not be told of them: {error}"
             ) from error
+    _tell_empty(directories)
     if as_json:
         print_json(
             plain(
@@ -225,9 +227,6 @@ def enforce(
             )
         )
         return
-    for directory in directories:
-        if all(bundle.directory != str(directory) for bundle in judged):
-            note(f"{directory}: there is no bundle in it, and none was known to lie there")
     _print_judged(judged)
     _print_purged(purged)
 
@@ -346,6 +345,17 @@ def _lineage(directory: Path, restricted: Path | None) -> Lineage | None:
     _require_directory(directory)
     place = RestrictedDirectory.beside(directory) if restricted is None else RestrictedDirectory(restricted)
     return place.lineage() if place.path.is_dir() else None
+
+
+def _tell_empty(directories: Sequence[Path]) -> None:
+    from consentier.training.withdrawal import bundles_in
+
+    for directory in directories:
+        if not any(bundles_in(directory)):
+            note(
+                f"{directory}: holds no bundle that can be opened, so none there got a deadline; if another "
+                "directory serves, one that 'consentier train' wrote, run this again with it"
+            )
 
 
 def _require_directory(directory: Path) -> None:

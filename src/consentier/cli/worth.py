@@ -19,7 +19,7 @@ from consentier.cli.options import (
     PolicyPath,
     ShopData,
 )
-from consentier.cli.output import name_of, print_json, print_table, say, write_json
+from consentier.cli.output import name_of, print_json, print_table, require_file, say, write_json
 from consentier.cli.settings import settings_of
 from consentier.consent import Policy
 
@@ -59,6 +59,8 @@ def worth(
     from consentier.training.consent_worth_report import LEVEL_NAMES, finding, render_worth
     from consentier.training.pages import write_page
 
+    require_file(out)
+    require_file(figures)
     settings = settings_of(config, data, cutoff)
     routing = None if policy is None else Policy.load(policy)
     with shop_and_ledger(data, on_bad_rows, ledger, lifetimes) as (shop, opened):
