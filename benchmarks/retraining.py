@@ -14,6 +14,8 @@ seconds, and the largest resident memory of the process; medians of the repeats.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import datetime as dt
 import json
 import random
@@ -23,25 +25,39 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from scipy import sparse
 
-from consentier.consent import Policy, Tier
+from consentier.consent import Ledger, Policy, Tier
+from consentier.errors import NothingPermitted
+from consentier.features.consent_intervals import ConsentTables
 from consentier.features.gate import ConsentGate, ledger_of
 from consentier.features.schemas import SCHEMAS
 from consentier.features.simulator import SimulationConfig, simulate, write_shop
 from consentier.features.tables import ShopTables, read_shop, write_tables
+from consentier.models.attribute_encoding import AttributeEncoder
+from consentier.models.gram_arithmetic import add, subtract
+from consentier.models.item_index import ItemIndex
+from consentier.models.local_ridge import LocalRidge, touched_targets
+from consentier.training import retrain as retraining
 from consentier.training.config import Config, TrackingConfig, load_config
+from consentier.training.counted import Subject, around, of_persons
+from consentier.training.fit import counts_of, estimator, tier_interactions
 from consentier.training.restricted import Restricted
 from consentier.training.retrain import retrain
+from consentier.training.retrain_work import counting_steps, solving_terms
 from consentier.training.train import TRAINED_TIERS, train
 
 DAY = dt.timedelta(days=1)
+
+Result = TypeVar("Result")
 
 
 def main() -> None:
@@ -55,11 +71,16 @@ def main() -> None:
     parser.add_argument("--tier", type=Tier, action="append", help="Only these; by default all but popular.")
     parser.add_argument("--share", type=float, action="append", help="Only these shares of changed persons.")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--always", action="store_true", help="Exchange rows even where a fit is less work.")
+    parser.add_argument("--constants", action="store_true", help="Measure the parts of either way.")
     parser.add_argument("--one", choices=("retrain", "train"), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(one_run(arguments.one, arguments.data, arguments.tier[0], arguments.out)))
+        run = one_run(
+            arguments.one, arguments.data, arguments.tier[0], arguments.out, always=arguments.always
+        )
+        print(json.dumps(run))
         return
     with tempfile.TemporaryDirectory() as folder:
         data = arguments.data
@@ -68,7 +89,11 @@ def main() -> None:
             config = SimulationConfig(customers=arguments.simulate or 4000, items=arguments.items)
             write_shop(simulate(config), data)
         tiers = arguments.tier or [tier for tier in TRAINED_TIERS if tier is not Tier.POPULAR]
-        measure(data, tiers, arguments.share or [0.01, 0.05, 0.2], arguments.repeats, Path(folder))
+        if arguments.constants:
+            print_constants(data, tiers)
+            return
+        shares = arguments.share or [0.01, 0.05, 0.2]
+        measure(data, tiers, shares, arguments.repeats, Path(folder), always=arguments.always)
 
 
 def configuration(data: Path, days: int = 0) -> Config:
@@ -83,11 +108,16 @@ def configuration(data: Path, days: int = 0) -> Config:
     return config.with_cutoff(cutoff + days * DAY)
 
 
-def measure(data: Path, tiers: Sequence[Tier], shares: Sequence[float], repeats: int, folder: Path) -> None:
+def measure(
+    data: Path, tiers: Sequence[Tier], shares: Sequence[float], repeats: int, folder: Path, *, always: bool
+) -> None:
     """Print the table."""
     shop = read_shop(data)
-    print("| tier | rows | items | changed | how | items solved | retrain | from scratch | memory | equal |")
-    print("|---|---:|---:|---:|---|---:|---:|---:|---:|---|")
+    print(
+        "| tier | rows | items | changed | estimate | how | items solved | retrain | from scratch | memory "
+        "| equal |"
+    )
+    print("|---|---:|---:|---:|---:|---|---:|---:|---:|---:|---|")
     for tier in tiers:
         before = folder / f"before-{tier}"
         train(
@@ -98,7 +128,7 @@ def measure(data: Path, tiers: Sequence[Tier], shares: Sequence[float], repeats:
             later = folder / "later"
             later_shop(shop, configuration(data), tier, share, later)
             shutil.copy(data / "consentier.toml", later)
-            runs = [pair(later, tier, before) for _ in range(repeats)]
+            runs = [pair(later, tier, before, always=always) for _ in range(repeats)]
             print(row(tier, share, runs), flush=True)
 
 
@@ -145,7 +175,7 @@ def later_shop(shop: ShopTables, config: Config, tier: Tier, share: float, out: 
 Run = dict[str, Any]
 
 
-def pair(later: Path, tier: Tier, before: Path) -> tuple[Run, Run]:
+def pair(later: Path, tier: Tier, before: Path, *, always: bool) -> tuple[Run, Run]:
     """Go both ways, each in a process of its own."""
     runs = []
     for way in ("retrain", "train"):
@@ -155,19 +185,31 @@ def pair(later: Path, tier: Tier, before: Path) -> tuple[Run, Run]:
                 shutil.copytree(before, out)
                 shutil.copytree(Restricted.beside(before).path, Restricted.beside(out).path)
             command = [sys.executable, __file__, str(later), "--tier", tier, "--one", way, "--out", str(out)]
+            command += ["--always"] if always else []
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             runs.append(json.loads(done.stdout))
     return runs[0], runs[1]
 
 
-def one_run(way: str, data: Path, tier: Tier, out: Path) -> Run:
+def one_run(way: str, data: Path, tier: Tier, out: Path, *, always: bool) -> Run:
     """Go one way; say what it took."""
+    choice = mock.patch.object(retraining, "require_less_work") if always else contextlib.nullcontext()
+    with choice:
+        return timed_run(way, data, tier, out)
+
+
+def timed_run(way: str, data: Path, tier: Tier, out: Path) -> Run:
+    """Go one way, once the loops are compiled."""
     warm_up(tier)
     shop, config = read_shop(data), configuration(data, days=1)
     started, cpu = time.perf_counter(), time.process_time()
     if way == "retrain":
         (told,) = retrain(shop, config, out, Restricted.beside(out), tiers=[tier], show_progress=False).tiers
-        found = {"how": told.how, "solved": told.solved, "items": told.items, "digest": told.after}
+        share = None if told.estimate is None else told.estimate.exchange / told.estimate.fit
+        found = {
+            "how": told.how, "solved": told.solved, "items": told.items, "digest": told.after,
+            "estimated": share,
+        }  # fmt: skip
     else:
         result = train(
             shop, config, out, tiers=[tier], restricted=Restricted.beside(out), show_progress=False
@@ -188,7 +230,8 @@ def warm_up(tier: Tier) -> None:
         write_shop(simulate(SimulationConfig(customers=100, items=50, days=30, horizon_days=7)), data)
         shop, restricted = read_shop(data), Restricted.beside(out)
         train(shop, configuration(data), out, tiers=[tier], restricted=restricted, show_progress=False)
-        retrain(shop, configuration(data, days=1), out, restricted, tiers=[tier], show_progress=False)
+        with mock.patch.object(retraining, "require_less_work"):
+            retrain(shop, configuration(data, days=1), out, restricted, tiers=[tier], show_progress=False)
 
 
 def row(tier: Tier, share: float, runs: Sequence[tuple[Run, Run]]) -> str:
@@ -196,6 +239,8 @@ def row(tier: Tier, share: float, runs: Sequence[tuple[Run, Run]]) -> str:
     on, scratch = ([pair[place] for pair in runs] for place in (0, 1))
     how = "/".join(sorted({each["how"] for each in on}))
     solved = "-" if on[0]["solved"] is None else f"{on[0]['solved']:,}"
+    changed = f"{share:.1%}"
+    estimate = "-" if on[0]["estimated"] is None else f"{on[0]['estimated']:.0%}"
     equal = all(one["digest"] == other["digest"] for one, other in runs)
     if not equal:
         raise SystemExit(f"{tier} at {share:.0%}: the bundles differ")
@@ -204,10 +249,89 @@ def row(tier: Tier, share: float, runs: Sequence[tuple[Run, Run]]) -> str:
         for way in (on, scratch)
     )
     return (
-        f"| {tier} | {scratch[0]['rows']:,} | {on[0]['items']:,} | {share:.0%} | {how} | {solved} "
+        f"| {tier} | {scratch[0]['rows']:,} | {on[0]['items']:,} | {changed} | {estimate} "
+        f"| {how} | {solved} "
         f"| {seconds:.1f} s ({cpu:.1f} CPU) | {seconds_from:.1f} s ({cpu_from:.1f} CPU) "
         f"| {memory / 1e6:,.0f} of {memory_from / 1e6:,.0f} MB | yes |"
     )
+
+
+# ---- What the parts take -----------------------------------------------------------------------------------
+
+
+def print_constants(data: Path, tiers: Sequence[Tier]) -> None:
+    """Print what a step of counting, a multiplication, an entry exchanged and a record read take."""
+    shop, config = read_shop(data), configuration(data)
+    ledger = ledger_of(shop)
+    print("| tier | step counted | multiplication | entry exchanged | record read |")
+    print("|---|---:|---:|---:|---:|")
+    for tier in tiers:
+        warm_up(tier)
+        try:
+            print(constants(tier, shop, ledger, config), flush=True)
+        except NothingPermitted:
+            continue
+
+
+def constants(tier: Tier, shop: ShopTables, ledger: Ledger, config: Config) -> str:
+    """One row: what the parts of the two ways take in one tier."""
+    cutoff, how = config.training.cutoff, getattr(config, tier)
+    assert cutoff is not None
+    permitted = dataclasses.replace(
+        ConsentGate(shop, ledger, cutoff, Policy.default()).permitted(tier), attributes=None
+    )
+    if not permitted.rows.num_rows:
+        raise NothingPermitted(f"the {tier} tier has no rows")
+    data = tier_interactions(tier, permitted, how, AttributeEncoder(()))
+    items = len(data.item_ids)
+    model = estimator(tier, how, items, 1, 1)
+    if not isinstance(model, LocalRidge):
+        raise SystemExit(f"{tier}: only local_ridge solves items one by one, not {how.algorithm}")
+    counting, gram = cpu_of(lambda: counts_of(model, data))
+    solving, _ = cpu_of(lambda: model.solve(gram))
+    steps = counting_steps(permitted.rows, by_session=tier is Tier.SESSION)
+    terms = float(solving_terms(gram, items, model.neighbours).sum())
+
+    few = pc.unique(permitted.rows["person"])[:20]
+    some = tier_interactions(tier, of_persons(permitted, few), how, AttributeEncoder(()))
+    places = ItemIndex.from_ids(data.item_ids).indices(some.item_ids)
+    part = some.matrix
+    matrix = sparse.csr_matrix(
+        (part.data, places[part.indices], part.indptr), shape=(part.shape[0], data.matrix.shape[1])
+    )
+    order = None if gram.forward is None else some.order
+
+    def exchange() -> None:
+        less = subtract(gram, matrix, persons=some.persons, order=order)
+        more = add(less, matrix, persons=some.persons, order=order)
+        touched_targets(
+            gram, more, places, targets=items, neighbours=model.neighbours,
+            item_exponent=model.item_exponent, reverse_weight=model.reverse_weight,
+        )  # fmt: skip
+
+    exchanging, _ = cpu_of(exchange)
+
+    def read() -> None:
+        subjects: list[Subject] = [("visitor", "nobody")]
+        part = around(shop, ConsentTables.of(ledger.as_of(ledger.position)), subjects)
+        ConsentGate(*part, cutoff, Policy.default()).permitted(tier)
+
+    reading, _ = cpu_of(read)
+    return (
+        f"| {tier} | {counting / steps * 1e9:.1f} ns ({counting:.2f} s) | {solving / terms * 1e9:.2f} ns "
+        f"({solving:.2f} s) | {exchanging / gram.gram.nnz * 1e9:.0f} ns ({exchanging:.2f} s) "
+        f"| {reading / ledger.position * 1e6:.1f} µs ({reading:.2f} s) |"
+    )
+
+
+def cpu_of(work: Callable[[], Result]) -> tuple[float, Result]:
+    """Processor seconds that some work takes (the median of three), and what it gives."""
+    taken = []
+    for _ in range(3):
+        started = time.process_time()
+        result = work()
+        taken.append(time.process_time() - started)
+    return sorted(taken)[1], result
 
 
 if __name__ == "__main__":

@@ -24,7 +24,14 @@ from consentier.models.gram import GRAM_UNIT, GramStatistics, SessionOrder, gram
 from consentier.models.scoring import with_second_hop
 from consentier.progress import Advance
 
-__all__ = ["LocalRidge", "dense_ease", "largest_weights", "solve_local_ridge", "touched_targets"]
+__all__ = [
+    "LocalRidge",
+    "choosing_targets",
+    "dense_ease",
+    "largest_weights",
+    "solve_local_ridge",
+    "touched_targets",
+]
 
 _TARGETS_PER_CHUNK = 128
 # The first remedy for a block that is not positive definite, relative to its largest diagonal entry, and how
@@ -366,10 +373,42 @@ def touched_targets(
     candidates = candidates[candidates < targets]
     touched = changed[candidates]
     for statistics in (before, after):
-        touched |= _choosing(
-            _system(statistics, item_exponent, reverse_weight), candidates, neighbours, changed
-        )
+        open_ones = np.flatnonzero(~touched)
+        touched[open_ones] = choosing_targets(
+            statistics, candidates[open_ones], changed,
+            neighbours=neighbours, item_exponent=item_exponent, reverse_weight=reverse_weight,
+        )  # fmt: skip
     return candidates[touched]
+
+
+def choosing_targets(
+    statistics: GramStatistics,
+    targets: NDArray[np.int64],
+    inputs: NDArray[np.bool_],
+    *,
+    neighbours: int,
+    item_exponent: float = 0.0,
+    reverse_weight: float = 1.0,
+) -> NDArray[np.bool_]:
+    """Mark the targets among whose strongest inputs is one of the marked ones.
+
+    Parameters
+    ----------
+    statistics
+        What the inputs are chosen by.
+    targets
+        int64, shape (n,): which to look at.
+    inputs
+        Shape (n_inputs,): the marked inputs.
+    neighbours, item_exponent, reverse_weight
+        As for `solve_local_ridge`.
+
+    Returns
+    -------
+    ndarray of bool
+        Shape (n,). O(entries in the rows of the targets).
+    """
+    return _choosing(_system(statistics, item_exponent, reverse_weight), targets, neighbours, inputs)
 
 
 def dense_ease(

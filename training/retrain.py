@@ -4,7 +4,8 @@ Every row passes the gate at the new cut-off, as in training. Fingerprints then 
 those that the earlier fit counted. For all others, be they changed, new, withdrawn or lapsed, the old rows
 are found again through the gate of that fit and subtracted whole, and the new ones are added; what they bear
 on is solved again. The bundle is, byte for byte, the one that `training.train` would make. Where that cannot
-be had by an exchange of rows the tier is fitted from scratch, and the result says why.
+be had by an exchange of rows, or by one that is less work than a fit (`training.retrain_work`), the tier is
+fitted from scratch, and the result says why.
 """
 
 from __future__ import annotations
@@ -38,7 +39,15 @@ from consentier.models.attribute_encoding import (
 )
 from consentier.models.bundle import Bundle, open_bundle, read_run
 from consentier.models.item_index import ItemIndex
-from consentier.models.statistics import Fingerprints, KeptStatistics, StatisticsError, among, read_statistics
+from consentier.models.local_ridge import LocalRidge
+from consentier.models.statistics import (
+    Fingerprints,
+    KeptStatistics,
+    Statistics,
+    StatisticsError,
+    among,
+    read_statistics,
+)
 from consentier.progress import progress
 from consentier.serving.factor_scorer import FACTOR_ALGORITHMS
 from consentier.training.bundles import (
@@ -71,6 +80,7 @@ from consentier.training.decrement import (
     NotExactError,
     Renewed,
     attribute_places,
+    config_of,
     encoder_of,
     exchanged,
     exchanged_counts,
@@ -78,10 +88,11 @@ from consentier.training.decrement import (
     with_items,
 )
 from consentier.training.fingerprints import named_fingerprints, text_hashes
-from consentier.training.fit import PERSONS, FittedTier, GateSettings, attribute_counts, fit_tier
+from consentier.training.fit import PERSONS, FittedTier, GateSettings, attribute_counts, estimator, fit_tier
 from consentier.training.record import record_run, unrecorded
 from consentier.training.restricted import Restricted
 from consentier.training.retired_versions import stop_versions
+from consentier.training.retrain_work import Estimate, Extent, estimated
 from consentier.training.run_facts import run_facts
 from consentier.writing import remove_remnants_in
 
@@ -96,14 +107,15 @@ __all__ = [
     "brought_up",
     "ledger_at_fit",
     "require_exchangeable",
+    "require_less_work",
     "require_same_parameters",
     "result_of",
     "retrain",
 ]
 
 MOST_EXCHANGED = 0.5
-"""Share of persons whose rows changed above which a fit from scratch is taken to be the quicker way. A guess:
-above it, more rows would be exchanged than a fit counts."""
+"""Share of persons whose rows changed above which a fit from scratch is taken to be the quicker way, where no
+`Estimate` is made. A guess: above it, more rows would be exchanged than a fit counts."""
 
 COUNTED_ANEW = "counting anew is as quick as exchanging counts"
 """Why a popular list is never trained on by an exchange."""
@@ -139,6 +151,8 @@ class RetrainedTier:
         Items of the bundle that stands now.
     seconds
         How long it took.
+    estimate
+        By which it was chosen between an exchange and a fit; None where there was no choice.
     """
 
     tier: Tier
@@ -152,6 +166,7 @@ class RetrainedTier:
     solved: int | None
     items: int
     seconds: float
+    estimate: Estimate | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -324,6 +339,7 @@ class Course:
     new: int | None = None
     gone: int | None = None
     solved: int | None = None
+    estimate: Estimate | None = None
 
 
 def _retrained(tier: Tier, run: _Run) -> tuple[RetrainedTier, tuple[Funnel, ...]]:
@@ -396,7 +412,7 @@ def brought_up(
     seconds = round(time.perf_counter() - started, 3)
     told = RetrainedTier(
         tier, how, course.reason, None if before is None else before.digest, after,
-        course.changed, course.new, course.gone, course.solved, items, seconds,
+        course.changed, course.new, course.gone, course.solved, items, seconds, course.estimate,
     )  # fmt: skip
     return told, () if fit is None else fit.funnel
 
@@ -506,16 +522,17 @@ def _exchanged(tier: Tier, bundle: Bundle, permitted: PermittedRows, run: _Run, 
     course.new = int((~compared.known).sum())
     course.gone = int(compared.gone.size)
     borrow = None if config.algorithm in FACTOR_ALGORITHMS else borrowing(config, permitted.items)
-    require_exchangeable(
-        tier, bundle, config, kept.facts, run.gate, course,
-        borrow=borrow, persons=max(len(kept.statistics.fingerprints), len(compared.names)),
-    )  # fmt: skip
+    require_exchangeable(tier, bundle, config, kept.facts, run.gate, course, borrow=borrow)
     if kept.statistics.gram is None:
         raise NotExactError(f"{bundle.manifest.algorithm} is no function of counts")
     if kept.statistics.gram.truncated:
         raise NotExactError("the co-occurrences were cut to max_gram_entries, and cannot be exchanged")
+    if not permitted.rows.num_rows:
+        raise NotExactError("no row is left")
     counted, same = kept.statistics.fingerprints, compared.named(compared.same)
     added = of_persons(permitted, compared.named(~compared.same))
+    course.estimate = _estimated(tier, bundle, kept.statistics, permitted, added, borrow, run)
+    require_less_work(course.estimate)
     exchange = Exchange(
         _counted_rows(tier, kept, permitted, compared, run),
         added,
@@ -562,7 +579,7 @@ def require_exchangeable(
     course: Course,
     *,
     borrow: Borrowing | None,
-    persons: int,
+    persons: int | None = None,
 ) -> None:
     """Check, once it is known who changed, that an exchange of rows is to be made.
 
@@ -579,7 +596,8 @@ def require_exchangeable(
     borrow
         How items are to borrow.
     persons
-        How many there were or are, whichever is more.
+        How many there were or are, whichever is more: by them it is judged whether a fit is as quick. None
+        where that is estimated otherwise.
 
     Raises
     ------
@@ -595,7 +613,8 @@ def require_exchangeable(
         and metadata == bundle.manifest.parameters.get("item_metadata")
     ):
         raise UnchangedError
-    _require_worth(course, persons)
+    if persons is not None:
+        _require_worth(course, persons)
     then = circumstances_of(facts, None)
     if tier is Tier.SESSION and config.session_half_life and (then.until or then.cutoff) != gate.cutoff:
         raise NotExactError("sessions count by their age at the cut-off (session_half_life): all change")
@@ -618,6 +637,37 @@ def _require_worth(course: Course, persons: int) -> None:
         raise NotExactError(
             f"{exchanged:,} persons changed, came or went, where there are {most:,}: a fit is as quick"
         )
+
+
+def _estimated(
+    tier: Tier,
+    bundle: Bundle,
+    statistics: Statistics,
+    permitted: PermittedRows,
+    added: PermittedRows,
+    borrow: Borrowing | None,
+    run: _Run,
+) -> Estimate:
+    """What an exchange would take, and what a fit."""
+    config, min_persons = config_of(bundle), min_persons_of(bundle)
+    model = estimator(tier, config, bundle.manifest.item_count, min_persons, run.config.training.threads)
+    return estimated(
+        statistics,
+        model if isinstance(model, LocalRidge) else None,
+        Extent(
+            permitted,
+            added,
+            by_session=tier is Tier.SESSION,
+            all_again=borrow is not None or bundle.manifest.parameters.get("item_metadata") is not None,
+            records=run.ledger.position,
+        ),
+    )
+
+
+def require_less_work(estimate: Estimate) -> None:
+    """Raise `NotExactError` where an exchange would take longer than a fit."""
+    if not estimate.exchange_is_less:
+        raise NotExactError(f"a fit is as quick: {estimate}")
 
 
 def _counted_rows(

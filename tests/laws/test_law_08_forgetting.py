@@ -354,8 +354,8 @@ SPARSE = tuple(
     Break(
         "items whose neighbours changed are not solved again",
         local_ridge.touched_targets,
-        "touched |= _choosing",
-        "touched | _choosing",
+        "touched[open_ones] = choosing_targets",
+        "touched[open_ones] | choosing_targets",
         usual(Tier.ONLINE, V1, events=SPARSE),
     ),
     Break(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,7 +34,6 @@ from consentier.errors import BundleMissing, DataError
 if TYPE_CHECKING:
     from consentier.training.forget import ForgetResult, Subject
     from consentier.training.forgotten_versions import RegisteredTier
-    from consentier.training.restricted import Restricted
 
 
 def forget(
@@ -99,8 +99,9 @@ def forget(
     run: dict[str, Any] = {"tiers": tiers, "policy": None if policy is None else Policy.load(policy)}
     told = has_store(settings.tracking, out)
     try:
-        forget_in = _on_spark if engine is EngineChoice.SPARK else _embedded
-        result = forget_in(data, chosen, out, place, ledger, lifetimes, on_bad_rows, master, run)
+        with opened_ledger(ledger, lifetimes) as opened:
+            forget_in = _way(engine, data, on_bad_rows, master)
+            result = forget_in(chosen, out, place, ledger=opened, **run)
     except BundleMissing:
         # A run may have been killed when the last bundle was gone, and before the registry knew.
         if not (told and place.path.is_dir()):
@@ -119,42 +120,20 @@ def forget(
         raise typer.Exit(CHECK_FAILED)
 
 
-def _embedded(
-    data: str,
-    subjects: Sequence[Subject],
-    out: Path,
-    restricted: Restricted,
-    ledger: str | None,
-    lifetimes: Path | None,
-    on_bad_rows: BadRows,
-    master: str | None,
-    run: Mapping[str, Any],
-) -> ForgetResult:
+def _way(
+    engine: EngineChoice, data: str, on_bad_rows: BadRows, master: str | None
+) -> Callable[..., ForgetResult]:
+    """Forgetting in a shop's bundles on the one engine or the other, once its tables are read."""
+    if engine is EngineChoice.SPARK:
+        session_and_shop = spark_shop(data, master, on_bad_rows)
+        from consentier.training.spark_forgetting import forget_on_spark
+
+        return functools.partial(forget_on_spark, *session_and_shop)
     require_no_master(master)
     from consentier.features.tables import read_shop
     from consentier.training.forget import forget as forget_in_bundles
 
-    with opened_ledger(ledger, lifetimes) as opened:
-        shop = read_shop(data, on_bad_rows=on_bad_rows.value)
-        return forget_in_bundles(shop, subjects, out, restricted, ledger=opened, **run)
-
-
-def _on_spark(
-    data: str,
-    subjects: Sequence[Subject],
-    out: Path,
-    restricted: Restricted,
-    ledger: str | None,
-    lifetimes: Path | None,
-    on_bad_rows: BadRows,
-    master: str | None,
-    run: Mapping[str, Any],
-) -> ForgetResult:
-    with opened_ledger(ledger, lifetimes) as opened:
-        session, shop = spark_shop(data, master, on_bad_rows)
-        from consentier.training.spark_forgetting import forget_on_spark
-
-        return forget_on_spark(session, shop, subjects, out, restricted, ledger=opened, **run)
+    return functools.partial(forget_in_bundles, read_shop(data, on_bad_rows=on_bad_rows.value))
 
 
 def _print(result: ForgetResult, registered: Sequence[RegisteredTier], kind: Kind, *, as_json: bool) -> None:

@@ -56,9 +56,9 @@ def retrain(
 ) -> None:
     """Bring the bundles to a new cut-off: each becomes, byte for byte, what 'consentier train' would make.
 
-    Rows that changed are exchanged in the statistics of the earlier fit, where that is exact; else the tier
-    is fitted from scratch, and it says why. May be killed at any moment, and run again. Exit with 1 if the
-    fit of a tier has no stable solution: its bundle stays as it was.
+    Rows that changed are exchanged in the statistics of the earlier fit, where that is exact and less work;
+    else the tier is fitted from scratch. It says which, and why. May be killed at any moment, and run again.
+    Exit with 1 if the fit of a tier has no stable solution: its bundle stays as it was.
     """
     from consentier.training.restricted import Restricted
     from consentier.training.withdrawal import bundles_in
@@ -103,6 +103,8 @@ def _print(result: RetrainResult, bundles: Path, *, as_json: bool) -> None:
             bad = each.how == "unsolved"
             how = "could not be fitted, and is as it was" if bad else f"was {each.how}"
             say(f"\n{each.tier} {how}: {each.reason}", style="red" if bad else "yellow")
+        elif each.how == "incremental" and each.estimate is not None:
+            say(f"\n{each.tier} was incremental: {each.estimate}")
     versions = result.training.versions
     if versions:
         say(f"\nregistered as challengers, by version: {', '.join(f'{t} {v}' for t, v in versions.items())}")
