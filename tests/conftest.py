@@ -18,6 +18,7 @@ os.environ["PYTHONSAFEPATH"] = "1"
 import pytest
 from compiled_once import compile_once
 from hypothesis import settings
+from memory_files import keep_in_memory
 from mlflow_stores import migrate_once
 from one_engine import open_once
 
@@ -26,6 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # The folders at the repository's root are parts of consentier; from a test, `import models` must fail as it
 # would in a shop. `python -m pytest` puts the working directory on the path.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+
+keep_in_memory(os.environ)
 
 # A gate says the same twice; whoever works on the code, and `make explore`, look at other examples each time.
 # Each profile says so: what one leaves open, Hypothesis decides otherwise where `CI` is set, as on GitHub.
