@@ -21,7 +21,7 @@ RNGLike = int | np.random.SeedSequence | np.random.BitGenerator | np.random.Gene
 """A seed, or a generator that is used as it is (SPEC 7)."""
 
 _DRAWS_AT_ONCE = 1 << 16
-"""Clusters drawn before they are summed: what is drawn and gathered, half a megabyte each, stays in the cache."""
+"""Clusters drawn before they are summed: half a megabyte, and as much gathered, stays in the cache."""
 
 
 @dataclass(frozen=True)
