@@ -12,7 +12,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -371,74 +371,122 @@ def test_a_name_that_is_no_table_is_refused() -> None:
 
 # --- kill -9 ------------------------------------------------------------------------------------------------
 
-PROGRAM = """
-    import sys, time
+SCORING = """
+    import itertools, os, sys, tempfile, threading, traceback
     sys.path[:0] = {paths!r}
+    import ibis.backends.duckdb
     import test_batch_parts as t
     from pathlib import Path
     from consentier.serving import batch
     from consentier.serving.batch_table import BatchTable
+
     batch._PERSONS_PER_PART = 1
-    slow = batch._Batch.part
-    def part(self, number):
-        time.sleep(0.004)
-        return slow(self, number)
-    batch._Batch.part = part
-    where = sys.argv[1]
-    out = BatchTable(where) if "://" in where else Path(where)
-    print("ready", flush=True)
-    t.score(out, at=t.AT if sys.argv[2] == "new" else None, resume=True)
-    print("done", flush=True)
+    whole = batch._Batch.part
+
+    def score(where, how, parts):
+        begun = itertools.count()
+        def part(self, number):
+            if next(begun) >= int(parts):
+                os.write(1, b"waiting\\n")  # as one, also where two threads say it
+                threading.Event().wait()
+            return whole(self, number)
+        batch._Batch.part = part
+        print("ready", os.getpid(), flush=True)
+        out = BatchTable(where) if "://" in where else Path(where)
+        t.score(out, at=t.AT if how == "new" else None, resume=True)
+
+    for line in sys.stdin:
+        tempfile.tempdir, *arguments = line.split()
+        child = os.fork()
+        if child == 0:
+            try:
+                score(*arguments)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        print("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+"""Scores once for each line that it reads, in a process of its own: what that needs is imported once.
+
+A process begins no more than so many parts, and then waits to be killed: before it is done, however busy the
+machine is.
 """
 
 
-def run_until(where: str, how: str, kill_after: float | None) -> bool:
-    """Score in a process of its own; kill it so long after it began. Says whether it came to its end."""
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """What starts processes that score, and kills them."""
+
+    process: subprocess.Popen[str]
+
+    def run(self, where: str, how: str, parts: int, kill_after: float | None) -> int:
+        """Score so many parts at the most; kill it then, or so long after it began. Says how it ended."""
+        # What it puts into temporary files it cannot remove once it is killed.
+        with tempfile.TemporaryDirectory(prefix="consentier-tests-") as folder:
+            assert self.process.stdin is not None
+            print(folder, where, how, parts, file=self.process.stdin, flush=True)
+            child = int(self._read("ready"))
+            if parts < CUSTOMERS:
+                if kill_after is None:
+                    self._read("waiting")
+                else:
+                    time.sleep(kill_after)
+                os.kill(child, signal.SIGKILL)
+            return int(self._read("ended"))
+
+    def _read(self, event: str) -> str:
+        """What is told of the next such event."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            told, _, rest = line.strip().partition(" ")
+            assert told in (event, "waiting"), line
+            if told == event:
+                return rest
+        raise AssertionError("the process that starts others has ended")
+
+
+@pytest.fixture(scope="module")
+def scoring() -> Iterator[Scoring]:
     here = Path(__file__).parent
-    program = textwrap.dedent(PROGRAM).format(paths=[str(here), str(here.parent / "support")])
-    # What it puts into temporary files it cannot remove once it is killed.
-    with tempfile.TemporaryDirectory(prefix="consentier-tests-") as folder:
-        process = subprocess.Popen(
-            [sys.executable, "-c", program, where, how],
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env=os.environ | {"TMPDIR": folder},
-        )
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        if kill_after is not None:
-            time.sleep(kill_after)
-            os.kill(process.pid, signal.SIGKILL)
-        told = process.stdout.read()
-        process.wait()
-    return "done" in told
+    program = textwrap.dedent(SCORING).format(paths=[str(here), str(here.parent / "support")])
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            yield Scoring(process)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # what waits, too, after a test that failed
 
 
-def killed_and_resumed(where: str, written: Callable[[], int]) -> int:
+def kill_and_resume(scoring: Scoring, where: str, written: Callable[[], int]) -> None:
     """Kill the batch again and again, each time a little after it made progress; then let it end."""
     chance = random.Random(3)
-    kills = 0
-    for wait in (0.3, *(chance.uniform(0.8, 1.6) for _ in range(3))):
-        if run_until(where, "new" if not written() else "old", wait):
-            return kills
-        kills += 1
-    assert run_until(where, "new" if not written() else "old", None)
-    return kills
+    ends = []
+    for parts, wait in ((0, chance.uniform(0, 0.3)), *((chance.randint(8, 16), None) for _ in range(3))):
+        ends.append(scoring.run(where, "old" if written() else "new", parts, wait))
+    assert ends == [-signal.SIGKILL] * 4
+    assert written()
+    assert scoring.run(where, "old", CUSTOMERS, None) == 0
 
 
 def test_killed_at_any_moment_and_resumed_a_directory_holds_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scoring: Scoring, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch, "_PERSONS_PER_PART", 1)
     score(tmp_path / "whole")
     out = tmp_path / "parts"
-    kills = killed_and_resumed(str(out), lambda: len(list(out.glob("*.json"))))
-    assert kills > 1
+    kill_and_resume(scoring, str(out), lambda: len(list(out.glob("*.json"))))
     assert content(out) == content(tmp_path / "whole")
 
 
-def test_killed_at_any_moment_and_resumed_a_table_holds_the_same_rows(tmp_path: Path) -> None:
+def test_killed_at_any_moment_and_resumed_a_table_holds_the_same_rows(
+    scoring: Scoring, tmp_path: Path
+) -> None:
     score(tmp_path / "whole.parquet")
     place = BatchTable(f"sqlite:///{tmp_path / 'recs.db'}")
 
@@ -454,5 +502,5 @@ def test_killed_at_any_moment_and_resumed_a_table_holds_the_same_rows(tmp_path: 
         finally:
             engine.dispose()
 
-    assert killed_and_resumed(place.url, jobs) > 1
+    kill_and_resume(scoring, place.url, jobs)
     assert rows_in(place) == rows_of(tmp_path / "whole.parquet")

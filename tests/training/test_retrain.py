@@ -257,11 +257,17 @@ def test_an_interruption_between_the_writes_is_made_good_by_the_next_run(
 
 
 _KILLED = """
-import os, signal, sys
+import os, signal, sys, traceback
+import ibis.backends.duckdb
+import consentier.training.retrain
 from consentier.cli.app import app
+<<<<<<< HEAD
 from consentier.training import retrain
 retrain.require_less_work = lambda estimate: None
 flush, left = os.fsync, int(sys.argv[1])
+=======
+flush = os.fsync
+>>>>>>> 655abeea37aa8536b7fe8a3f4e6ba76959d1eb8c
 def counted(descriptor):
     global left
     left -= 1
@@ -269,8 +275,21 @@ def counted(descriptor):
         os.kill(os.getpid(), signal.SIGKILL)
     flush(descriptor)
 os.fsync = counted
-app(sys.argv[2:])
+for line in sys.stdin:
+    left = int(line)
+    child = os.fork()
+    if child == 0:
+        os.dup2(2, 1)
+        try:
+            app(sys.argv[1:])
+        except SystemExit as ended:
+            os._exit(ended.code or 0)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(1)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+"""Runs the command once for each number of files that it reads, in a process of its own."""
 
 
 def test_killed_at_any_moment_and_run_again_the_bundles_are_those_of_a_run_from_scratch(
@@ -282,14 +301,17 @@ def test_killed_at_any_moment_and_run_again_the_bundles_are_those_of_a_run_from_
     arguments += ["--config", str(trained.data.parent / "retrain.toml")]
     arguments += [part for tier in tiers for part in ("--tier", str(tier))]
     draw = random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID", "0"))
-    for _ in range(3):
-        place = draw.randrange(60)
-        done = subprocess.run([sys.executable, "-c", _KILLED, str(place), *arguments], capture_output=True)
-        assert done.returncode in (0, -signal.SIGKILL), done.stderr.decode()
-        for tier in tiers:
-            open_bundle(trained.out / tier)
-    done = subprocess.run([sys.executable, "-c", _KILLED, "9999", *arguments], capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
+    command = [sys.executable, "-c", _KILLED, *arguments]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdin is not None
+        assert running.stdout is not None
+        for _ in range(3):
+            print(draw.randrange(60), file=running.stdin, flush=True)
+            assert int(running.stdout.readline()) in (0, -signal.SIGKILL)
+            for tier in tiers:
+                open_bundle(trained.out / tier)
+        print(9999, file=running.stdin, flush=True)
+        assert int(running.stdout.readline()) == 0
     scratch = trained.from_scratch(tiers=tiers)
     assert {name: each for name, each in digests(trained.out).items() if name in scratch} == scratch
     assert {each.how for each in trained.retrain(tiers=tiers).values()} == {"unchanged"}
