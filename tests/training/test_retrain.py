@@ -261,13 +261,9 @@ import os, signal, sys, traceback
 import ibis.backends.duckdb
 import consentier.training.retrain
 from consentier.cli.app import app
-<<<<<<< HEAD
 from consentier.training import retrain
 retrain.require_less_work = lambda estimate: None
-flush, left = os.fsync, int(sys.argv[1])
-=======
 flush = os.fsync
->>>>>>> 655abeea37aa8536b7fe8a3f4e6ba76959d1eb8c
 def counted(descriptor):
     global left
     left -= 1
