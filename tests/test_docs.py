@@ -8,6 +8,7 @@ import importlib.util
 import io
 import re
 import shlex
+import tempfile
 from pathlib import Path
 from types import ModuleType
 
@@ -100,8 +101,11 @@ def run_examples(page: Path) -> None:
         assert printed.getvalue() == output
 
 
-def test_the_session_of_the_readme_runs_and_so_do_the_python_examples(tmp_path: Path) -> None:
+def test_the_session_of_the_readme_runs_and_so_do_the_python_examples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # One test, because the examples use the bundles of the session.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where those of their directories go that stay
     with contextlib.chdir(tmp_path):
         for step in session():
             type_in(step)
