@@ -216,9 +216,9 @@ def differing(**change: Any) -> tuple[Inputs, Inputs, Channel, Permission]:
     ),
     Break(
         "the digest does not say of what it is",
-        Recommender._digest,
-        '["{name}",{value}]',
-        "[{value}]",
+        recommender.input_text,
+        '["{name}",{encoded}]',
+        "[{encoded}]",
         ({**ONE, "online_history": ONE["crm_history"]}, ONE, Channel.EMAIL, BOTH),
     ),
     Break(
