@@ -31,16 +31,18 @@ from hypothesis.stateful import (
 )
 from shops import shop
 
-from consentier.consent import Channel, ConsentRecord, Ledger, Permission, Source, Tier, sources_of
+from consentier.consent import Channel, ConsentRecord, Ledger, Permission, Policy, Source, Tier, sources_of
 from consentier.errors import TrainingError
 from consentier.features.tables import ShopTables
 from consentier.models.bundle import open_bundle
 from consentier.serving import Answer, Event, Profiles, Recommender, Request
 from consentier.serving.observing import Observed, observe
 from consentier.serving.profile_store import SqliteProfiles
+from consentier.serving.revocation import Revocations
 from consentier.training import forget as forget_module
 from consentier.training import withdrawal
 from consentier.training.config import Config
+from consentier.training.ended_permissions import purge_ended, set_deadlines
 from consentier.training.forget import ForgetResult, forget
 from consentier.training.restricted import Restricted
 from consentier.training.train import TRAINED_TIERS, train
@@ -56,6 +58,7 @@ PAIRS = [*itertools.product(VISITORS, CUSTOMERS), (None, CUSTOMERS[0]), (VISITOR
 CHANNELS = (Channel.SHOP, Channel.EMAIL)
 CONFIG = Config.model_validate({"tracking": {"enabled": False}, "training": {"threads": 1}})
 DEADLINE = dt.timedelta(days=2)
+NEVER = dt.datetime.max.replace(tzinfo=dt.UTC)
 
 permissions = st.sampled_from(["online", "crm", "fusion", "model", "parental"])
 states = st.sampled_from(["granted", "granted", "granted", "denied", "withdrawn", "objected", "lifted"])
@@ -196,6 +199,25 @@ class Shop(RuleBasedStateMachine):
             if owner == ("visitor" if source is Source.ONLINE else "customer"):
                 assert not self.stores[source].export(each), "the profile of the source is still there"
         self._check_withdrawn(kind, name, source)
+        self._pass_time()
+
+    @rule()
+    def enforce(self) -> None:
+        """However a permission ended: a deadline for its bundles, and its profiles go (the eighth law)."""
+        lineage = self.restricted.lineage() if self.restricted.path.is_dir() else None
+        places = [(self.bundles, lineage)] if self.bundles.is_dir() else []
+        set_deadlines(self.ledger, bundles=places, policy=Policy.default(), at=self.now, deadline=DEADLINE)
+        for source, store in self.stores.items():
+            purge_ended(self.ledger, store, source=source, at=self.now)
+        for kind, name in SUBJECTS:
+            source = Source.ONLINE if kind == "visitor" else Source.CRM
+            if self.ledger.permission(name, kind=kind, at=self.now):  # type: ignore[arg-type]
+                continue
+            assert not self.stores[source].export(name), "a profile is kept without permission"
+            held = [] if lineage is None else lineage.bundles_of(kind, name)  # type: ignore[arg-type]
+            deadlines = Revocations.open(self.bundles).current().by_digest if held else {}
+            late = [bundle for bundle in held if deadlines.get(bundle.digest, NEVER) > self.now + DEADLINE]
+            assert not late, "a bundle goes on with somebody who permits it no more"
         self._pass_time()
 
     @precondition(lambda self: self.bundles.is_dir())
@@ -406,6 +428,13 @@ def test_all_laws_hold_whatever_happens() -> None:
     Break("a withdrawal leaves the profiles", withdrawal._purge, "store.purge(owner)", "0"),
     Break("a withdrawal is not recorded", withdraw, "ledger.append(", "len("),
     Break(
+        "what a signal ended, bundles go on with",
+        set_deadlines,
+        "if not standing.clean",
+        "if standing.problem",
+    ),
+    Break("what a signal ended leaves the profiles", purge_ended, "store.purge(subject)", "0"),
+    Break(
         "the forgotten stay in the index",
         forget_module._replace,
         "lineage().replaced(bundle.digest, digest, without=gone)",
@@ -428,6 +457,8 @@ def told() -> None:
             lambda: world.forget(("visitor", VISITORS[1])),
             lambda: world.withdraw(("customer", CUSTOMERS[0]), Source.CRM),
             lambda: world.log_in(VISITORS[0], CUSTOMERS[0]),
+            lambda: world.decide(("visitor", VISITORS[0]), "online", "denied", None),
+            world.enforce,
         ):
             happens()
             world.every_answer_reads_only_what_is_permitted()
