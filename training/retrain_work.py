@@ -34,6 +34,9 @@ _RECORD_READ = 4.4e-6
 _STEPS_OF_ROW = 75
 """Steps of counting that each row takes besides those for its pairs."""
 
+_FAR = 10
+"""From how many times the work on nobody needs to know how many times it is."""
+
 _LOOKED_AT = 512
 """Items of which it is found out whether they would be solved again: beyond them the share hardly changes."""
 
@@ -67,10 +70,9 @@ class Estimate:
         touched = ""
         if self.looked_at:
             touched = f"of {self.looked_at:,} items looked at an exchange touches {self.touched:,}; "
-        return (
-            f"{touched}an exchange is estimated at {self.exchange / self.fit:.0%} of the work of counting "
-            "and solving all anew"
-        )
+        share = self.exchange / self.fit
+        estimated = f"{share:.0%} of" if share < _FAR else f"more than {_FAR} times"
+        return f"{touched}an exchange is estimated at {estimated} the work of counting and solving all anew"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

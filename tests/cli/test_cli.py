@@ -28,6 +28,7 @@ from consentier.cli.app import app
 from consentier.consent import Channel
 from consentier.features.gate import ledger_of
 from consentier.features.tables import read_shop
+from consentier.serving.revocation import revoke
 
 COMMANDS = (
     "demo",
@@ -419,6 +420,23 @@ def test_train_of_one_tier_gives_the_same_bundle_and_a_table(workshop: Workshop,
     refused = run("train", workshop.shop, "--out", tmp_path / "b", *options)
     assert refused.code == 2
     assert "--force" in refused.err
+
+
+def test_a_bundle_that_is_made_again_and_answers_no_more_is_told(workshop: Workshop, tmp_path: Path) -> None:
+    """Somebody was forgotten, and the rows are still there: the same bundle comes again, and is stopped."""
+    out, config = tmp_path / "b", ("--config", workshop.config)
+    options = ("--out", out, *config, "--tier", "crm", "--force")
+    customer = read_shop(workshop.shop).customers["customer_id"][0].as_py()
+    assert "answers nobody" not in run("train", workshop.shop, *options).err
+    assert run("forget", customer, "--data", workshop.shop, "--bundles", out, *config).code == 0
+    revoke(out, [workshop.trained["digests"]["crm"]], dt.datetime.now(dt.UTC), "forgotten")
+    for again in (
+        run("retrain", workshop.shop, "--bundles", out, *config, "--tier", "crm"),
+        run("train", workshop.shop, *options),
+    ):
+        assert again.code == 0
+        assert "the crm bundle answers nobody: it is the same as one that holds somebody" in again.err
+        assert workshop.trained["digests"]["crm"].removeprefix("sha256:")[:12] in again.out
 
 
 def test_the_cutoff_option_overrides_the_configuration(workshop: Workshop, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from consentier.cli.options import (
 from consentier.cli.output import CHECK_FAILED, name_of, note, print_json, print_table, say, short
 from consentier.cli.settings import settings_of
 from consentier.cli.spark import require_no_master, spark_shop
+from consentier.cli.train import tell_of_deadlines
 from consentier.consent import Policy
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def retrain(
         require_no_master(master)
         result = _embedded(data, settings, bundles, place, on_bad_rows, ledger, lifetimes, run)
     _print(result, bundles, as_json=as_json)
+    tell_of_deadlines(bundles)
     _tell_of_lost_rows(rows_before, _most_rows(result.training.funnel))
     _tell_of_the_cutoff(result, before, configured=cutoff is None and settings.training.cutoff is not None)
     if any(each.how == "unsolved" for each in result.tiers):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -72,6 +73,7 @@ def train(
     else:
         require_no_master(master)
         result = _embedded(data, settings, out, restricted, on_bad_rows, ledger, lifetimes, run)
+    tell_of_deadlines(result.out)
     if as_json:
         print_json({**dataclasses.asdict(result), "out": str(result.out)})
         return
@@ -139,6 +141,24 @@ def print_training(result: TrainingResult) -> None:
     if result.versions:
         versions = ", ".join(f"{tier} {number}" for tier, number in result.versions.items())
         say(f"registered as challengers, by version: {versions}")
+
+
+def tell_of_deadlines(bundles: Path) -> None:
+    """Say which bundles in place stop answering: a run gave again what holds somebody who is to be gone."""
+    from consentier.serving.revocation import Revocations
+    from consentier.training.withdrawal import bundles_in
+
+    deadlines, now = Revocations.open(bundles).current().by_digest, dt.datetime.now(dt.UTC)
+    for bundle in bundles_in(bundles):
+        deadline = deadlines.get(bundle.digest)
+        if deadline is None:
+            continue
+        when = "answers nobody" if deadline <= now else f"stops answering at {deadline.isoformat()}"
+        note(
+            f"the {bundle.tier} bundle {when}: it is the same as one that holds somebody who was forgotten, "
+            "or whose permission has ended. Are their rows still in DATA, and permitted by the ledger up to the "
+            "cut-off? Delete them, record the withdrawal, or move the cut-off; then run this again"
+        )
 
 
 def _reasons(excluded: Mapping[str, int]) -> str:
