@@ -156,8 +156,8 @@ def tell_of_deadlines(bundles: Path) -> None:
         when = "answers nobody" if deadline <= now else f"stops answering at {deadline.isoformat()}"
         note(
             f"the {bundle.tier} bundle {when}: it is the same as one that holds somebody who was forgotten, "
-            "or whose permission has ended. Are their rows still in DATA, and permitted by the ledger up to the "
-            "cut-off? Delete them, record the withdrawal, or move the cut-off; then run this again"
+            "or whose permission has ended. Are their rows still in DATA, and permitted by the ledger up to "
+            "the cut-off? Delete them, record the withdrawal, or move the cut-off; then run this again"
         )
 
 
