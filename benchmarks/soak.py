@@ -45,7 +45,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consentier import ReloadingRecommender, Request
-from consentier.consent import Channel, ConsentRecord, Ledger, Link, Resolution, Side, Tier
+from consentier.consent import (
+    Channel,
+    ConsentRecord,
+    Ledger,
+    Link,
+    Resolution,
+    Side,
+    Source,
+    Standing,
+    Tier,
+)
 from consentier.features.simulator import SimulationConfig, simulate, write_shop
 from consentier.features.tables import read_shop
 from consentier.models.bundle import open_bundle, write_bundle
@@ -107,6 +117,10 @@ class FailingLedger:
 
     def __init__(self, ledger: Ledger, trouble: Trouble) -> None:
         self._ledger, self._trouble = ledger, trouble
+
+    def standing(self, source: Source, subject_id: str, **asked: Any) -> Standing:
+        self._trouble.strike("ledger")
+        return self._ledger.standing(source, subject_id, **asked)
 
     def resolve(self, **asked: Any) -> Resolution:
         self._trouble.strike("ledger")
@@ -178,6 +192,8 @@ class Found:
     """Answers by time, in steps of 10 µs: its memory does not grow."""
     flips: int = 0
     observed: int = 0
+    stored: int = 0
+    """Of the observed events, those that went into a profile."""
 
 
 class Worker:
@@ -251,6 +267,7 @@ class Worker:
             customer_id=None if online else person.customer,
         )
         self.found.observed += 1
+        self.found.stored += observed.stored
         if observed.stored and not (person.online if online else person.crm):
             self.found.faults["an event was stored without a permission"] += 1
 
@@ -322,6 +339,12 @@ def never_answered(found: Sequence[Found]) -> Counter[str]:
             if not answered[tier]
         }
     )
+
+
+def never_stored(found: Sequence[Found]) -> Counter[str]:
+    """A fault where events were observed and not one of them was stored, though most people permit it."""
+    observed = sum(each.observed for each in found)
+    return Counter() if sum(each.stored for each in found) else +Counter({"no event was stored": observed})
 
 
 def hidden_of(items: list[str]) -> list[str]:
@@ -506,9 +529,10 @@ def soaked(root: Path, requests: int, processes: int, threads: int) -> dict[str,
         "p999_ms": p999,
         "flips": sum(each.flips for each in found),
         "observed": sum(each.observed for each in found),
+        "stored": sum(each.stored for each in found),
         "tiers": dict(sum((each.tiers for each in found), Counter())),
         "events": dict(deployer.done),
-        "faults": dict(sum((each.faults for each in found), never_answered(found))),
+        "faults": dict(sum((each.faults for each in found), never_answered(found) + never_stored(found))),
         "memory_mb": [quarters(each) for each in memory],
     }
 
@@ -534,7 +558,7 @@ def show(result: dict[str, Any]) -> None:
         ),
         "answers by tier": ", ".join(f"{tier} {count:,}" for tier, count in sorted(result["tiers"].items())),
         "permissions flipped": f"{result['flips']:,}",
-        "events observed": f"{result['observed']:,}",
+        "events observed, stored": f"{result['observed']:,}, {result['stored']:,}",
         "bundles and stores": ", ".join(
             f"{what} {count:,}" for what, count in sorted(result["events"].items())
         ),

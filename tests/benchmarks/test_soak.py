@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from benchmarks.soak import Found, Worker, never_answered
+from benchmarks.soak import Found, Worker, never_answered, never_stored
 
 from consentier import Ledger
 from consentier.consent import Tier
@@ -48,3 +48,15 @@ def test_the_threads_are_judged_together(silent: str | None) -> None:
     found = [Found(Counter([tier] * (tier != silent)), Counter([*ASKED_FIRST])) for tier in ASKED_FIRST]
     told = never_answered(found)
     assert told == ({} if silent is None else {"fused never answered, though asked first": len(ASKED_FIRST)})
+
+
+def test_that_no_event_is_stored_is_a_fault(tmp_path: Path) -> None:
+    """So a ledger fails to which `observe` puts a question that it does not know."""
+    (tmp_path / "revoked.txt").touch()
+    worker = Worker(0, OneTier(), Ledger(), tmp_path, ITEMS)  # type: ignore[arg-type]
+    worker.run(200)
+    assert worker.found.observed
+    assert never_stored([worker.found]) == {"no event was stored": worker.found.observed}
+    worker.found.stored = 1
+    assert never_stored([worker.found]) == {}
+    assert never_stored([Found()]) == {}
