@@ -48,24 +48,22 @@ class Withdrawable(enum.StrEnum):
     PUSH = "contact:push"
 
 
+ServedBundles = Annotated[
+    list[Path] | None,
+    typer.Option("--bundles", help="A directory of bundles that serves answers; may be given several times."),
+]
 DeadlineDays = Annotated[
     float,
     typer.Option(
         "--deadline-days", min=0, help="How long bundles that hold the subject may still answer, in days."
     ),
 ]
-
-
 OnlineProfiles = Annotated[
     list[str] | None, typer.Option("--online-profiles", help="A store of online profiles: path or URL.")
 ]
-
-
 CrmProfiles = Annotated[
     list[str] | None, typer.Option("--crm-profiles", help="A store of CRM profiles: path or URL.")
 ]
-
-
 ToRegistry = Annotated[
     bool,
     typer.Option(
@@ -81,12 +79,7 @@ def withdraw(
     ],
     ledger: LedgerUrl,
     kind: KindOption = Kind.CUSTOMER,
-    bundles: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--bundles", help="A directory of bundles that serves answers; may be given several times."
-        ),
-    ] = None,
+    bundles: ServedBundles = None,
     restricted: RestrictedPath = None,
     online_profiles: OnlineProfiles = None,
     crm_profiles: CrmProfiles = None,
@@ -167,12 +160,7 @@ def withdraw(
 
 def enforce(
     ledger: LedgerUrl,
-    bundles: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--bundles", help="A directory of bundles that serves answers; may be given several times."
-        ),
-    ] = None,
+    bundles: ServedBundles = None,
     restricted: RestrictedPath = None,
     online_profiles: OnlineProfiles = None,
     crm_profiles: CrmProfiles = None,
