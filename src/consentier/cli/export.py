@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from consentier.cli.ledgers import LedgerUrl, ledger_at
-from consentier.cli.options import At, KeyringPath, Kind, KindOption, LifetimesPath, RestrictedPath
+from consentier.cli.options import (
+    At,
+    KeyringPath,
+    Kind,
+    KindOption,
+    LifetimesPath,
+    RestrictedPath,
+    instant_of,
+)
 from consentier.cli.output import note, print_json, require_file, write_json
 from consentier.cli.replay import keyring_beside
 from consentier.errors import DataError
@@ -62,7 +69,7 @@ def export(
             subject,
             kind=kind.value,
             ledger=opened,
-            at=dt.datetime.now(dt.UTC) if at is None else at,
+            at=instant_of(at),
             profiles=_stores(visitor=online_profiles, customer=crm_profiles),
             shop=None if data is None else _shop(data),
             audit=None

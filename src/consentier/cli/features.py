@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import enum
 from typing import Annotated
 
 import typer
 
-from consentier.cli.options import Cutoff, LifetimesPath, PersonTier, PolicyPath
+from consentier.cli.options import Cutoff, LifetimesPath, PersonTier, PolicyPath, instant_of
 from consentier.consent import Policy, Tier
 
 
@@ -66,7 +65,7 @@ def sql(
     from consentier.consent.lifetimes import Lifetimes
     from consentier.features.warehouse_sql import Dialect, Shown, gate_sql
 
-    at = dt.datetime.now(dt.UTC) if cutoff is None else cutoff
+    at = instant_of(cutoff)
     routing = Policy.default() if policy is None else Policy.load(policy)
     ages = Lifetimes.default() if lifetimes is None else Lifetimes.load(lifetimes)
     query = gate_sql(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime as dt
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from consentier.cli.options import AgesAt, AsJson
+from consentier.cli.options import AgesAt, AsJson, instant_of
 from consentier.cli.output import print_json, print_table, say
 
 
@@ -26,7 +25,7 @@ def retention(
     from consentier.training.retention import apply_retention
     from consentier.training.retention_schedule import load_schedule
 
-    instant = dt.datetime.now(dt.UTC) if at is None else at
+    instant = instant_of(at)
     outcomes = apply_retention(load_schedule(schedule), now=instant, dry_run=dry_run)
     if as_json:
         print_json([dataclasses.asdict(outcome) for outcome in outcomes])
