@@ -26,10 +26,16 @@ MOTTO = "motto5e11"
 _IDS = ("visitor_id", "customer_id", "session_id", "subject_id", "record_id", "order_id", "evidence")
 
 
-def marked_shop(folder: Path) -> Path:
-    """A simulated shop in which everybody's name can be found again."""
+_SHOP = SimulationConfig(customers=160, items=50, days=40, horizon_days=7, seed=5)
+
+
+def marked_shop(folder: Path, config: SimulationConfig = _SHOP) -> Path:
+    """A simulated shop in which everybody's name can be found again, ``folder / "shop"``.
+
+    What stands there is no hexadecimal number, so no digest holds it by chance.
+    """
     plain, marked = folder / "plain", folder / "shop"
-    write_shop(simulate(SimulationConfig(customers=160, items=50, days=40, horizon_days=7, seed=5)), plain)
+    write_shop(simulate(config), plain)
     tables = read_shop(plain)
     marked.mkdir()
     shutil.copy(plain / "consentier.toml", marked)
