@@ -15,7 +15,15 @@ from consentier.consent.entries import ErasedLogin, ErasedVersion, Remnant, link
 from consentier.consent.lifetimes import Lifetimes
 from consentier.consent.memory_store import MemoryStore
 from consentier.consent.permissions import CONTACT_CHANNELS, Permission, Source
-from consentier.consent.records import PARENTAL, PURPOSES, ConsentRecord, Link, SubjectKind, microseconds
+from consentier.consent.records import (
+    OWNER,
+    PARENTAL,
+    PURPOSES,
+    ConsentRecord,
+    Link,
+    SubjectKind,
+    microseconds,
+)
 from consentier.consent.resolution import Resolution
 from consentier.consent.store import Facts, LinkRow, Store, Verification, Version
 from consentier.consent.timeline import (
@@ -41,7 +49,6 @@ __all__ = ["Ledger", "LinkStanding", "Standing"]
 
 _Entry = TypeVar("_Entry", ConsentRecord, Link)
 
-_OWNER_OF: dict[Source, SubjectKind] = {Source.ONLINE: "visitor", Source.CRM: "customer"}
 _CHANNEL_OF = {f"contact:{channel}": str(channel) for channel in CONTACT_CHANNELS}
 
 
@@ -718,9 +725,9 @@ def _require_kind(kind: SubjectKind) -> None:
 
 def _owner_of(source: Source) -> SubjectKind:
     """Whose permission lets a source be learnt from."""
-    if source not in _OWNER_OF:
+    if source not in OWNER:
         raise ValueError(f"source must be online or crm, not {source!r}: nobody is recorded on anything else")
-    return _OWNER_OF[source]
+    return OWNER[source]
 
 
 def _all_of(kind: type[_Entry], entries: Iterable[_Entry]) -> list[_Entry]:

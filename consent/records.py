@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+from collections.abc import Mapping
 from typing import Literal, get_args
 
-from consentier.consent.permissions import CONTACT_CHANNELS
+from consentier.consent.permissions import CONTACT_CHANNELS, Source
 from consentier.errors import LedgerError
 
-__all__ = ["PERMISSIONS", "PURPOSES", "STATES", "ConsentRecord", "Link", "SubjectKind", "microseconds"]
+__all__ = [
+    "OWNER",
+    "PERMISSIONS",
+    "PURPOSES",
+    "STATES",
+    "ConsentRecord",
+    "Link",
+    "SubjectKind",
+    "microseconds",
+]
 
 SubjectKind = Literal["visitor", "customer"]
+
+OWNER: Mapping[Source, SubjectKind] = {Source.ONLINE: "visitor", Source.CRM: "customer"}
+"""Whose data a source's are, and so whose permission lets them be learnt from."""
 
 PURPOSES = frozenset({"ads", "fusion", "model"})
 """Purposes that a shop's notice may separate from the two permissions."""

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from consentier.consent import ConsentRecord, Ledger, Lifetimes, Link, Policy, Source, Tier, microseconds
-from consentier.consent.records import SubjectKind
+from consentier.consent.records import OWNER, SubjectKind
 from consentier.features.consent_intervals import BEGINNING, ConsentTables, lawful_links, standings
 from consentier.features.embedded_engine import embedded_engine
 from consentier.features.tables import ShopTables
@@ -57,8 +57,6 @@ _INTEREST = ("view", "click", "cart", "favourite", "order")
 
 _BOUGHT = ("ordered", "usage")
 """Of customers: orders that stand, and products in use."""
-
-_KIND_OF: Mapping[Source, SubjectKind] = {Source.ONLINE: "visitor", Source.CRM: "customer"}
 
 _OF_PERSONS = frozenset({Tier.SESSION, Tier.ONLINE, Tier.CRM, Tier.FUSED})
 """The tiers that are trained on rows of persons."""
@@ -452,7 +450,7 @@ def passed_subjects(judged: Mapping[Source, ibis.Table]) -> ibis.Table:
     return ibis.union(
         *(
             rows.filter(rows.verdict == _PASSED).select(
-                kind=ibis.literal(_KIND_OF[source]), subject_id="subject"
+                kind=ibis.literal(OWNER[source]), subject_id="subject"
             )
             for source, rows in judged.items()
         )
@@ -635,9 +633,9 @@ def _spans(kept: pa.Table) -> list[tuple[str, str]]:
 
 def _subjects_behind(kept: Mapping[Source, pa.Table], attributes: _Attributes | None) -> pa.Table:
     """Whose rows these are, and whose attributes."""
-    ids = [(_KIND_OF[source], counted["subject"]) for source, counted in kept.items()]
+    ids = [(OWNER[source], counted["subject"]) for source, counted in kept.items()]
     if attributes is not None:
-        ids.append((_KIND_OF[Source.CRM], attributes.customer_ids))
+        ids.append((OWNER[Source.CRM], attributes.customer_ids))
     named = [
         pa.table({"kind": pa.repeat(pa.scalar(kind), len(column)), "subject_id": column})
         for kind, column in ids

@@ -15,7 +15,7 @@ from typing import Any
 
 from consentier.consent import ConsentRecord, Ledger, Link, Policy, Resolution, Side, Source, Tier
 from consentier.consent.keyring import Keyring
-from consentier.consent.records import SubjectKind
+from consentier.consent.records import OWNER, SubjectKind
 from consentier.errors import BundleError, BundleMissing
 from consentier.models.bundle import Bundle, open_bundle, read_run
 from consentier.serving.audit import AuditLine, Trace, audit_lines, subject_text
@@ -29,7 +29,7 @@ Subject = tuple[SubjectKind, str]
 LineageLookup = Callable[[SubjectKind, str], Iterable[str]]
 """Says, for kind and id of a subject, the digests of the bundles that hold its data."""
 
-_OWN: Mapping[SubjectKind, Source] = {"visitor": Source.ONLINE, "customer": Source.CRM}
+_SOURCE_OF = {kind: source for source, kind in OWNER.items()}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -373,7 +373,7 @@ class _Judge:
 
     def _learnt_less(self, subject: Subject, tier: Tier, before: Ledger, cutoff: dt.datetime) -> bool:
         kind, subject_id = subject
-        source = _OWN[kind]
+        source = _SOURCE_OF[kind]
         if source not in LEARNT_FROM[tier]:
             return False
         separate = self._policy.switches.model_purpose

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from consentier.consent import Resolution, Source
 from consentier.consent.ledger import Standing
-from consentier.serving.patience import Guard
+from consentier.serving.patience import Guard, StoreUnread
 from consentier.serving.protocols import ConsentLedger
 
 __all__ = ["LEDGER_FAULT", "LEDGER_SECONDS", "GuardedLedger"]
@@ -23,6 +23,9 @@ LEDGER_SECONDS = 0.25
 
 LEDGER_FAULT = "ledger"
 """What begins the reason of an answer for which the ledger could not be asked."""
+
+NO_STANDING = "has no method 'standing', so it cannot say what statistics may rest on"
+"""What is said of a ledger of a shop's own without it: no event counts for what is trending, then."""
 
 _T = TypeVar("_T")
 
@@ -112,6 +115,8 @@ class GuardedLedger:
     ) -> Standing:
         """As `Ledger.standing`; a ledger that has no such method cannot tell."""
         ledger: Any = self.ledger
+        if not hasattr(ledger, "standing"):
+            raise StoreUnread(f"{LEDGER_FAULT}: {NO_STANDING}")
 
         def question() -> Standing:
             found: Standing = ledger.standing(source, subject_id, at=at, model_purpose=model_purpose)

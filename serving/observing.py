@@ -68,6 +68,7 @@ class _Arrival:
 
     event: Event
     at: dt.datetime
+    arrived: dt.datetime
     source: Source
     subject: str
     declared: Permission | None
@@ -101,21 +102,17 @@ class _Arrival:
             raise TypeError(f"the ledger returned {type(found).__name__}")
         return found if self.declared is None else found.intersected(self.declared)
 
-    def held_since(self, at: dt.datetime) -> bool:
-        """Whether the permission has held from the event to an instant: a later grant legalises nothing."""
-        if self.ledger is None or self.at == at:
-            return True
-        ledger: Any = self.ledger  # one that cannot tell denies
-        since = ledger.standing(self.source, self.subject, at=at).since
-        return since is not None and since <= microseconds(self.at)
-
-    def refusal(self, resolution: Resolution, now: dt.datetime) -> str:
+    def refusal(self, resolution: Resolution) -> str:
         """Why the event may not be stored; empty if it may."""
         if _NEEDED[self.source] not in resolution.permission:
             if resolution.objected or resolution.minor:
                 return "an objection stands" if resolution.objected else "a minor without parental consent"
             return "; ".join(("not permitted", *resolution.reasons))
-        if not self.held_since(now):
+        since = resolution.online_since if self.source is Source.ONLINE else resolution.crm_since
+        if since is None:  # without a ledger, whoever declares a permission answers for it
+            late = self.ledger is not None and self.at < self.arrived
+            return "the ledger does not say since when that is permitted" if late else ""
+        if microseconds(self.at) < since:  # a later grant legalises nothing
             return "not permitted from the event until now"
         return ""
 
@@ -127,7 +124,7 @@ class _Arrival:
             if not (counting.shows(self.event.item_id) and self.contributes(counting)):
                 return False
         except Exception as error:  # noqa: BLE001 - a fault, whatever it is, lets nothing count and is reported
-            _log.warning("observe: whether the event counts could not be told: %s", type(error).__name__)
+            _log.warning("observe: whether the event counts could not be told: %s", _fault(error))
             return False
         return counting.trending.count(self.subject, self.event.item_id, self.at)
 
@@ -187,14 +184,16 @@ def observe(
     -------
     Observed
         Whether the event is stored, and why not. An event that lies in the future is not; nor is one at whose
-        time, or after which, the permission did not hold.
+        time, or after which, the permission did not hold. A ledger that does not say since when it has
+        (`Resolution.online_since`, ``crm_since``) lets only what happens now be stored.
 
     Raises
     ------
     TypeError, ValueError
         For wrong arguments. Faults of ledger and stores are told in the result, and logged.
     """
-    arrival = _arrival(event, visitor_id, customer_id, permission, at, ledger, clock)
+    now = clock()
+    arrival = _arrival(event, visitor_id, customer_id, permission, at, now, ledger, clock)
     if arrival.source is not Source.ONLINE:
         counting = None  # one person's orders and visits would count twice, or need a link not to
     store: Any = None if profiles is None else profiles.store_of(arrival.source)
@@ -203,16 +202,13 @@ def observe(
         profiles = None
     if profiles is None and counting is None:
         return arrival.outcome(no_store)
-    now = clock()
     if arrival.at > now:
         return arrival.outcome("the event lies in the future")
     try:
         resolution = arrival.resolve(now)
-        refusal = arrival.refusal(resolution, now)
+        refusal = arrival.refusal(resolution)
     except Exception as error:  # noqa: BLE001 - a ledger's fault, whatever it is, denies and is reported
-        fault = (
-            str(error) if isinstance(error, StoreUnread) else f"ledger: failed with {type(error).__name__}"
-        )
+        fault = _fault(error)
         _log.warning("observe: the consent %s", fault)
         return arrival.outcome(fault)
     if refusal:
@@ -233,6 +229,11 @@ def observe(
         return arrival.outcome(str(unread), resolution=resolution)
 
 
+def _fault(error: Exception) -> str:
+    """What went wrong at the ledger, without a word of its own message, which may name somebody."""
+    return str(error) if isinstance(error, StoreUnread) else f"ledger: failed with {type(error).__name__}"
+
+
 def _taken_in(
     arrival: _Arrival, store: _TakesEvents | None, counting: Counting | None, resolution: Resolution
 ) -> Observed:
@@ -242,11 +243,10 @@ def _taken_in(
         store.append(arrival.subject, [arrival.event])
     counted = arrival.count(counting)
     try:
-        now = arrival.clock()
-        again = arrival.resolve(now)
-        refusal = arrival.refusal(again, now)
+        again = arrival.resolve(arrival.clock())
+        refusal = arrival.refusal(again)
     except Exception as error:  # noqa: BLE001 - it was permitted a moment ago; a fault is no withdrawal
-        _log.warning("observe: the permission could not be confirmed: %s", type(error).__name__)
+        _log.warning("observe: the permission could not be confirmed: %s", _fault(error))
         return arrival.outcome("permitted", stored=stored, counted=counted, resolution=resolution)
     if refusal:
         if store is not None:
@@ -268,6 +268,7 @@ def _arrival(
     customer_id: str | None,
     permission: Permission | None,
     at: dt.datetime | None,
+    now: dt.datetime,
     ledger: ConsentLedger | None,
     clock: Callable[[], dt.datetime],
 ) -> _Arrival:
@@ -286,6 +287,6 @@ def _arrival(
         microseconds(at)
         if event.ts is not None and event.ts != at:
             raise ValueError("observe: the event brings a time of its own; leave `at` out")
-    instant = event.ts or at or clock()
+    instant = event.ts or at or now  # without a time it happens now, however the clock goes on
     event = dataclasses.replace(event, ts=instant)
-    return _Arrival(event, instant, source, subject, permission, ledger, clock)
+    return _Arrival(event, instant, now, source, subject, permission, ledger, clock)

@@ -14,7 +14,12 @@ __all__ = ["Answering", "AuditSink", "ConsentLedger", "InputKeys"]
 
 
 class ConsentLedger(Protocol):
-    """What the recommender asks of a ledger."""
+    """What the recommender asks of a ledger.
+
+    A late event is stored only if the resolution says since when the permission has held
+    (`Resolution.online_since`, ``crm_since``). An event counts for what is trending only if the ledger has
+    ``standing``, as `Ledger` does: it says whether statistics may rest on what a visitor does.
+    """
 
     def resolve(
         self,

@@ -13,11 +13,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from consentier.consent import Ledger, Policy, Source, Tier
+from consentier.consent.records import OWNER
 from consentier.serving.profile_base import ProfileStore
 from consentier.serving.revocation import Revocations, revoke
 from consentier.training.consent_now import ConsentNow, Standing
 from consentier.training.lineage import HeldBundle, Lineage
-from consentier.training.withdrawal import DEFAULT_DEADLINE, OWNER, bundles_in
+from consentier.training.withdrawal import DEFAULT_DEADLINE, bundles_in
 
 __all__ = ["JudgedBundle", "PurgedProfiles", "purge_ended", "set_deadlines"]
 

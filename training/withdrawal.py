@@ -17,14 +17,11 @@ from typing import Protocol
 
 from consentier.consent import Channel, ConsentRecord, Ledger, Source, Tier, microseconds
 from consentier.consent.permissions import CONTACT_CHANNELS
-from consentier.consent.records import SubjectKind
+from consentier.consent.records import OWNER, SubjectKind
 from consentier.errors import BundleError, DataError
 from consentier.models.bundle import open_bundle
 from consentier.serving.revocation import revoke
 from consentier.training.lineage import HeldBundle, Lineage
-
-OWNER: Mapping[Source, SubjectKind] = {Source.ONLINE: "visitor", Source.CRM: "customer"}
-"""Whose data a source's are."""
 
 READERS = {
     Source.ONLINE: frozenset({Tier.SESSION, Tier.ONLINE, Tier.FUSED, Tier.POPULAR}),
@@ -34,7 +31,6 @@ READERS = {
 
 __all__ = [
     "DEFAULT_DEADLINE",
-    "OWNER",
     "READERS",
     "ProfileStore",
     "Withdrawal",

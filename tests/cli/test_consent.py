@@ -372,6 +372,16 @@ def test_a_withdrawal_tells_of_a_directory_that_holds_no_bundle(ledger: str, tmp
     assert "holds no bundle" not in said.stderr
 
 
+def test_a_withdrawal_that_is_dated_ahead_says_that_the_permission_goes_on(ledger: str) -> None:
+    """A mistyped year would leave it in force, and look as if it had been withdrawn."""
+    for permission in ("crm", "contact:email"):
+        withdraw = ("consent", "withdraw", "c1", "--permission", permission, "--ledger", ledger)
+        ahead = run(*withdraw, "--at", "2126-01-01T00:00:00Z")
+        assert ahead.exit_code == 0
+        assert "the permission goes on until 2126-01-01T00:00:00+00:00" in ahead.stderr
+        assert "goes on" not in run(*withdraw).stderr
+
+
 def test_every_contact_permission_can_be_withdrawn(ledger: str) -> None:
     contact = {permission for permission in PERMISSIONS if permission.startswith("contact:")}
     assert contact == {each.value for each in Withdrawable} - {"online", "crm"}

@@ -14,6 +14,7 @@ from profile_conformance import AT, DAY, Clock, event
 
 from consentier.consent import ConsentRecord, Ledger, Permission, Resolution, Source, Tier
 from consentier.serving import Event, Profiles, Recommender, Request
+from consentier.serving.clock import utc_now
 from consentier.serving.profile_store import SqliteProfiles
 
 CLICK = Event(ITEMS[2], event_type="view")
@@ -202,8 +203,10 @@ def test_a_ledger_that_fails_denies(shop: Shop, ledger: Any) -> None:
 
 def test_a_ledger_that_cannot_tell_since_when_denies_what_is_late(shop: Shop) -> None:
     shop.ledger = Broken(Resolution(online=True), None)
-    assert not shop.recommender().observe(event(ITEMS[0], -1), visitor_id="v").stored
-    assert shop.recommender().observe(CLICK, visitor_id="v").stored
+    late = shop.recommender().observe(event(ITEMS[0], -1), visitor_id="v")
+    assert (late.stored, late.reason) == (False, "the ledger does not say since when that is permitted")
+    asked = dataclasses.replace(shop.recommender(), clock=utc_now)  # goes on while the event is taken in
+    assert asked.observe(CLICK, visitor_id="v").stored
 
 
 def test_a_store_that_fails_or_is_none_is_told(shop: Shop, tmp_path: Path) -> None:

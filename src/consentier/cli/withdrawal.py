@@ -99,11 +99,13 @@ def withdraw(
     from consentier.training.lineage import LineageError
     from consentier.training.withdrawal import withdraw as withdraw_permission
 
+    instant = instant_of(at)
     channel = permission.value.removeprefix("contact:")
     if channel != permission.value:
         if kind is Kind.VISITOR:
             raise DataError(f"{permission.value} is a customer's permission: name the customer's id")
-        _unsubscribe(subject, Channel(channel), ledger, lifetimes, instant_of(at), evidence, as_json=as_json)
+        _unsubscribe(subject, Channel(channel), ledger, lifetimes, instant, evidence, as_json=as_json)
+        _tell_ahead(instant)
         return
     directories = bundles or []
     stores = {
@@ -112,7 +114,6 @@ def withdraw(
     }
     for directory in directories:
         _require_directory(directory)
-    instant = instant_of(at)
     with ledger_at(ledger, lifetimes) as opened:
         stranger = not opened.records_of(subject, kind=kind.value)
         try:
@@ -141,6 +142,7 @@ def withdraw(
                 f"{error}, at {instant.isoformat()}"
             ) from error
     _tell_empty(directories)
+    _tell_ahead(instant)
     if as_json:
         print_json(plain(dataclasses.asdict(done)))
         return
@@ -333,6 +335,14 @@ def _lineage(directory: Path, restricted: Path | None) -> Lineage | None:
     _require_directory(directory)
     place = RestrictedDirectory.beside(directory) if restricted is None else RestrictedDirectory(restricted)
     return place.lineage() if place.path.is_dir() else None
+
+
+def _tell_ahead(instant: dt.datetime) -> None:
+    if instant > instant_of(None):
+        note(
+            f"the permission goes on until {instant.isoformat()}, which is ahead; what is stored until then "
+            "is purged by 'consentier consent enforce', or by this command, run again then"
+        )
 
 
 def _tell_empty(directories: Sequence[Path]) -> None:
