@@ -70,7 +70,8 @@ class Basis:
     filled
         Items of the answer that are not scored by the tier but fill up the list.
     at
-        The instant that the request named, ISO 8601; None where it named none.
+        The instant that the request named, ISO 8601; None where it named none, or one that was past: the
+        answer is one of now then.
     lifetimes_version
         Which rules said how old a grant may grow; None without a ledger.
     experiment, arm

@@ -27,7 +27,7 @@ from consentier.consent.lifetimes import Lifetimes
 from consentier.errors import DataError
 from consentier.models.attribute_encoding import AttributeValue
 from consentier.progress import progress
-from consentier.serving.batch_answers import BatchAnswers, answering_bundles, shown_into, stopped_bundles
+from consentier.serving.batch_answers import BatchAnswers, answering_bundles, shown_into
 from consentier.serving.batch_file import BatchFacts
 from consentier.serving.batch_job import BatchJob, PartCounts
 from consentier.serving.batch_sinks import BatchSink, sink_for
@@ -263,7 +263,7 @@ class _Batch:
         reach = bulk_reach(consents, recommender.policy, persons, channel, at)
         histories = Histories.of(rows)
         facts = BatchFacts(channel, recommender.policy.version, at)
-        stopped = stopped_bundles(recommender, at)
+        stopped = recommender.stopped_bundles(at)
         answers = BatchAnswers.of(recommender, reach, histories, SimilarGoods(shop.items), facts, n, stopped)
         job = BatchJob(
             facts=facts,

@@ -8,7 +8,6 @@ and reach, and not on who else there is.
 from __future__ import annotations
 
 import dataclasses
-import datetime as dt
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,14 +24,13 @@ from consentier.serving.batch_views import Histories, views_of
 from consentier.serving.bulk_reach import BulkReach
 from consentier.serving.query import Query
 from consentier.serving.recommender import Recommender, answer_reason
-from consentier.serving.revocation import Deadlines
 from consentier.serving.shop_rows import hash_values
 from consentier.serving.similar_goods import SimilarGoods
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["BatchAnswers", "answering_bundles", "shown_into", "stopped_bundles"]
+__all__ = ["BatchAnswers", "answering_bundles", "shown_into"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +75,7 @@ class BatchAnswers:
         n
             Items per person, at most.
         stopped
-            What `stopped_bundles` said when the batch began.
+            What `Recommender.stopped_bundles` said when the batch began.
         """
         query = Query(n=n, side=facts.channel.side, at=microseconds(facts.at))
         popular = recommender.popular
@@ -101,7 +99,7 @@ class BatchAnswers:
         BundleError
             If a bundle has passed its withdrawal deadline since the batch began.
         """
-        if stopped_bundles(self.recommender, self.facts.at) != self.stopped:
+        if self.recommender.stopped_bundles(self.facts.at) != self.stopped:
             raise BundleError(
                 "a bundle has passed its withdrawal deadline since the batch began, or the revocation list "
                 "cannot be read: what was scored must not be sent; start a new batch"
@@ -293,15 +291,6 @@ class _Names:
         own = self.sizes[tier]
         moved = np.where(items < own, items + self.bases[tier], items - own + self.base_of(Tier.POPULAR))
         return np.where(items < 0, -1, moved)
-
-
-def stopped_bundles(recommender: Recommender, at: dt.datetime) -> dict[str, str]:
-    """Why each bundle may not answer, by digest; empty where it may."""
-    deadlines = Deadlines() if recommender.revocations is None else recommender.revocations.current()
-    moment = max(recommender.clock(), at)
-    digests = [scorer.digest for scorer in recommender.scorers.values()]
-    digests += [] if recommender.popular is None else [recommender.popular.digest]
-    return {digest: deadlines.problem_of(digest, moment) for digest in digests}
 
 
 def answering_bundles(recommender: Recommender, stopped: Mapping[str, str]) -> dict[str, str]:

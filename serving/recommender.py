@@ -99,17 +99,16 @@ class _Asked(NamedTuple):
 
     request: Request
     instant: dt.datetime
+    """Whose permissions and deadlines count. A request for the past revives neither: it is one of now."""
     resolution: Resolution
     route: Route
     query: Query
     passed_over: list[str]
     deadlines: Deadlines
-    moment: dt.datetime
-    """Now, by the clock: a request for an instant in the past revives no bundle."""
 
     def stopped(self, digest: str) -> str:
         """Why a bundle may not answer; empty if it may."""
-        return self.deadlines.problem_of(digest, self.moment)
+        return self.deadlines.problem_of(digest, self.instant)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -392,6 +391,16 @@ class Recommender:
             return str(unread)
         return ""
 
+    def stopped_bundles(self, at: dt.datetime) -> dict[str, str]:
+        """Why each bundle may not answer at an instant, by its digest; empty where it may.
+
+        An instant that is past counts as now.
+        """
+        moment, deadlines = max(self.clock(), at), self._deadlines()
+        digests = [scorer.digest for scorer in self.scorers.values()]
+        digests += [] if self.popular is None else [self.popular.digest]
+        return {digest: deadlines.problem_of(digest, moment) for digest in digests}
+
     def observe(
         self,
         event: Event,
@@ -428,10 +437,10 @@ class Recommender:
     def _decided(self, request: Request) -> _Asked:
         """What is permitted, and who may answer: all that is decided before a model is asked."""
         now = self.clock()
-        instant = now if request.at is None else request.at
+        instant = now if request.at is None else max(now, request.at)
         resolution, reasons = self._resolve(request, instant)
         route = self.policy.route(resolution, cast("Channel", request.channel), vouched=request.linked)
-        asked = self._asked(request, now, resolution, route, _query(request, route.side, instant))
+        asked = self._asked(request, instant, resolution, route, _query(request, route.side, instant))
         asked.passed_over.extend(reasons)
         return asked
 
@@ -439,17 +448,16 @@ class Recommender:
         return self._accounted(asked.request, self._routed(asked))
 
     def _asked(
-        self, request: Request, now: dt.datetime, resolution: Resolution, route: Route, query: Query
+        self, request: Request, instant: dt.datetime, resolution: Resolution, route: Route, query: Query
     ) -> _Asked:
         return _Asked(
             request=request,
-            instant=now if request.at is None else request.at,
+            instant=instant,
             resolution=resolution,
             route=route,
             query=query,
             passed_over=[],
             deadlines=self._deadlines(),
-            moment=now if request.at is None else max(now, request.at),
         )
 
     def _deadlines(self) -> Deadlines:
@@ -664,7 +672,7 @@ class Recommender:
             contact=None if resolution.contact is None else tuple(sorted(resolution.contact)),
             unknown_items=found.scored.unknown_items,
             filled=filled,
-            at=None if request.at is None else request.at.isoformat(),
+            at=None if request.at is None or request.at < asked.instant else request.at.isoformat(),
             trending_digest=trending.digest if filled and trending is not None else None,
         )
 

@@ -345,7 +345,10 @@ def _bundle_problem(line: AuditLine, engine: Recommender) -> str:
     if line.fill_digest is not None and line.fill_digest != fill:
         missing = engine.problems.get(Tier.POPULAR, "there is none")
         return f"the popular bundle was {line.fill_digest}; here is {fill or f'no such: {missing}'}"
-    return ""
+    stopped = engine.stopped_bundles(line.at)
+    asked = {line.tier: line.bundle_digest, Tier.POPULAR: line.fill_digest}
+    told = [(tier, stopped.get(digest)) for tier, digest in asked.items() if digest is not None]
+    return "; ".join(f"the {tier} bundle: {why}" for tier, why in told if why)
 
 
 def _request(line: AuditLine, trace: Trace, given: Request) -> Request:
@@ -418,6 +421,7 @@ def _answered(line: AuditLine, engine: Recommender, request: Request, view: Perm
         ledger=_Recorded(line.state),
         scorers={} if scorer is None else {line.tier: scorer},
         popular=engine.popular if line.tier is Tier.POPULAR or line.fill_digest is not None else None,
+        clock=lambda: line.at,
     )
     return alone.recommend(
         dataclasses.replace(

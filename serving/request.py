@@ -127,7 +127,9 @@ class Request:
         Where on the page the answer is shown. On ``product`` the last item of the session is the one that the
         customer is looking at, and no tier on the online side recommends it.
     at
-        The instant of the request, kept in UTC; now by default.
+        The instant of the request, kept in UTC; now by default. One that is past counts as now, by the clock
+        of the recommender: what was withdrawn since is not read because a request came late. To look at data
+        of the past, set that clock back (``Recommender.load(…, clock=…)``).
     n
         How many items.
     exclude, allow

@@ -28,7 +28,7 @@ from consentier.features.spark_tables import SparkTables
 from consentier.features.spark_workspace import LedgerOnSpark, SparkWorkspace, rows_before
 from consentier.progress import progress
 from consentier.serving.batch import BatchSummary, ledger_as_of
-from consentier.serving.batch_answers import answering_bundles, shown_into, stopped_bundles
+from consentier.serving.batch_answers import answering_bundles, shown_into
 from consentier.serving.batch_file import BatchFacts
 from consentier.serving.batch_job import BatchJob, PartCounts
 from consentier.serving.batch_sinks import BatchSink, sink_for
@@ -149,7 +149,7 @@ def score_on_spark(
         instant = begun.at if begun else (recommender.clock() if at is None else at).astimezone(dt.UTC)
         known = ledger if begun is None else ledger_as_of(ledger, begun.ledger_position)
         facts = BatchFacts(channel, recommender.policy.version, instant)
-        batch = _SparkBatch(space, shop, recommender, facts, n, stopped_bundles(recommender, instant))
+        batch = _SparkBatch(space, shop, recommender, facts, n, recommender.stopped_bundles(instant))
         job, rows = batch.prepared(known)
         sink.start(job)
         counts = sink.written()
@@ -161,7 +161,7 @@ def score_on_spark(
             scoring = Scoring(archive.name, job, str(out), chosen, shown, digests, batch.stopped)
             counts |= _scored(rows, left, scoring)
         _require_whole(sink, job, out)
-        if stopped_bundles(recommender, instant) != batch.stopped:
+        if recommender.stopped_bundles(instant) != batch.stopped:
             raise BundleError(
                 "a bundle has passed its withdrawal deadline since the batch began, or the revocation list "
                 "cannot be read: what was scored must not be sent; start a new batch"

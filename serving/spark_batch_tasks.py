@@ -82,7 +82,7 @@ class Scoring:
     digests
         By tier, of the bundles that there are.
     stopped
-        Why each of them may not answer: see `stopped_bundles`.
+        Why each of them may not answer: see `Recommender.stopped_bundles`.
     """
 
     archive: str

@@ -69,6 +69,7 @@ def views_in(case: Case, request: Request, profiles: Profiles | None) -> Iterato
         ledger=case.ledger(),
         ledger_deadline=30,
         profiles=profiles,
+        clock=lambda: case.at,
     )
     recommender.recommend(request)
     for tier, recorder in recorders.items():

@@ -78,12 +78,13 @@ class Withdrawn:
     channel: Channel
     brought: bool
     """Whether the shop sends the histories along."""
+    named_at: int | None = None
+    """The instant that the request names."""
 
     def lost(self, subject: str, source: Source) -> bool:
-        """Whether a subject had withdrawn a source when the request came."""
-        return any(
-            (who, what) == (subject, source) and tick <= self.asked_at for who, what, tick in self.withdrawals
-        )
+        """Whether a subject had withdrawn a source when the request came, or at a later one it names."""
+        last = max(self.asked_at, self.named_at or 0)
+        return any((who, what) == (subject, source) and tick <= last for who, what, tick in self.withdrawals)
 
 
 withdrawn_cases: st.SearchStrategy[Withdrawn] = st.builds(
@@ -98,6 +99,7 @@ withdrawn_cases: st.SearchStrategy[Withdrawn] = st.builds(
     st.integers(0, LAST_TICK),
     st.sampled_from(Channel),
     st.booleans(),
+    st.none() | st.integers(0, LAST_TICK),
 )
 
 _OWN = {"v": Source.ONLINE, "w": Source.ONLINE, "c": Source.CRM}
@@ -120,8 +122,12 @@ def check_next_request(case: Withdrawn) -> None:
     ledger = permitted_everything()
     online = Watched({"v": (Event(ITEMS[0], at_tick(0)),), "w": (Event(ITEMS[1], at_tick(0)),)})
     crm, attributes = Watched({"c": (Event(ITEMS[4], at_tick(0)),)}), Watched({"c": {"region": "north"}})
+    clock = [at_tick(0)]
     asked = dataclasses.replace(
-        engine(), ledger=ledger, profiles=Profiles(online=online, crm=crm, attributes=attributes, deadline=30)
+        engine(),
+        ledger=ledger,
+        profiles=Profiles(online=online, crm=crm, attributes=attributes, deadline=30),
+        clock=lambda: clock[0],
     )
     histories: dict[str, Any] = (
         {"online_history": ITEMS[1:2], "crm_history": ITEMS[4:5], "attributes": {}} if case.brought else {}
@@ -131,10 +137,10 @@ def check_next_request(case: Withdrawn) -> None:
         customer_id="c",
         linked=True,
         channel=case.channel,
-        at=at_tick(case.asked_at),
+        at=None if case.named_at is None else at_tick(case.named_at),
         **histories,
     )
-    before = asked.recommend(dataclasses.replace(request, at=at_tick(0)))
+    before = asked.recommend(dataclasses.replace(request, at=None))
     assert before.tier is Tier.FUSED
     for store in (online, crm, attributes):
         store.asked = False
@@ -144,6 +150,7 @@ def check_next_request(case: Withdrawn) -> None:
             f"w{number}", who, kind, source, "withdrawn", at_tick(tick), at_tick(tick)  # type: ignore[arg-type]
         )  # fmt: skip
         assert ledger.append([record]) == 1
+    clock[0] = at_tick(case.asked_at)
     answer = asked.recommend(request)
     no_online = case.lost("v", Source.ONLINE) or case.lost("c", Source.ONLINE)
     no_crm = case.lost("c", Source.CRM) or case.lost("v", Source.CRM)
@@ -177,6 +184,13 @@ def test_after_a_withdrawal_the_next_request_drops_tier_and_reads_nothing_of_the
         "self._resolve(request, instant)",
         f"self._resolve(request, instant - dt.timedelta(seconds={TICK.total_seconds()}))",
         Withdrawn((("c", Source.CRM, 2),), 2, Channel.EMAIL, brought=False),
+    ),
+    Break(
+        "a request that is dated back revives a permission",
+        Recommender._decided,
+        "max(now, request.at)",
+        "request.at",
+        Withdrawn((("c", Source.CRM, 2),), 3, Channel.EMAIL, brought=False, named_at=1),
     ),
     Break(
         "histories in the request are used whatever is permitted",
@@ -322,7 +336,7 @@ def late(
     ),
     Break(
         "a request for the past revives a bundle",
-        Recommender._asked,
+        Recommender._decided,
         "max(now, request.at)",
         "request.at",
         late(named_at=1),

@@ -32,7 +32,7 @@ LEVELS = {1: Permission.NONE, 2: Permission.ONLINE, 3: BOTH}
 
 def load(key: bytes = KEY, **options: Any) -> Recommender:
     """The bundles, opened anew."""
-    return Recommender.load(bundles(), audit_key=key, **options)
+    return Recommender.load(bundles(), audit_key=key, clock=lambda: AT, **options)
 
 
 def text(answer: Answer) -> str:
@@ -264,7 +264,7 @@ from consentier import Event, Permission, Recommender, Request
 at = dt.datetime(2026, 3, 1, 12, 30, tzinfo=dt.UTC)
 day = dt.timedelta(days=1)
 history = (Event("item-03", at - 3 * day, "order", 2), Event("item-05", at - day))
-asked = Recommender.load({str(bundles())!r}, audit_key={KEY!r})
+asked = Recommender.load({str(bundles())!r}, audit_key={KEY!r}, clock=lambda: at)
 answer = asked.recommend(Request(session=("item-01",), online_history=("item-02",), crm_history=history,
     attributes={{"region": "north", "age": 40}}, permission=Permission(3), linked=True, at=at))
 print(json.dumps(answer.to_dict(), sort_keys=True))

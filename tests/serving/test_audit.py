@@ -34,7 +34,8 @@ def keyring() -> Keyring:
 
 def asked(path: Path, keyring: Keyring, **facts: Any) -> AuditLine:
     """The line of one request, answered by a recommender that writes its audit to `path`."""
-    engine = Recommender.load(bundles(), keyring=keyring, audit=JsonLinesAudit(path, keyring))
+    audit = JsonLinesAudit(path, keyring)
+    engine = Recommender.load(bundles(), keyring=keyring, audit=audit, clock=lambda: AT)
     request: dict[str, Any] = {
         "session": (ITEMS[1],), "online_history": (ITEMS[2],), "crm_history": (Event(ITEMS[3]),),
         "visitor_id": "v-1", "customer_id": "c-1", "linked": True, "permission": BOTH, "at": AT,

@@ -106,7 +106,14 @@ def engine(
     """A recommender over them."""
     known = CATALOGUE if catalogue or RULES[rules] is not None else None
     folder = bundles(hide, scoring, factors)
-    return Recommender.load(folder, catalogue=known, rules=RULES[rules], audit_key=b"k", compiled=compiled)
+    return Recommender.load(
+        folder,
+        catalogue=known,
+        rules=RULES[rules],
+        audit_key=b"k",
+        compiled=compiled,
+        clock=lambda: at_tick(0),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

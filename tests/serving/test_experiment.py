@@ -168,7 +168,7 @@ def test_an_arm_stops_at_its_own_deadline(tmp_path: Path) -> None:
     shutil.copytree(bundles(), tmp_path / "new")
     new = Recommender.load(tmp_path / "new")
     asked = ExperimentRecommender(HALVES, {"current": engine(), "new": new})
-    revoke(tmp_path / "new", [new.scorers[Tier.ONLINE].digest], dt.datetime(2026, 1, 1, tzinfo=dt.UTC), "x")
+    revoke(tmp_path / "new", [new.scorers[Tier.ONLINE].digest], dt.datetime(2019, 1, 1, tzinfo=dt.UTC), "x")
     tiers = {
         answer.basis.arm: answer.tier
         for number in range(20)

@@ -111,7 +111,11 @@ def test_an_export_holds_stored_profiles(ledger: Ledger, tmp_path: Path) -> None
 def test_an_export_holds_decisions_under_every_key(ledger: Ledger, tmp_path: Path) -> None:
     keyring = Keyring.ephemeral()
     engine = Recommender.load(
-        bundles(), ledger=ledger, keyring=keyring, audit=JsonLinesAudit(tmp_path, keyring)
+        bundles(),
+        ledger=ledger,
+        keyring=keyring,
+        audit=JsonLinesAudit(tmp_path, keyring),
+        clock=lambda: day(11),
     )
     asked: dict[str, Any] = {"online_history": (ITEMS[1],), "crm_history": (ITEMS[2],), "linked": True}
     engine.recommend(Request(visitor_id="v-1", customer_id="c-1", at=day(11), **asked))

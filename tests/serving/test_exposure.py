@@ -66,6 +66,7 @@ class Shop:
             profiles=profiles,
             keyring=self.keyring,
             audit=JsonLinesAudit(path, self.keyring),
+            clock=lambda: START,
         )
 
     def ask(self, at: float = 10, **facts: Any) -> Tier:

@@ -20,6 +20,7 @@ from consentier.serving import Answer, Catalogue, Event, Profiles, Recommender, 
 from consentier.serving.audit import AuditLine, JsonLinesAudit, audit_lines
 from consentier.serving.profile_store import SqliteProfiles
 from consentier.serving.replay import Outcome, Replay, ReplayInputs, replay
+from consentier.serving.revocation import PAST_DEADLINE, revoke
 
 AT = dt.datetime(2026, 3, 1, 12, 34, 56, tzinfo=dt.UTC)
 DAY = dt.timedelta(days=1)
@@ -46,12 +47,13 @@ def keyring() -> Keyring:
 
 
 class Audited:
-    """A recommender whose answers leave lines."""
+    """A recommender whose answers leave lines. Its clock stands before what requests name."""
 
     def __init__(self, path: Path, keyring: Keyring, **options: Any) -> None:
         self.path, self.keyring = path, keyring
+        known = {"clock": lambda: AT - 99 * DAY, **options}
         self.engine = Recommender.load(
-            bundles(), keyring=keyring, audit=JsonLinesAudit(path, keyring), **options
+            bundles(), keyring=keyring, audit=JsonLinesAudit(path, keyring), **known
         )
 
     def ask(self, request: Request) -> tuple[Answer, AuditLine]:
@@ -231,6 +233,23 @@ def test_another_bundle_is_named(tmp_path: Path, keyring: Keyring) -> None:
             assert found.outcome is Outcome.BUNDLE_CHANGED
             assert f"the {tier} bundle was sha256:" in found.detail
             assert ("here is no such" in found.detail) != there
+
+
+@pytest.mark.parametrize("tier", [Tier.FUSED, Tier.POPULAR])
+def test_a_bundle_that_stopped_after_it_was_loaded_gives_no_answer_again(
+    tmp_path: Path, keyring: Keyring, tier: Tier
+) -> None:
+    """It still holds somebody who withdrew."""
+    audited = Audited(tmp_path / "audit", keyring, catalogue=CATALOGUE)
+    _, line = audited.ask(dataclasses.replace(REQUEST, n=14))
+    shutil.copytree(bundles(), tmp_path / "bundles")
+    loaded = Recommender.load(tmp_path / "bundles", catalogue=CATALOGUE)
+    assert replay(line, ReplayInputs(REQUEST), loaded, audited.keyring).outcome is Outcome.REPRODUCED
+    digest = line.bundle_digest if tier is Tier.FUSED else line.fill_digest
+    revoke(tmp_path / "bundles", [str(digest)], loaded.clock() - DAY, "withdrawal")
+    found = replay(line, ReplayInputs(REQUEST), loaded, audited.keyring)
+    assert found.outcome is Outcome.BUNDLE_CHANGED
+    assert f"the {tier} bundle: {PAST_DEADLINE}" in found.detail
 
 
 def test_another_catalogue_shows_as_another_answer(audited: Audited) -> None:

@@ -142,6 +142,7 @@ def _answers(
     from consentier.serving import Request
 
     history = profiles.online[customer.visitor_id]
+    then = dataclasses.replace(recommender, clock=lambda: at)
     both = Permission.ONLINE | Permission.CRM
     states = {
         "no permission, in the shop": (Permission.NONE, Channel.SHOP),
@@ -150,7 +151,7 @@ def _answers(
         "both, logged in to the shop": (both, Channel.SHOP),
     }
     return {
-        name: recommender.recommend(
+        name: then.recommend(
             Request(
                 session=_items(history)[-_SESSION_ITEMS:],
                 permission=permission,
@@ -159,7 +160,6 @@ def _answers(
                 online_history=history,
                 crm_history=profiles.crm[customer.customer_id],
                 attributes=profiles.attributes.get(customer.customer_id, {}),
-                at=at,
                 n=_ITEMS_SHOWN,
             )
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import enum
 import re
 from pathlib import Path
@@ -134,6 +135,8 @@ def recommend(
             filter_by=names_in(request),
             compiled=False,  # one answer does not make up for the time that Numba takes to start
         )
+        if at is not None:  # the bundles are chosen by the clock, so none comes back that has stopped
+            recommender = dataclasses.replace(recommender, clock=lambda: at)
         answer = recommender.recommend(request)
     warn_of_problems(recommender)
     if recommender.ledger is None and permission is None and (customer_id or visitor_id):
