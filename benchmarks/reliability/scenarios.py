@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import datetime as dt
 import functools
@@ -10,7 +11,7 @@ import hashlib
 import json
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 from benchmarks.reliability.killing import Acknowledge, run
 from consentier import Recommender, Request
 from consentier.cli.config import init
-from consentier.consent import Channel, ConsentRecord, Ledger, Permission, Policy, Tier
+from consentier.consent import Channel, ConsentRecord, Ledger, Permission, Policy, Source, Tier
 from consentier.consent.keyring import Keyring
 from consentier.errors import ConsentierError
 from consentier.features.gate import ledger_of
@@ -40,13 +41,16 @@ from consentier.serving.registry import RegistrySource
 from consentier.serving.revocation import Revocations, revoke
 from consentier.training.bundles import TRAINED_TIERS
 from consentier.training.config import Config, TrackingConfig, load_config
+from consentier.training.ended_permissions import purge_ended, set_deadlines
 from consentier.training.forget import forget
+from consentier.training.lineage import Lineage
 from consentier.training.model_registry import CHALLENGER, ModelRegistry
 from consentier.training.promote import promote, rollback
 from consentier.training.restricted import Restricted
 from consentier.training.retrain import retrain
 from consentier.training.track import store_client
 from consentier.training.train import train
+from consentier.training.withdrawal import withdraw
 
 __all__ = ["SCENARIOS", "Scenario", "World"]
 
@@ -129,9 +133,14 @@ class World:
     def customer(self) -> str:
         """Somebody whom all personal bundles hold."""
         lineage = Restricted.beside(self.later / "bundles").lineage()
-        names: list[str] = sorted(set(self.shop.orders["customer_id"].to_pylist()))
+        names = self.customers()
         held = {name: {each.tier for each in lineage.bundles_of("customer", name)} for name in names}
         return max(names, key=lambda name: (len(held[name]), name))
+
+    def customers(self) -> list[str]:
+        """All who ordered something."""
+        names: list[str] = sorted(set(self.shop.orders["customer_id"].to_pylist()))
+        return names
 
     def _trained(self, name: str, *, later: bool) -> Path:
         folder = self.folder / name
@@ -611,6 +620,108 @@ class Erase(_OfLedger):
                 yield f"{number} was erased, and the files still hold the name"
 
 
+class _OfEndedPermissions(_OfLedger):
+    """Scenarios on a ledger, bundles and profiles: what follows when CRM permissions end."""
+
+    @property
+    def at(self) -> dt.datetime:
+        """When they have ended."""
+        return self.world.cutoff + dt.timedelta(days=1)
+
+    def build(self, place: Path) -> None:
+        shutil.copytree(self.world.later, place, dirs_exist_ok=True)
+        with self.ledger(place) as ledger:
+            import_tables(ledger, self.world.shop_path, show_progress=False)
+        with contextlib.closing(self.profiles(place)) as store:
+            for customer in self.world.customers():
+                store.append(customer, [Event("i00001", AT)])
+
+    def profiles(self, place: Path) -> SqliteProfiles:
+        """The store of CRM profiles."""
+        return SqliteProfiles(place / "crm.db")
+
+    def bundles(self, place: Path) -> list[tuple[Path, Lineage]]:
+        """The directory of bundles, with its index."""
+        return [(place / "bundles", Restricted.beside(place / "bundles").lineage())]
+
+    def unheeded(self, place: Path, customers: Iterable[str]) -> Iterator[str]:
+        """What still rests on permissions that have ended."""
+        [(directory, lineage)] = self.bundles(place)
+        deadlines = Revocations.open(directory).current()
+        if deadlines.fault:
+            yield deadlines.fault
+        with contextlib.closing(self.profiles(place)) as store:
+            for customer in customers:
+                held = {bundle.digest for bundle in lineage.bundles_of("customer", customer)}
+                if not held <= deadlines.by_digest.keys():
+                    yield f"{customer}: a bundle that holds them has no deadline"
+                if store.get(customer):
+                    yield f"{customer}: the profile is there"
+
+    def state(self, place: Path) -> Any:
+        deadlines = Revocations.open(place / "bundles").current()
+        with self.ledger(place) as ledger, contextlib.closing(self.profiles(place)) as store:
+            return {
+                "records": sorted(ledger.columns("records")["record_id"]),
+                "links": len(ledger.columns("links")["visitor_id"]),
+                "verified": ledger.verify().ok,
+                "deadlines": {digest: str(until) for digest, until in sorted(deadlines.by_digest.items())},
+                "profiles": sorted(store),
+            }
+
+
+class Withdraw(_OfEndedPermissions):
+    """A customer withdraws: the record, deadlines, profiles and links."""
+
+    name, share = "consent withdraw", 2.0
+
+    def work(self, place: Path, acknowledge: Acknowledge) -> None:
+        customer = self.world.customer()
+        with self.ledger(place) as ledger, contextlib.closing(self.profiles(place)) as store:
+            withdraw(
+                ledger, customer, kind="customer", source=Source.CRM, at=self.at,
+                profiles={Source.CRM: [store]}, bundles=self.bundles(place),
+            )  # fmt: skip
+        acknowledge(customer)
+
+    def lost(self, ledger: Ledger, place: Path, acknowledged: tuple[str, ...]) -> Iterator[str]:
+        for customer in acknowledged:
+            if ledger.permission(customer, kind="customer", at=self.at):
+                yield f"{customer} withdrew, and still permits"
+        yield from self.unheeded(place, acknowledged)
+
+
+class Enforce(_OfEndedPermissions):
+    """Deadlines and purges for all whose permission has ended without that command."""
+
+    name, share = "consent enforce", 2.0
+
+    def gone(self) -> list[str]:
+        """Who they are."""
+        return self.world.customers()[::3]
+
+    def build(self, place: Path) -> None:
+        super().build(place)
+        with self.ledger(place) as ledger:
+            ledger.append(
+                ConsentRecord(f"gone {name}", name, "customer", "crm", "withdrawn", self.at, self.at)
+                for name in self.gone()
+            )
+
+    def work(self, place: Path, acknowledge: Acknowledge) -> None:
+        with self.ledger(place) as ledger, contextlib.closing(self.profiles(place)) as store:
+            set_deadlines(
+                ledger, bundles=self.bundles(place), policy=Policy.default(), at=self.at,
+                deadline=dt.timedelta(days=30),
+            )  # fmt: skip
+            purge_ended(ledger, store, source=Source.CRM, at=self.at)
+        acknowledge("all")
+
+    def lost(self, ledger: Ledger, place: Path, acknowledged: tuple[str, ...]) -> Iterator[str]:
+        if acknowledged:
+            yield from self.unheeded(place, self.gone())
+
+
 # ---- What a service writes ---------------------------------------------------------------------------------
 
 
@@ -785,8 +896,8 @@ class ConfigInit(Scenario):
 
 
 SCENARIOS: tuple[Callable[[World], Scenario], ...] = (
-    Import, Append, Erase, ProfileWrites, Audit, Outcomes, Revoke, Keys, ConfigInit, Deliver,
-    ScoreFile, ScoreParts, ScoreTable, Forget, Train, Retrain, Fetch, Promote, Rollback, Record,
+    Import, Append, Erase, Withdraw, Enforce, ProfileWrites, Audit, Outcomes, Revoke, Keys, ConfigInit,
+    Deliver, ScoreFile, ScoreParts, ScoreTable, Forget, Train, Retrain, Fetch, Promote, Rollback, Record,
 )  # fmt: skip
 """All of them."""
 
