@@ -124,7 +124,8 @@ class _Arrival:
             if not (counting.shows(self.event.item_id) and self.contributes(counting)):
                 return False
         except Exception as error:  # noqa: BLE001 - a fault, whatever it is, lets nothing count and is reported
-            _log.warning("observe: whether the event counts could not be told: %s", _fault(error))
+            why = str(error) if isinstance(error, StoreUnread) else type(error).__name__
+            _log.warning("observe: whether the event counts could not be told: %s", why)
             return False
         return counting.trending.count(self.subject, self.event.item_id, self.at)
 

@@ -20,6 +20,7 @@ from consentier.serving import Answer, Event, Profiles, Recommender, Request
 from consentier.serving.guarded_ledger import LEDGER_SECONDS, GuardedLedger
 from consentier.serving.metrics import ReasonClass, reason_of
 from consentier.serving.patience import LATE_IN_A_ROW, NOT_ASKED, PAUSE_SECONDS
+from consentier.serving.trending import Trending
 
 AT = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 HISTORY = (Event(ITEMS[2], AT), Event(ITEMS[3], AT))
@@ -251,3 +252,13 @@ def test_a_deadline_is_a_positive_number_of_seconds(deadline: float) -> None:
 def test_permission_in_the_request_does_not_stand_in_for_the_ledger() -> None:
     asked = shop(InPlace(give_up))
     assert denied(asked.recommend(dataclasses.replace(ASKED, permission=Permission.ONLINE)), GAVE_UP)
+
+
+@pytest.mark.usefixtures("clock")
+def test_without_standing_nothing_counts_for_what_is_trending_and_the_log_says_why(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked = shop(InPlace(), trending=Trending())
+    seen = asked.observe(Event(ITEMS[2]), visitor_id="v")
+    assert not seen.counted
+    assert "ledger: has no method 'standing', so it cannot say what statistics may rest on" in caplog.text
