@@ -45,17 +45,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from consentier import ReloadingRecommender, Request
-from consentier.consent import (
-    Channel,
-    ConsentRecord,
-    Ledger,
-    Link,
-    Resolution,
-    Side,
-    Source,
-    Standing,
-    Tier,
-)
+from consentier.consent import Channel, ConsentRecord, Ledger, Link, Resolution, Side, Tier
 from consentier.features.simulator import SimulationConfig, simulate, write_shop
 from consentier.features.tables import read_shop
 from consentier.models.bundle import open_bundle, write_bundle
@@ -117,10 +107,6 @@ class FailingLedger:
 
     def __init__(self, ledger: Ledger, trouble: Trouble) -> None:
         self._ledger, self._trouble = ledger, trouble
-
-    def standing(self, source: Source, subject_id: str, **asked: Any) -> Standing:
-        self._trouble.strike("ledger")
-        return self._ledger.standing(source, subject_id, **asked)
 
     def resolve(self, **asked: Any) -> Resolution:
         self._trouble.strike("ledger")

@@ -662,9 +662,8 @@ class _OfEndedPermissions(_OfLedger):
         deadlines = Revocations.open(place / "bundles").current()
         with self.ledger(place) as ledger, contextlib.closing(self.profiles(place)) as store:
             return {
-                "records": sorted(ledger.columns("records")["record_id"]),
+                "ledger": super().state(place),
                 "links": len(ledger.columns("links")["visitor_id"]),
-                "verified": ledger.verify().ok,
                 "deadlines": {digest: str(until) for digest, until in sorted(deadlines.by_digest.items())},
                 "profiles": sorted(store),
             }

@@ -379,6 +379,7 @@ def test_a_withdrawal_that_is_dated_ahead_says_that_the_permission_goes_on(ledge
         ahead = run(*withdraw, "--at", "2126-01-01T00:00:00Z")
         assert ahead.exit_code == 0
         assert "the permission goes on until 2126-01-01T00:00:00+00:00" in ahead.stderr
+        assert ("is purged by" in ahead.stderr) == (permission == "crm"), "no profile rests on a contact"
         assert "goes on" not in run(*withdraw).stderr
 
 

@@ -105,7 +105,7 @@ def withdraw(
         if kind is Kind.VISITOR:
             raise DataError(f"{permission.value} is a customer's permission: name the customer's id")
         _unsubscribe(subject, Channel(channel), ledger, lifetimes, instant, evidence, as_json=as_json)
-        _tell_ahead(instant)
+        _tell_ahead(instant, "")
         return
     directories = bundles or []
     stores = {
@@ -142,7 +142,11 @@ def withdraw(
                 f"{error}, at {instant.isoformat()}"
             ) from error
     _tell_empty(directories)
-    _tell_ahead(instant)
+    _tell_ahead(
+        instant,
+        "; what is stored until then is purged by 'consentier consent enforce', or by this command, run "
+        "again then",
+    )
     if as_json:
         print_json(plain(dataclasses.asdict(done)))
         return
@@ -337,12 +341,9 @@ def _lineage(directory: Path, restricted: Path | None) -> Lineage | None:
     return place.lineage() if place.path.is_dir() else None
 
 
-def _tell_ahead(instant: dt.datetime) -> None:
+def _tell_ahead(instant: dt.datetime, what_follows: str) -> None:
     if instant > instant_of(None):
-        note(
-            f"the permission goes on until {instant.isoformat()}, which is ahead; what is stored until then "
-            "is purged by 'consentier consent enforce', or by this command, run again then"
-        )
+        note(f"the permission goes on until {instant.isoformat()}, which is ahead{what_follows}")
 
 
 def _tell_empty(directories: Sequence[Path]) -> None:
