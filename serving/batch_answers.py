@@ -8,6 +8,7 @@ and reach, and not on who else there is.
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ from consentier.serving.similar_goods import SimilarGoods
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["BatchAnswers", "answering_bundles", "shown_into"]
+__all__ = ["BatchAnswers", "answering_bundles", "require_same_deadlines", "shown_into"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,11 +100,7 @@ class BatchAnswers:
         BundleError
             If a bundle has passed its withdrawal deadline since the batch began.
         """
-        if self.recommender.stopped_bundles(self.facts.at) != self.stopped:
-            raise BundleError(
-                "a bundle has passed its withdrawal deadline since the batch began, or the revocation list "
-                "cannot be read: what was scored must not be sent; start a new batch"
-            )
+        require_same_deadlines(self.recommender, self.facts.at, self.stopped)
         states = self.reach.states
         cells = self.reach.cells[start:stop]
         answered = _Answered.nobody(stop - start, self.n)
@@ -291,6 +288,21 @@ class _Names:
         own = self.sizes[tier]
         moved = np.where(items < own, items + self.bases[tier], items - own + self.base_of(Tier.POPULAR))
         return np.where(items < 0, -1, moved)
+
+
+def require_same_deadlines(recommender: Recommender, at: dt.datetime, stopped: Mapping[str, str]) -> None:
+    """Refuse to go on with a batch once other bundles have stopped than when it began.
+
+    Raises
+    ------
+    BundleError
+        If a bundle has passed its withdrawal deadline since, or the revocation list cannot be read.
+    """
+    if recommender.stopped_bundles(at) != stopped:
+        raise BundleError(
+            "a bundle has passed its withdrawal deadline since the batch began, or the revocation list "
+            "cannot be read: what was scored must not be sent; start a new batch"
+        )
 
 
 def answering_bundles(recommender: Recommender, stopped: Mapping[str, str]) -> dict[str, str]:

@@ -21,14 +21,14 @@ import pyarrow.parquet as pq
 from pyspark.sql import Column, DataFrame, SparkSession, functions
 
 from consentier.consent import Channel, Ledger, Policy, Side, Source, Tier, microseconds, sources_of
-from consentier.errors import BundleError, DataError
+from consentier.errors import DataError
 from consentier.features.consent_intervals import BEGINNING, ConsentTables
 from consentier.features.spark_session import errors_of_tasks
 from consentier.features.spark_tables import SparkTables
 from consentier.features.spark_workspace import LedgerOnSpark, SparkWorkspace, rows_before
 from consentier.progress import progress
 from consentier.serving.batch import BatchSummary, ledger_as_of
-from consentier.serving.batch_answers import answering_bundles, shown_into
+from consentier.serving.batch_answers import answering_bundles, require_same_deadlines, shown_into
 from consentier.serving.batch_file import BatchFacts
 from consentier.serving.batch_job import BatchJob, PartCounts
 from consentier.serving.batch_sinks import BatchSink, sink_for
@@ -161,11 +161,7 @@ def score_on_spark(
             scoring = Scoring(archive.name, job, str(out), chosen, shown, digests, batch.stopped)
             counts |= _scored(rows, left, scoring)
         _require_whole(sink, job, out)
-        if recommender.stopped_bundles(instant) != batch.stopped:
-            raise BundleError(
-                "a bundle has passed its withdrawal deadline since the batch began, or the revocation list "
-                "cannot be read: what was scored must not be sent; start a new batch"
-            )
+        require_same_deadlines(recommender, instant, batch.stopped)
         sink.finish()
     return BatchSummary.of(counts.values(), job)
 
